@@ -1,0 +1,1 @@
+"""How Hogwear works, a room a file; imports go downwards only, and none of this knows the scripts."""

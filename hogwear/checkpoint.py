@@ -1,0 +1,62 @@
+"""The checkpoint file: written whole or not at all, verified to the last byte, loaded without running anything in it.
+
+The file is what torch.save writes, followed by the SHA-256 of that. (torch's reader checks no checksum of its own.)
+"""
+
+import hashlib
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hogwear.errors import BadInput, NoCheckpoint
+
+FILE_NAME = "checkpoint.pt"
+FORMAT = 1
+DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+def save(model_dir: Path, state: dict[str, Any]) -> None:
+    """Replace model_dir/checkpoint.pt, such that a crash at any moment leaves the old one or the new one."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    content = buffer.getbuffer()
+    with tempfile.NamedTemporaryFile(dir=model_dir, prefix=f".{FILE_NAME}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.write(hashlib.sha256(content).digest())
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+            os.replace(file.name, model_dir / FILE_NAME)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    folder = os.open(model_dir, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name is on the disk too
+    finally:
+        os.close(folder)
+
+
+def load(model_dir: Path) -> dict[str, Any]:
+    """What `save` was given. NoCheckpoint if there is none, BadInput if it is damaged or not ours."""
+    path = model_dir / FILE_NAME
+    if not path.exists():
+        raise NoCheckpoint(f"{path}: no checkpoint; run train first")
+    content = path.read_bytes()
+    body, digest = memoryview(content)[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
+    if hashlib.sha256(body).digest() != digest:
+        raise BadInput(f"{path}: damaged (its checksum does not match); move it away, or train with --fresh")
+    state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    if state.get("format") != FORMAT:
+        raise BadInput(f"{path}: format {state.get('format')}, this version reads {FORMAT}; train with --fresh")
+    return state
+
+
+def file_hash(model_dir: Path) -> str:
+    """SHA-256 of the checkpoint file, to say which one a result came from."""
+    return hashlib.sha256((model_dir / FILE_NAME).read_bytes()).hexdigest()

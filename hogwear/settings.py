@@ -1,0 +1,125 @@
+"""Command lines made from a frozen dataclass: a field is a flag, an environment variable HOGWEAR_<FIELD>, and a line of --help.
+
+    @dataclass(frozen=True)
+    class Settings:
+        '''What --help says first.'''
+        epochs: int = flag("passes over the photos", 3, at_least=1)
+
+    if __name__ == "__main__":
+        run(main, Settings)
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from hogwear.errors import BadInput
+
+S = TypeVar("S")
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def flag(help: str, default: Any, *, kind: Callable[[str], Any] = str, at_least: float | None = None,
+         below: float | None = None, choices: tuple[str, ...] | None = None, default_help: str | None = None) -> Any:
+    """A setting. `kind` reads it from text; bool makes a switch, a tuple default takes several values.
+
+    `default_help` says in words what a default of None comes to.
+    """
+    metadata = {"help": help, "kind": kind, "at_least": at_least, "below": below, "choices": choices,
+                "default_help": default_help}
+    return field(default=default, metadata=metadata)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def read(setting: "Field[Any]", text: str, source: str) -> Any:
+    """One value from text, checked; `source` is the flag or variable that an error names."""
+    rules = setting.metadata
+    try:
+        value = rules["kind"](text)
+    except ValueError:
+        raise BadInput(f"{source}: {text!r} is not {'an integer' if rules['kind'] is int else 'a number'}") from None
+    if rules["choices"] and value not in rules["choices"]:
+        raise BadInput(f"{source}: {text!r} is not one of {', '.join(rules['choices'])}")
+    low, high = rules["at_least"], rules["below"]
+    if (low is not None and not value >= low) or (high is not None and not value < high):
+        bounds = [f"at least {low:g}"] * (low is not None) + [f"below {high:g}"] * (high is not None)
+        raise BadInput(f"{source}: {text} is out of range, expected {' and '.join(bounds)}")
+    return value
+
+
+def from_environment(setting: "Field[Any]", text: str, source: str) -> Any:
+    """The same from an environment variable, where a switch is a word and several values are separated by `:`."""
+    if setting.metadata["kind"] is bool:
+        if text.lower() not in TRUE + FALSE:
+            raise BadInput(f"{source}: {text!r} is not one of {', '.join(filter(None, TRUE + FALSE))}")
+        return text.lower() in TRUE
+    if isinstance(setting.default, tuple):
+        return tuple(read(setting, part, source) for part in text.split(os.pathsep))
+    return read(setting, text, source)
+
+
+def parse(settings: type[S], arguments: list[str] | None = None) -> S:
+    """Flags first, then the environment (empty counts as not set), then the defaults. BadInput if a value is wrong."""
+    parser = Parser(description=settings.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                    epilog="Each flag can be set in the environment too: HOGWEAR_<FLAG>, for example HOGWEAR_SEED=1.")
+    for setting in fields(settings):  # type: ignore[arg-type]
+        rules, several = setting.metadata, isinstance(setting.default, tuple)
+        option: dict[str, Any] = {"help": rules["help"], "default": MISSING}
+        if rules["kind"] is bool:
+            option["action"] = "store_true"
+        else:
+            shown = rules["default_help"] or (None if several else setting.default)
+            option["help"] += f" (default: {shown})" if shown is not None else ""
+            option["metavar"] = "{" + ",".join(rules["choices"]) + "}" if rules["choices"] else setting.name.upper()
+            option["nargs"] = "+" if several else None
+        parser.add_argument("--" + setting.name.replace("_", "-"), **option)
+    given = vars(parser.parse_args(arguments))
+    values = {}
+    for setting in fields(settings):  # type: ignore[arg-type]
+        value, variable = given[setting.name], "HOGWEAR_" + setting.name.upper()
+        flag_name = "--" + setting.name.replace("_", "-")
+        if value is MISSING:
+            if text := os.environ.get(variable):
+                values[setting.name] = from_environment(setting, text, variable)
+        elif isinstance(value, list):
+            values[setting.name] = tuple(read(setting, text, flag_name) for text in value)
+        else:
+            values[setting.name] = value if isinstance(value, bool) else read(setting, value, flag_name)
+    return settings(**values)
+
+
+def data_dir() -> Any:
+    return flag("photos: {train,val,test}/CLASS/* or CLASS/*; empty: a built-in sample", Path("data"), kind=Path)
+
+
+def model_dir() -> Any:
+    return flag("where checkpoint.pt and the results are", Path("model"), kind=Path)
+
+
+def cache_dir() -> Any:
+    return flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
+
+
+def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
+    """Call `main` and exit: 0, or the error's code with one line on stderr; 130 after an interrupt."""
+    try:
+        main(parse(settings))
+        sys.exit(0)
+    except BadInput as error:
+        message, code = str(error), error.exit_code
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    except OSError as error:
+        message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(code)

