@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import model
-from hogwear import checkpoint, dataset, machine, metrics, progress, settings
+from hogwear import dataset, machine, metrics, progress, settings
 from hogwear.errors import BadInput
 
 RESULTS = "eval_results.json"

@@ -104,8 +104,7 @@ def read(file: Path, trained: model.Trained, folder: str) -> Photo:
 
 def predict(trained: model.Trained, photos: list[Photo]) -> list[Prediction]:
     """An answer for every photo, in order; for one that could not be read, why."""
-    readable = [photo for photo in photos if photo.image is not None]
-    batch = np.stack([photo.image for photo in readable])  # (n, S, S, 3) uint8
+    batch = np.stack([photo.image for photo in photos if photo.image is not None])  # (n, S, S, 3) uint8
     logits = model.predict(trained.net, batch, np.arange(len(batch)), machine.cpus()).numpy()
     probabilities = iter(np.exp(metrics.log_softmax(logits)))
     return [

@@ -122,7 +122,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)  # (B, C, H, W), a channels_last view
-        y: Tensor = FrozenConv.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)  # type: ignore[no-untyped-call]
+        y: Tensor = FrozenConv.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)
         return y.permute(0, 2, 3, 1)
 
 
@@ -202,6 +202,7 @@ class EfficientNetLite0(Network):
 
         fold(self.stem, "_conv_stem", "_bn0")
         for i, block in enumerate(self.blocks):
+            assert isinstance(block, InvertedResidual)
             if block.expand is not None:
                 fold(block.expand, f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0")
             fold(block.depthwise, f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1")

@@ -31,9 +31,9 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)
-            os.replace(file.name, model_dir / FILE_NAME)
+            Path(file.name).replace(model_dir / FILE_NAME)
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink()
             raise
     folder = os.open(model_dir, os.O_RDONLY)
     try:

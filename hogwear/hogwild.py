@@ -13,6 +13,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -183,10 +184,8 @@ class Slot:
 
     def give(self, step: int) -> None:
         self.given.append(step)
-        try:
+        with suppress(BrokenPipeError):  # it has just died; its steps are handed out again when that is noticed
             self.pipe.send(step)
-        except BrokenPipeError:
-            pass  # it has just died; its steps are handed out again when that is noticed
 
 
 def context() -> Any:
@@ -222,7 +221,7 @@ class Workers:
             if not busy:
                 return
             by_handle = {handle: slot for slot in busy for handle in (slot.pipe, slot.process.sentinel)}
-            ready = {id(by_handle[h]): by_handle[h] for h in wait(list(by_handle), timeout=1.0)}  # type: ignore[index]
+            ready = {id(by_handle[h]): by_handle[h] for h in wait(list(by_handle), timeout=1.0)}
             for slot in ready.values():
                 try:
                     result = slot.pipe.recv() if slot.pipe.poll() else None

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hogwear.dataset import Split
@@ -43,7 +43,7 @@ def decode(path: Path, size: int) -> Array:
         image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))  # JPEG: decodes at 1/2, 1/4, 1/8
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            upright = Image.fromarray((np.asarray(upright, dtype=np.uint16) >> 8).astype(np.uint8))
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, WHITE), upright)
@@ -55,7 +55,7 @@ def decode(path: Path, size: int) -> Array:
 
 def reason(error: Exception, path: Path) -> str:
     """Why a photo was not read, in a few words."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "empty file" if path.stat().st_size == 0 else f"not one of {', '.join(FORMATS)}"
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
 
@@ -105,7 +105,7 @@ def cached(split: Split, size: int, cache_dir: Path, threads: int, on_photo: Cal
     if folder.exists():
         return folder
     parent.mkdir(parents=True, exist_ok=True)
-    with open(parent / "lock", "w") as lock:
+    with (parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             others = [entry for entry in parent.iterdir() if entry.is_dir()]
@@ -145,7 +145,7 @@ def augment(images: Array, random: np.random.Generator) -> Tensor:
     count, size = images.shape[:2]
     side = random.integers(round(0.8 * size), size + 1)
     places = random.integers(0, size - side + 1, (count, 2))
-    mirrored = random.random(count) < 0.5
+    mirrored: npt.NDArray[np.bool_] = random.random(count) < 0.5
     cropped = np.empty((count, side, side, 3), np.uint8)
     for i, (y, x) in enumerate(places):
         crop = images[i, y : y + side, x : x + side]

@@ -39,7 +39,7 @@ class Prediction:
         return f"{self.predicted:12} {self.probabilities[self.predicted]:7.1%}  {name}{wrong}"
 
     def as_json(self) -> dict[str, Any]:
-        answer = {"file": str(self.file), "true_class": self.true_class, "error": self.unread}
+        answer: dict[str, Any] = {"file": str(self.file), "true_class": self.true_class, "error": self.unread}
         if self.unread is None:
             answer |= {"predicted": self.predicted, "probability": self.probabilities[self.predicted]}
         return answer | {"probabilities": self.probabilities}
@@ -58,6 +58,7 @@ def draw_prediction(prediction: Prediction, file: Path) -> None:
     figure = Figure(figsize=(8, 4.4), dpi=120, facecolor="white")
     photo = figure.add_axes((0.03, 0.06, 0.47, 0.78))
     photo.imshow(pixels.decode(prediction.file, PHOTO_SIDE))
+    photo.set_anchor("W")
     photo.set(xticks=[], yticks=[])
     for spine in photo.spines.values():
         spine.set(color=colour, linewidth=2)
