@@ -145,11 +145,11 @@ def augment(images: Array, random: np.random.Generator) -> Tensor:
     count, size = images.shape[:2]
     side = random.integers(round(0.8 * size), size + 1)
     places = random.integers(0, size - side + 1, (count, 2))
-    mirrored: npt.NDArray[np.bool_] = random.random(count) < 0.5
+    mirrored = random.integers(0, 2, (count, 1))
     cropped = np.empty((count, side, side, 3), np.uint8)
     for i, (y, x) in enumerate(places):
         crop = images[i, y : y + side, x : x + side]
-        cropped[i] = crop[:, ::-1] if mirrored[i] else crop
+        cropped[i] = crop[:, ::-1] if mirrored[i, 0] else crop
     pixels = torch.from_numpy(cropped).permute(0, 3, 1, 2).float()
     brightness = torch.from_numpy(random.uniform(0.8, 1.2, (count, 1, 1, 1)).astype(np.float32))
     resized = F.interpolate(pixels, size=(size, size), mode="bilinear")
