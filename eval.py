@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import model
-from hogwear import dataset, machine, metrics, progress, settings
+from hogwear import dataset, machine, metrics, predict, progress, settings
 from hogwear.errors import BadInput
 
 RESULTS = "eval_results.json"
@@ -45,7 +45,7 @@ def main(settings: Settings) -> None:
         print(f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights", file=sys.stderr)
     started = time.perf_counter()
     pixels = progress.decoded(split, trained.image_size, settings.cache_dir)
-    logits = model.predict(trained.net, pixels.images, pixels.rows, machine.cpus()).numpy()
+    logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     results = measure(logits, pixels.labels, trained.class_names) | {
         "split": split.name,

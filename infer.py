@@ -16,6 +16,7 @@ import torch
 
 import model
 from hogwear import dataset, machine, metrics, pixels, report, settings
+from hogwear import predict as prediction
 from hogwear.errors import BadInput
 from hogwear.report import Prediction
 from hogwear.settings import flag
@@ -105,7 +106,7 @@ def read(file: Path, trained: model.Trained, folder: str) -> Photo:
 def predict(trained: model.Trained, photos: list[Photo]) -> list[Prediction]:
     """An answer for every photo, in order; for one that could not be read, why."""
     batch = np.stack([photo.image for photo in photos if photo.image is not None])  # (n, S, S, 3) uint8
-    logits = model.predict(trained.net, batch, np.arange(len(batch)), machine.cpus()).numpy()
+    logits = prediction.predict(trained.net, batch, np.arange(len(batch)), machine.cpus())
     probabilities = iter(np.exp(metrics.log_softmax(logits)))
     return [
         Prediction(photo.file, photo.true_class, photo.unread,

@@ -10,13 +10,10 @@ float32 logits, and normalises the pixels itself, so that no script can do it di
 """
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,7 +35,6 @@ STAGES = (
 )
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
-PREDICT_BATCH = 32
 TRUNK_BATCH = 8  # photos at a time, so that their activations stay in the cache
 TRUNK_BLOCKS = 8  # of the 16; see docs/decisions/frozen-trunk.md
 
@@ -273,21 +269,3 @@ def load(model_dir: Path) -> Trained:
     net.load_state_dict(best["weights"] if best else state["weights"])
     epoch = best["epoch"] if best else 0
     return Trained(net, state["arch"], class_names, state["image_size"], epoch, checkpoint.file_hash(model_dir))
-
-
-def predict(net: Network, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], threads: int) -> Tensor:
-    """Logits of images[rows], averaged over each photo and its mirror image: (len(rows), num_classes) float32.
-
-    Every photo counts, in its order. Threads share the batches, one CPU each, which uses two cores better than
-    one batch on two does; batches are the same for any number of threads, and so is every bit of the result.
-    """
-
-    def batch(start: int) -> Tensor:
-        torch.set_num_threads(1)
-        pixels = torch.from_numpy(images[rows[start : start + PREDICT_BATCH]])
-        with torch.inference_mode():
-            return (net(pixels) + net(pixels.flip(2))) / 2
-
-    with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(batch, range(0, len(rows), PREDICT_BATCH)))
-    return torch.cat(parts)

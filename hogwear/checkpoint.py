@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from hogwear.choices import CHECKPOINT
 from hogwear.errors import BadInput, NoCheckpoint
 
-FILE_NAME = "checkpoint.pt"
 FORMAT = 1
 DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -24,14 +24,14 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     content = buffer.getbuffer()
-    with tempfile.NamedTemporaryFile(dir=model_dir, prefix=f".{FILE_NAME}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=model_dir, prefix=f".{CHECKPOINT}.", delete=False) as file:
         try:
             file.write(content)
             file.write(hashlib.sha256(content).digest())
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)
-            Path(file.name).replace(model_dir / FILE_NAME)
+            Path(file.name).replace(model_dir / CHECKPOINT)
         except BaseException:
             Path(file.name).unlink()
             raise
@@ -44,7 +44,7 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
 
 def load(model_dir: Path) -> dict[str, Any]:
     """What `save` was given. NoCheckpoint if there is none, BadInput if it is damaged or not ours."""
-    path = model_dir / FILE_NAME
+    path = model_dir / CHECKPOINT
     if not path.exists():
         raise NoCheckpoint(f"{path}: no checkpoint; run train first")
     content = path.read_bytes()
@@ -59,4 +59,4 @@ def load(model_dir: Path) -> dict[str, Any]:
 
 def file_hash(model_dir: Path) -> str:
     """SHA-256 of the checkpoint file, to say which one a result came from."""
-    return hashlib.sha256((model_dir / FILE_NAME).read_bytes()).hexdigest()
+    return hashlib.sha256((model_dir / CHECKPOINT).read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Photos as pixels: decoded once into a memory-mapped cache, and the random changes that training makes to a batch.
+"""Photos as pixels: decoded once, by all CPUs, into a memory-mapped cache.
 
 A cache is a folder <split>-<size>-<slot>/<key>/ with pixels.npy, (N, S, S, 3) uint8, and skipped.json, {row: reason}. The key is
 a hash of every file's name, size and time, so a changed photo makes a new cache; the old one is then removed.
@@ -11,23 +11,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from hogwear.dataset import Split
 from hogwear.errors import BadInput
+from hogwear.workers import QUEUED, Workers
 
 CACHE_VERSION = 1  # part of the key: raise it when `decode` gives other pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for bad files
+LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it need not be answered for seconds
 WHITE = (255, 255, 255)
 
 Array = npt.NDArray[np.uint8]
@@ -80,20 +78,40 @@ class Pixels:
         return mapped
 
     @classmethod
-    def open(cls, split: Split, size: int, cache_dir: Path, threads: int, on_photo: Callable[[], object] = lambda: None) -> "Pixels":
-        """The split's pixels, decoded now by `threads` threads unless the cache has them. BadInput if a class has none."""
-        folder = cached(split, size, cache_dir, threads, on_photo)
+    def open(
+        cls,
+        split: Split,
+        size: int,
+        cache_dir: Path,
+        processes: int,
+        on_photos: Callable[[int], object] = lambda count: None,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> "Pixels":
+        """The split's pixels, decoded now by so many processes unless the cache has them.
+
+        `on_photos` is told how many more are done; `meanwhile` is called once while the processes decode, if they do.
+        Raises BadInput for a class without one readable photo.
+        """
+        folder = cached(split, size, cache_dir, processes, on_photos, meanwhile)
         skipped = {int(row): why for row, why in json.loads((folder / "skipped.json").read_text()).items()}
         rows = np.array([i for i in range(len(split)) if i not in skipped], dtype=np.int64)
         labels = np.asarray(split.labels, dtype=np.int64)[rows]
         if emptied := set(split.labels) - set(labels.tolist()):
             row = next(i for i in skipped if split.labels[i] in emptied)
-            raise BadInput(f"{split.paths[row].parent}: no readable photo in this class ({split.paths[row].name}: {skipped[row]})")
+            photo = split.paths[row]
+            raise BadInput(f"{photo.parent}: no readable photo in this class ({photo.name}: {skipped[row]})")
         paths = tuple(split.paths[i] for i in rows)
         return cls(folder / "pixels.npy", rows, labels, paths, {split.paths[i]: why for i, why in skipped.items()})
 
 
-def cached(split: Split, size: int, cache_dir: Path, threads: int, on_photo: Callable[[], object]) -> Path:
+def cached(
+    split: Split,
+    size: int,
+    cache_dir: Path,
+    processes: int,
+    on_photos: Callable[[int], object],
+    meanwhile: Callable[[], object],
+) -> Path:
     """The cache folder of this split at this size, made if need be; one process makes it, others wait for that one."""
     key = hashlib.sha256(f"{CACHE_VERSION} {size}".encode())
     for path in split.paths:
@@ -109,48 +127,40 @@ def cached(split: Split, size: int, cache_dir: Path, threads: int, on_photo: Cal
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             others = [entry for entry in parent.iterdir() if entry.is_dir()]
-            fill(folder, split, size, threads, on_photo)
+            fill(folder, split, size, processes, on_photos, meanwhile)
             for other in others:  # of photos as they were, or of a build that was killed
                 shutil.rmtree(other, ignore_errors=True)
     return folder
 
 
-def fill(folder: Path, split: Split, size: int, threads: int, on_photo: Callable[[], object]) -> None:
+def fill(
+    folder: Path,
+    split: Split,
+    size: int,
+    processes: int,
+    on_photos: Callable[[int], object],
+    meanwhile: Callable[[], object],
+) -> None:
     """Decode every photo into `folder`, which appears only when it is whole."""
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
     temporary.chmod(0o755)
     images = np.lib.format.open_memmap(temporary / "pixels.npy", "w+", np.uint8, (len(split), size, size, 3))
+    chunk = min(LARGEST_CHUNK, -(-len(split) // (QUEUED * processes)))
+
+    def decode_chunk(start: int) -> dict[int, str]:
+        skipped = {}
+        for row in range(start, min(start + chunk, len(split))):
+            try:
+                images[row] = decode(split.paths[row], size)
+            except UNREADABLE as error:
+                skipped[row] = reason(error, split.paths[row])
+        return skipped
+
     skipped: dict[int, str] = {}
-
-    def one(row: int) -> None:
-        try:
-            images[row] = decode(split.paths[row], size)
-        except UNREADABLE as error:
-            skipped[row] = reason(error, split.paths[row])
-        on_photo()
-
-    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes and resizes without the GIL
-        for _ in pool.map(one, range(len(split)), chunksize=64):
-            pass
+    with Workers(processes, lambda rank: {"decode": decode_chunk}) as workers:
+        for start, missed in workers.run("decode", range(0, len(split), chunk), meanwhile=meanwhile):
+            skipped |= missed
+            on_photos(min(chunk, len(split) - start))
     images.flush()
     (temporary / "skipped.json").write_text(json.dumps(skipped))
     temporary.rename(folder)
-
-
-def augment(images: Array, random: np.random.Generator) -> Tensor:
-    """(B, S, S, 3) uint8 -> the same, float32: half of them mirrored, cropped to 0.8-1.0 of the side, brightness +-20 %.
-
-    The crop's size is one for the batch, so that one call resizes all of it; its place is drawn for each photo.
-    """
-    count, size = images.shape[:2]
-    side = random.integers(round(0.8 * size), size + 1)
-    places = random.integers(0, size - side + 1, (count, 2))
-    mirrored = random.integers(0, 2, (count, 1))
-    cropped = np.empty((count, side, side, 3), np.uint8)
-    for i, (y, x) in enumerate(places):
-        crop = images[i, y : y + side, x : x + side]
-        cropped[i] = crop[:, ::-1] if mirrored[i, 0] else crop
-    pixels = torch.from_numpy(cropped).permute(0, 3, 1, 2).float()
-    brightness = torch.from_numpy(random.uniform(0.8, 1.2, (count, 1, 1, 1)).astype(np.float32))
-    resized = F.interpolate(pixels, size=(size, size), mode="bilinear")
-    return (resized * brightness).clamp_(0, 255).permute(0, 2, 3, 1)

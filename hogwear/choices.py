@@ -1,0 +1,48 @@
+"""The settings that a training run keeps to until it is finished, however often it is interrupted."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hogwear.errors import BadInput
+
+ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
+CHECKPOINT = "checkpoint.pt"  # in the model folder
+OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Defaults for a new run; docs/decisions/defaults.md has the measurements."""
+
+    arch: str = "efficientnet_lite0"
+    image_size: int = 128
+    epochs: int = 2
+    batch_size: int = 32
+    lr: float | None = None  # None: the network's own
+    momentum: float = 0.9
+    seed: int = 0
+
+
+def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, ...]) -> Choices:
+    """What to train with: as `settings` ask, or as the checkpoint `state` says.
+
+    BadInput where the checkpoint is of other classes or another architecture, and where an interrupted run is asked
+    to go on with other settings than it had.
+    """
+    given: dict[str, Any] = {f.name: v for f in fields(Choices) if (v := getattr(settings, f.name)) is not None}
+    if state is None:
+        return Choices(**given)
+    if class_names != tuple(state["class_names"]):
+        raise BadInput(
+            f"the checkpoint in {settings.model_dir} knows the classes {', '.join(state['class_names'])}; the photos in "
+            f"{settings.data_dir} are of {', '.join(class_names)}: use another --model-dir, or --fresh to start over"
+        )
+    saved = Choices(**state["choices"])
+    for name in ["arch"] if state["finished"] else given:
+        if (asked := given.get(name, getattr(saved, name))) != getattr(saved, name):
+            whose = "checkpoint" if state["finished"] else "interrupted run"
+            raise BadInput(f"--{name.replace('_', '-')} is {asked}, the {whose} has {getattr(saved, name)}: {OTHERWISE}")
+    if not state["finished"]:
+        return saved
+    given = {"arch": saved.arch, "image_size": saved.image_size} | given
+    return Choices(**given)

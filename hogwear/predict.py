@@ -1,0 +1,48 @@
+"""From pixels to logits: the one way, shared by training's validation, eval and infer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from hogwear.pixels import Array
+from hogwear.workers import Workers
+
+Logits = npt.NDArray[np.float32]  # (n, classes)
+BATCH = 32
+
+
+def predict_batch(net: nn.Module, pixels: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, classes) float32: the mean of the logits of each photo and of its mirror image."""
+    with torch.inference_mode():
+        mean: Tensor = (net(pixels) + net(pixels.flip(2))) / 2
+        return mean
+
+
+def job(net: nn.Module, images: Array, rows: npt.NDArray[np.int64]) -> Callable[[int], Logits]:
+    """Work for `Workers`: the logits of the BATCH photos from rows[start] on."""
+
+    def predict(start: int) -> Logits:
+        logits: Logits = predict_batch(net, torch.from_numpy(images[rows[start : start + BATCH]])).numpy()
+        return logits
+
+    return predict
+
+
+def gather(workers: Workers, count: int) -> Logits:
+    """The answers of all `count` photos, in order, from workers whose job "predict" is a `job`.
+
+    The batches are the same for any number of workers, and so is every bit of the result.
+    """
+    parts: dict[int, Any] = dict(workers.run("predict", range(0, count, BATCH)))
+    return np.concatenate([parts[start] for start in sorted(parts)])
+
+
+def predict(net: nn.Module, images: Array, rows: npt.NDArray[np.int64], processes: int) -> Logits:
+    """Logits of images[rows], (N, S, S, 3) uint8: every photo counts, in its order."""
+    needed = -(-len(rows) // BATCH)
+    with Workers(min(processes, needed), lambda rank: {"predict": job(net, images, rows)}) as workers:
+        return gather(workers, len(rows))

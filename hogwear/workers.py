@@ -1,0 +1,134 @@
+"""Worker processes that are handed numbered items over a pipe each, replaced when they die, and never need a lock.
+
+A worker asks for nothing and waits for nobody: the parent keeps two items in its pipe and reads the answers. So a slow
+worker gets fewer items, and a killed one (a hostile photo, the OOM killer) costs only the items that it had, which
+are handed out again; there is no lock that could die with it.
+
+Workers are forked, which costs milliseconds and lets them inherit all they work on. That is safe because the parent
+stays single-threaded: it computes nothing itself (docs/decisions/fork.md).
+"""
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from hogwear.errors import BadInput
+
+Jobs = Mapping[str, Callable[[int], Any]]
+QUEUED = 2  # items in a worker's hands: the one it works on and the next, so that it never waits for the parent
+DEATHS_IN_A_ROW = 3
+FORK = multiprocessing.get_context("fork")
+
+
+class Slot:
+    """One worker's place: its process, our end of its pipe, and the items it has been given and not yet answered."""
+
+    process: Any
+    pipe: Connection
+
+    def __init__(self) -> None:
+        self.given: deque[tuple[str, int]] = deque()
+        self.deaths = 0
+
+
+class Workers:
+    """`count` processes; `prepare(rank)` is called in each and returns its jobs, {name: function of an item}.
+
+        with Workers(2, lambda rank: {"square": lambda n: n * n}) as workers:
+            dict(workers.run("square", range(10)))
+
+    Leaving the with-block ends them. They also end by themselves when the parent is gone.
+    """
+
+    def __init__(self, count: int, prepare: Callable[[int], Jobs]) -> None:
+        self.prepare = prepare
+        self.slots = [Slot() for _ in range(count)]
+
+    def run(
+        self,
+        job: str,
+        items: Iterable[int],
+        pause: Callable[[], bool] = lambda: False,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (item, answer) as they come; once `pause()` is true hand out no more.
+
+        `meanwhile` is called once, when the workers have their first items. Ends when all that was handed out is answered, so what has been done is always a prefix of `items`.
+        Raises BadInput when the same worker dies three times in a row.
+        """
+        waiting = deque(items)
+        while True:
+            for slot in sorted(self.slots, key=lambda slot: len(slot.given)):
+                while waiting and len(slot.given) < QUEUED and not pause():
+                    self.give(slot, job, waiting.popleft())
+            busy = {slot.pipe: slot for slot in self.slots if slot.given}
+            if not busy:
+                return
+            meanwhile, do_meanwhile = lambda: None, meanwhile
+            do_meanwhile()
+            for pipe in wait(list(busy), timeout=1.0):  # a dead worker's pipe is ready too, with EOF
+                slot = busy[pipe]  # type: ignore[index]
+                try:
+                    item, answer = slot.pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    self.replace(slot)
+                    continue
+                slot.given.remove((job, item))
+                slot.deaths = 0
+                yield item, answer
+
+    def give(self, slot: Slot, job: str, item: int) -> None:
+        slot.given.append((job, item))
+        with suppress(BrokenPipeError):  # it has just died; `run` will notice, and hands its items out again
+            slot.pipe.send((job, item))
+
+    def start(self, slot: Slot) -> None:
+        slot.pipe, theirs = FORK.Pipe()
+        slot.process = FORK.Process(target=self.work, args=(self.slots.index(slot), theirs), daemon=True)
+        slot.process.start()
+        theirs.close()
+
+    def work(self, rank: int, pipe: Connection) -> None:
+        """A worker's life."""
+        for slot in self.slots:  # the parent's ends, inherited: while we hold them, nobody would see it go
+            with suppress(AttributeError, OSError):
+                slot.pipe.close()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        jobs = self.prepare(rank)
+        with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            while True:
+                job, item = pipe.recv()
+                pipe.send((item, jobs[job](item)))
+
+    def replace(self, slot: Slot) -> None:
+        """A new process for a dead one, with the same items to do."""
+        slot.process.join()
+        slot.pipe.close()
+        slot.deaths += 1
+        if slot.deaths == DEATHS_IN_A_ROW:
+            code = slot.process.exitcode
+            why = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            hint = "; memory ran out: use fewer --workers or a smaller --batch-size" * (code == -signal.SIGKILL)
+            raise BadInput(f"a worker died {DEATHS_IN_A_ROW} times in a row ({why}){hint}")
+        given, slot.given = slot.given, deque()
+        self.start(slot)
+        for job, item in given:
+            self.give(slot, job, item)
+
+    def __enter__(self) -> "Workers":
+        for slot in self.slots:
+            self.start(slot)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for slot in self.slots:
+            slot.pipe.close()
+        for slot in self.slots:
+            slot.process.join(timeout=0 if any(error) else 5)
+            slot.process.kill()
+            slot.process.join()
