@@ -97,6 +97,35 @@ class FrozenConv(torch.autograd.Function):
         return F.conv2d(spread, turned, groups=channels), None, None, None
 
 
+def can_fuse(x: Tensor) -> bool:
+    """Whether gradients, the dtype and this build of torch leave the choice; the plain layers are the reference."""
+    fits = x.dtype in (torch.bfloat16, torch.float32)
+    return fits and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
+
+
+def fused(x: Tensor, layer: "Conv | Pointwise", relu6: bool, residual: Tensor | None = None) -> Tensor:
+    """A layer, its ReLU6 and the sum with `residual` in one pass over memory; (B, H, W, C) in and out, no gradients.
+
+    This is the operation that torch.compile makes of them on CPUs, oneDNN's convolution with "post-ops"; called by
+    hand, nothing needs compiling. The trunk gains a third by it (docs/decisions/fused-trunk.md).
+    """
+    weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
+    weight = weight.to(x.dtype, memory_format=torch.channels_last)
+    bias, stride = layer.bias.to(x.dtype), layer.stride
+    x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels_last
+    (top, bottom), (left, right) = (same_padding(size, weight.shape[-1], stride) for size in x.shape[2:])
+    if (top, left) != (bottom, right):
+        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    geometry = [top, left], [stride, stride], [1, 1], x.shape[1] // weight.shape[1]
+    if residual is None:
+        post_op = ("hardtanh", [0.0, 6.0], "") if relu6 else ("none", [], "")
+        y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, *post_op)
+    else:
+        other = residual.permute(0, 3, 1, 2)
+        y = torch.ops.mkldnn._convolution_pointwise.binary(x, other, weight, bias, *geometry, "add", 1.0, None, [], None)
+    return y.permute(0, 2, 3, 1)
+
+
 def conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     """conv2d over (B, C, H, W) with "same" padding; depthwise where the weight has one input channel."""
     kernel_size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
@@ -125,6 +154,8 @@ class Conv(nn.Module):
 class Pointwise(nn.Linear):
     """A 1x1 convolution over (B, H, W, C), as the matrix product it is, in the dtype of its input."""
 
+    stride = 1
+
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
 
@@ -141,6 +172,10 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        if can_fuse(x):
+            y = fused(x, self.expand, relu6=True) if self.expand is not None else x
+            y = fused(y, self.depthwise, relu6=True)
+            return fused(y, self.project, relu6=False, residual=x if self.residual else None)
         y = F.relu6(self.expand(x)) if self.expand is not None else x
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.residual else y
@@ -176,7 +211,7 @@ class EfficientNetLite0(Network):
 
     def _trunk(self, pixels: Tensor) -> Tensor:
         x = (pixels.to(self.dtype) - 127) / 128  # exact in bfloat16: 8 significant bits
-        x = F.relu6(self.stem(x))
+        x = fused(x, self.stem, relu6=True) if can_fuse(x) else F.relu6(self.stem(x))
         for block in self.blocks[:TRUNK_BLOCKS]:
             x = block(x)
         return x
@@ -184,7 +219,8 @@ class EfficientNetLite0(Network):
     def top(self, x: Tensor) -> Tensor:
         for block in self.blocks[TRUNK_BLOCKS:]:
             x = block(x)
-        x = F.relu6(self.last(x)).mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
+        x = fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))
+        x = x.mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
         return self.head(x)
 
     def load_pretrained(self) -> None:

@@ -1,6 +1,6 @@
 """The settings that a training run keeps to until it is finished, however often it is interrupted."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hogwear.errors import BadInput
@@ -44,5 +44,4 @@ def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, 
             raise BadInput(f"--{name.replace('_', '-')} is {asked}, the {whose} has {getattr(saved, name)}: {OTHERWISE}")
     if not state["finished"]:
         return saved
-    given = {"arch": saved.arch, "image_size": saved.image_size} | given
-    return Choices(**given)
+    return replace(Choices(arch=saved.arch, image_size=saved.image_size), **given)
