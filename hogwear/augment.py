@@ -9,9 +9,10 @@ from hogwear.pixels import Array
 
 
 def augment(images: Array, random: np.random.Generator) -> Tensor:
-    """(B, S, S, 3) uint8 -> the same, float32: half of them mirrored, cropped to 0.8-1.0 of the side, brightness +-20 %.
+    """(B, S, S, 3) uint8 -> the same, float32: half of them mirrored, cropped to 0.8-1.0 of the side.
 
     The crop's size is one for the batch, so that one call resizes all of it; its place is drawn for each photo.
+    Brightness stays: it would turn the white behind a product grey (docs/decisions/augmentation.md).
     """
     count, size = images.shape[:2]
     side = random.integers(round(0.8 * size), size + 1)
@@ -22,6 +23,4 @@ def augment(images: Array, random: np.random.Generator) -> Tensor:
         crop = images[i, y : y + side, x : x + side]
         cropped[i] = crop[:, ::-1] if mirrored[i, 0] else crop
     pixels = torch.from_numpy(cropped).permute(0, 3, 1, 2).float()
-    brightness = torch.from_numpy(random.uniform(0.8, 1.2, (count, 1, 1, 1)).astype(np.float32))
-    resized = F.interpolate(pixels, size=(size, size), mode="bilinear")
-    return (resized * brightness).clamp_(0, 255).permute(0, 2, 3, 1)
+    return F.interpolate(pixels, size=(size, size), mode="bilinear").permute(0, 2, 3, 1)
