@@ -42,8 +42,8 @@ TRUNK_BLOCKS = 8  # of the 16; see docs/decisions/frozen-trunk.md
 class Network(nn.Module):
     """A frozen trunk, a trained top, and the hyper-parameters that suit them."""
 
-    lr: float  # the default base learning rate
-    head_lr_scale: float  # the classifier's own, as a multiple of the base
+    lr: float  # the default peak learning rate
+    pretrained: bool  # whether its features are good for anything before training
     head: nn.Linear  # the classifier: the one layer that never comes from pretrained weights
 
     def trunk(self, pixels: Tensor) -> Tensor:
@@ -51,16 +51,19 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def top(self, x: Tensor) -> Tensor:
-        """Activations -> (B, num_classes) float32 logits."""
+        """Activations -> (B, D) float32 features, the classifier's input."""
         raise NotImplementedError
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
         with torch.no_grad():
             x = self.trunk(pixels)
         return self.top(x)
 
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.features(pixels))
+
     def load_pretrained(self) -> None:
-        """Replace the initial weights with published ones, where there are any."""
+        """Replace the initial weights with published ones, where there are any (`pretrained`)."""
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -188,7 +191,7 @@ class EfficientNetLite0(Network):
     weights are float32; the arithmetic is done in `dtype`. Preprocessing: (x - 127) / 128.
     """
 
-    lr, head_lr_scale = 0.002, 10.0
+    lr, pretrained = 0.001, True
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -220,8 +223,7 @@ class EfficientNetLite0(Network):
         for block in self.blocks[TRUNK_BLOCKS:]:
             x = block(x)
         x = fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))
-        x = x.mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
-        return self.head(x)
+        return x.mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
 
     def load_pretrained(self) -> None:
         state = pretrained_weights()
@@ -245,13 +247,13 @@ class EfficientNetLite0(Network):
 class TinyVGG(Network):
     """The ancestor's small network (poloclub.github.io/cnn-explainer), trained from scratch over all its parameters."""
 
-    lr, head_lr_scale = 0.02, 1.0
+    lr, pretrained = 0.02, False
     CHANNELS = 10
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()
         c, side = self.CHANNELS, image_size // 4
-        self.features = nn.Sequential(
+        self.layers = nn.Sequential(
             nn.Conv2d(3, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
             nn.Flatten(),
@@ -262,8 +264,7 @@ class TinyVGG(Network):
         return ((pixels.float() - 127) / 128).permute(0, 3, 1, 2)
 
     def top(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x))
-        return logits
+        return self.layers(x)
 
 
 ARCHITECTURES: dict[str, type[Network]] = {"efficientnet_lite0": EfficientNetLite0, "tinyvgg": TinyVGG}

@@ -23,7 +23,6 @@ from hogwear.pixels import Array
 Ints = npt.NDArray[np.int64]
 WARM_UP = 0.1  # share of the images over which the learning rate rises
 WEIGHT_DECAY = 1e-4
-LABEL_SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Course:
     batch_size: int
     epochs: int
     lr: float
-    head_lr_scale: float
     momentum: float
     seed: int
     first_epoch: int  # epochs trained in earlier runs; their shuffles are not repeated
@@ -108,15 +106,15 @@ def trained(net: nn.Module) -> list[nn.Parameter]:
     return [p for p in net.parameters() if p.requires_grad]
 
 
-def make_optimizer(net: nn.Module, head: nn.Module, course: Course, momentum: Tensor) -> torch.optim.SGD:
-    """SGD with Nesterov momentum, its buffers views into the flat `momentum`, the head in a group of its own."""
-    in_head = {id(p) for p in head.parameters()}
-    groups = [
-        {"params": [p for p in trained(net) if id(p) not in in_head], "lr_scale": 1.0},
-        {"params": [p for p in trained(net) if id(p) in in_head], "lr_scale": course.head_lr_scale},
-    ]
+def make_optimizer(net: nn.Module, course: Course, momentum: Tensor) -> torch.optim.SGD:
+    """SGD with Nesterov momentum, its buffers views into the flat `momentum`."""
     optimizer = torch.optim.SGD(
-        groups, lr=course.lr, momentum=course.momentum, nesterov=course.momentum > 0, weight_decay=WEIGHT_DECAY, fused=True
+        trained(net),
+        lr=course.lr,
+        momentum=course.momentum,
+        nesterov=course.momentum > 0,
+        weight_decay=WEIGHT_DECAY,
+        fused=True,
     )
     offset = 0
     for p in trained(net):
@@ -125,18 +123,18 @@ def make_optimizer(net: nn.Module, head: nn.Module, course: Course, momentum: Te
     return optimizer
 
 
-def trainer(net: nn.Module, head: nn.Module, momentum: Tensor, course: Course) -> Callable[[int], Result]:
+def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int], Result]:
     """A worker's job: train `net`, whose parameters it shares, on the batch of a step. `momentum` is its own."""
     assert all(p.is_shared() for p in net.parameters())
-    optimizer = make_optimizer(net, head, course, momentum)
+    optimizer = make_optimizer(net, course, momentum)
     images = np.load(course.images, mmap_mode="r")
 
     def train(step: int) -> Result:
         pixels, labels = course.batch(step, images)
         for group in optimizer.param_groups:
-            group["lr"] = course.lr_at(step) * group["lr_scale"]
+            group["lr"] = course.lr_at(step)
         logits = net(pixels)
-        loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
+        loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

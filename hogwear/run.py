@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hogwear import checkpoint, dataset, hogwild, metrics, predict, progress
+from hogwear import checkpoint, closed_form, dataset, hogwild, metrics, predict, progress
 from hogwear.choices import Choices
+from hogwear.closed_form import Moments
 from hogwear.hogwild import Course
 from hogwear.machine import Stop
 from hogwear.pixels import Pixels
@@ -37,7 +38,7 @@ class Tally:
 
 
 class Run:
-    """One run of `choices.epochs` epochs, maybe after others. `net` has a classifier `head`, `lr` and `head_lr_scale`."""
+    """One run of `choices.epochs` epochs, maybe after others. `net` is a model.Network."""
 
     def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...]) -> None:
         self.net, self.choices, self.class_names = net, choices, class_names
@@ -86,7 +87,6 @@ class Run:
             batch_size=self.choices.batch_size,
             epochs=self.choices.epochs,
             lr=self.choices.lr or self.net.lr,
-            head_lr_scale=self.net.head_lr_scale,
             momentum=self.choices.momentum,
             seed=self.choices.seed,
             first_epoch=self.first_epoch,
@@ -97,14 +97,20 @@ class Run:
         course, saves = self.course(train), SaveClock()
         hogwild.share(self.net)
         self.momentum = momentum = hogwild.share_momentum(self.net, workers, self.momentum)
+        moments = Moments(workers, self.net.head.in_features, len(self.class_names))
         images = val.images
 
         def prepare(rank: int) -> dict[str, Callable[[int], Any]]:
-            trainer = hogwild.trainer(self.net, self.net.head, momentum[rank], course)
-            return {"train": trainer, "predict": predict.job(self.net, images, val.rows)}
+            return {
+                "moments": moments.job(self.net.features, train, rank),
+                "train": hogwild.trainer(self.net, momentum[rank], course),
+                "predict": predict.job(self.net, images, val.rows),
+            }
 
         step = course.step_at(self.images_seen)
         with Workers(workers, prepare) as pool, progress.TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
+            if self.net.pretrained and not self.history and step == 0:
+                self.start_head(pool, moments, len(train))
             while step < course.steps and not stop.asked:
                 epoch_end = (step // course.steps_per_epoch + 1) * course.steps_per_epoch
                 started = time.monotonic()
@@ -121,6 +127,14 @@ class Run:
                 self.finished = step == course.steps
                 with saves:
                     checkpoint.save(model_dir, self.state())
+
+    def start_head(self, pool: Workers, moments: Moments, count: int) -> None:
+        """Give the classifier its closed form, so that the features are not trained against a random one."""
+        for _ in pool.run("moments", closed_form.starts(count)):
+            pass
+        weight, bias = moments.classifier()
+        self.net.head.weight.data.copy_(weight)
+        self.net.head.bias.data.copy_(bias)
 
     def close_epoch(self, logits: predict.Logits, val: Pixels, lr: float) -> None:
         """Note a row of history, and keep the weights if they are the best on val yet (of equal ones, the later)."""
