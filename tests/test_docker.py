@@ -1,0 +1,220 @@
+"""The images and the compose file: what is shared, who the scripts run as, and that they can be stopped and changed.
+
+Most of it needs a Docker engine (marker `engine`), builds the images in a copy of the checkout under a project name of
+its own, and removes them afterwards. Image builds take minutes the first time and seconds after that.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVICES = ("train", "eval", "infer")
+PROJECT = f"hogwear-test-{os.getpid()}"
+OWNERS = pytest.mark.parametrize("owner", [1000, 1234, 0], ids=["uid1000", "uid1234", "root"])
+
+
+def run(*command: str, cwd: Path = ROOT, timeout: float = 300) -> str:
+    """The command's output, standard error included; fails the test with it when the command fails."""
+    done = subprocess.run(command, check=False, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"COMPOSE_PROJECT_NAME": PROJECT})  # fmt: skip
+    assert done.returncode == 0, f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def engine_answers() -> bool:
+    commands = (["docker", "compose", "version"], ["docker", "info"])
+    return bool(shutil.which("docker")) and not any(subprocess.run(c, check=False, capture_output=True).returncode for c in commands)
+
+
+@pytest.fixture(scope="module")
+def engine() -> None:
+    if not engine_answers():
+        pytest.skip("NO DOCKER ENGINE ANSWERS (docker info, docker compose version): nothing here was tested")
+
+
+@pytest.fixture(scope="module")
+def checkout(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of the checkout with its images built, and with a volume that the tests share as a user's runs do."""
+    folder = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    try:
+        run("docker", "compose", "build", cwd=folder, timeout=1500)
+        yield folder
+    finally:
+        run("docker", "compose", "down", "--volumes", "--rmi", "local", cwd=folder)
+
+
+def copy_checkout(folder: Path) -> Path:
+    for name in ("docker-compose.yml", ".dockerignore", *(f"Dockerfile.{s}" for s in SERVICES)):
+        shutil.copy(ROOT / name, folder)
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt")):
+        shutil.copy(file, folder)
+    for name in ("hogwear", "docker"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("data", "model", "responses"):
+        (folder / name).mkdir()
+    return folder
+
+
+def image(service: str) -> str:
+    return f"{PROJECT}-{service}"
+
+
+def give(folders: list[Path], owner: int) -> None:
+    """chown, through the engine, so that these tests need not be root."""
+    mounts = [argument for f in folders for argument in ("--volume", f"{f}:/given/{f.name}")]
+    run("docker", "run", "--rm", *mounts, "--entrypoint", "chown", image("train"), "-R", f"{owner}:{owner}", "/given")
+
+
+@pytest.fixture
+def container(checkout: Path) -> Iterator[str]:
+    name = f"{PROJECT}-one"
+    yield name
+    subprocess.run(["docker", "rm", "--force", name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def owned_folders(checkout: Path, owner: int) -> Iterator[list[Path]]:
+    """Empty model/ and responses/ that belong to `owner`."""
+    folders = [checkout / "model", checkout / "responses"]
+    give(folders, os.getuid())
+    for folder in folders:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    give(folders, owner)
+    yield folders
+    give(folders, os.getuid())
+
+
+def wait_for_output(container: str, pattern: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not re.search(pattern, output := run("docker", "logs", container)):
+        running = run("docker", "inspect", "--format", "{{.State.Running}}", container) == "true\n"
+        assert running and time.monotonic() < deadline, f"no {pattern!r} within {seconds:.0f} s in:\n{output}"
+        time.sleep(0.2)
+
+
+def python_processes(container: str) -> list[dict[str, str]]:
+    """/proc/PID/status of the script and its workers, as dictionaries."""
+    statuses = run("docker", "exec", container, "sh", "-c", "for f in /proc/[0-9]*; do cat $f/status; echo; done")
+    parsed = [dict(line.split(":\t", 1) for line in s.splitlines() if ":\t" in line) for s in statuses.split("\n\n")]
+    return [status for status in parsed if status.get("Name", "").startswith(("python", "pt_"))]
+
+
+def dependency_stage(service: str) -> str:
+    return (ROOT / f"Dockerfile.{service}").read_text().split("# --- What runs")[0]
+
+
+def test_dependency_stages_are_byte_identical() -> None:
+    assert "pip install" in dependency_stage("train")
+    assert dependency_stage("train") == dependency_stage("eval") == dependency_stage("infer")
+
+
+def test_dockerfiles_differ_only_in_their_entry_points() -> None:
+    texts = [(ROOT / f"Dockerfile.{service}").read_text().splitlines() for service in SERVICES]
+    different = [lines for lines in zip(*texts, strict=True) if len(set(lines)) > 1]
+    assert different == list(zip(*(text[-2:] for text in texts), strict=True))
+
+
+def test_nothing_is_copied_to_the_mount_point() -> None:
+    for service in SERVICES:
+        copies = re.findall(r"^(?:COPY|ADD) .*", (ROOT / f"Dockerfile.{service}").read_text(), re.MULTILINE)
+        assert copies and not [line for line in copies if "/opt/mount" in line]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_compose_hands_on_the_variable_of_every_flag(service: str) -> None:
+    help_text = run(sys.executable, f"{service}.py", "--help")
+    flags = set(re.findall(r"^  --([a-z-]+)", help_text, re.MULTILINE))
+    flags -= {"data-dir", "model-dir", "cache-dir", "responses-dir"}  # where things are mounted
+    section = re.search(rf"^  {service}:\n((?:    .*\n|\n)+)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
+    assert section
+    handed_on = set(re.findall(r"^ +- HOGWEAR_([A-Z_]+)$", section[1], re.MULTILINE))
+    assert handed_on == {flag.upper().replace("-", "_") for flag in flags}
+
+
+@pytest.mark.engine
+def test_images_share_all_their_layers(checkout: Path) -> None:
+    layers = [json.loads(run("docker", "image", "inspect", image(s), "--format", "{{json .RootFS.Layers}}")) for s in SERVICES]
+    assert layers[0] == layers[1] == layers[2]
+
+
+@pytest.mark.engine
+def test_code_in_the_image_belongs_to_root_and_only_root_writes_it(checkout: Path) -> None:
+    found = run("docker", "run", "--rm", "--entrypoint", "find", image("train"), "/app", "/opt/venv", "(", "!", "-user", "root", "-o",
+                "!", "-type", "l", "-perm", "/go+w", ")")  # fmt: skip
+    assert found == ""
+
+
+@pytest.mark.engine
+@OWNERS
+def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders: list[Path], owner: int, container: str) -> None:
+    run("docker", "compose", "run", "--detach", "--name", container, "train", "--epochs", "1000", cwd=checkout)
+    wait_for_output(container, r"epoch 1/")
+    processes = python_processes(container)
+    assert len(processes) >= 2, "the script and at least one worker"
+    for status in processes:
+        assert set(status["Uid"].split()) == {str(owner)}
+        assert set(status["Gid"].split()) == {str(owner)}
+        assert status["Groups"].split() == []
+        assert [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
+        assert status["NoNewPrivs"] == "1"
+
+    run("docker", "stop", container)
+    run("docker", "compose", "run", "--rm", "eval", cwd=checkout)
+    run("docker", "compose", "run", "--rm", "infer", cwd=checkout)
+    model, responses = owned_folders
+    written = [*model.rglob("*"), *responses.rglob("*")]
+    assert {"checkpoint.pt", "eval_results.json", "predictions.json"} <= {file.name for file in written}
+    assert {(file.stat().st_uid, file.stat().st_gid) for file in written} == {(owner, owner)}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("owner", [1000])
+@pytest.mark.parametrize("stop", [["stop"], ["kill", "--signal", "TERM"], ["kill", "--signal", "INT"]], ids=" ".join)
+def test_a_stopped_run_saves_and_the_next_goes_on(checkout: Path, owned_folders: list[Path], container: str, stop: list[str]) -> None:
+    run("docker", "compose", "run", "--detach", "--name", container, "train", "--epochs", "1000", cwd=checkout)
+    wait_for_output(container, r"epoch 1/")
+    started = time.monotonic()
+    run("docker", *stop, container)
+    code = run("docker", "wait", container).strip()
+    assert code == ("130" if "INT" in stop else "143")
+    assert time.monotonic() - started < 20, "the grace period is a minute, and saving takes seconds"
+    saved = re.search(r"Stopped after (\d+) images", run("docker", "logs", container))
+    assert saved
+
+    run("docker", "rm", container)
+    run("docker", "compose", "run", "--detach", "--name", container, "train", cwd=checkout)
+    wait_for_output(container, rf"Resuming .* after {saved[1]} images")
+
+
+@pytest.mark.engine
+def test_started_as_another_user_the_script_stays_that_user(checkout: Path) -> None:
+    probe = "import os; print(os.getuid(), os.environ['HOGWEAR_CACHE_DIR'])"
+    (checkout / "probe.py").write_text(probe)
+    run("docker", "compose", "down", "--volumes", cwd=checkout)
+    command = ["docker", "compose", "run", "--rm", "--volume", f"{checkout / 'probe.py'}:/app/train.py:ro"]
+    assert run(*command, "--user", "4321", "train", cwd=checkout).endswith("4321 /tmp/4321\n")
+    assert run(*command, "train", cwd=checkout).endswith(f"{os.getuid()} /opt/mount/.cache/{os.getuid()}\n")
+    assert run(*command, "--user", "4321", "train", cwd=checkout).endswith("4321 /opt/mount/.cache/4321\n")
+
+
+@pytest.mark.engine
+def test_a_rebuilt_image_runs_the_new_code_on_the_old_volume(checkout: Path) -> None:
+    script, code = checkout / "train.py", (checkout / "train.py").read_text()
+    try:
+        for version in ("old code", "new code"):
+            script.write_text(f"print({version!r})\n")
+            run("docker", "rmi", image("train"))
+            run("docker", "compose", "build", "train", cwd=checkout)
+            assert run("docker", "compose", "run", "--rm", "train", cwd=checkout).endswith(f"{version}\n")
+    finally:
+        script.write_text(code)
