@@ -15,7 +15,7 @@ class Choices:
     """Defaults for a new run; docs/decisions/defaults.md has the measurements."""
 
     arch: str = "efficientnet_lite0"
-    image_size: int = 128
+    image_size: int = 160
     epochs: int = 2
     batch_size: int = 32
     lr: float | None = None  # None: the network's own

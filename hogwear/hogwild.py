@@ -23,6 +23,7 @@ from hogwear.pixels import Array
 Ints = npt.NDArray[np.int64]
 WARM_UP = 0.1  # share of the images over which the learning rate rises
 WEIGHT_DECAY = 1e-4
+CLIP = 0.01  # a tensor's gradient may be this share of its weights; docs/decisions/adaptive-clipping.md
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,23 @@ def make_optimizer(net: nn.Module, course: Course, momentum: Tensor) -> torch.op
     return optimizer
 
 
+def clip_adaptively(parameters: list[nn.Parameter]) -> None:
+    """Scale each gradient down to CLIP times the norm of its weights, where it is larger (arXiv 2102.06171).
+
+    Made for networks without batch normalisation, which ours is once folded: there one bad batch, or one stale
+    gradient of another worker, can throw a layer far off.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    allowed = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).clamp(min=1e-3) * CLIP
+    scale = (allowed / torch.stack(torch._foreach_norm(gradients)).clamp(min=1e-12)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(scale.unbind()))
+
+
 def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int], Result]:
     """A worker's job: train `net`, whose parameters it shares, on the batch of a step. `momentum` is its own."""
     assert all(p.is_shared() for p in net.parameters())
     optimizer = make_optimizer(net, course, momentum)
+    parameters = trained(net)
     images = np.load(course.images, mmap_mode="r")
 
     def train(step: int) -> Result:
@@ -137,6 +151,7 @@ def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int],
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
+        clip_adaptively(parameters)
         optimizer.step()
         return Result(len(labels), loss.item(), int((logits.argmax(1) == labels).sum()))
 

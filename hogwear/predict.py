@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hogwear.pixels import Array
 from hogwear.workers import Workers
@@ -15,18 +15,12 @@ Logits = npt.NDArray[np.float32]  # (n, classes)
 BATCH = 32
 
 
-def predict_batch(net: nn.Module, pixels: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, classes) float32: the mean of the logits of each photo and of its mirror image."""
-    with torch.inference_mode():
-        mean: Tensor = (net(pixels) + net(pixels.flip(2))) / 2
-        return mean
-
-
 def job(net: nn.Module, images: Array, rows: npt.NDArray[np.int64]) -> Callable[[int], Logits]:
     """Work for `Workers`: the logits of the BATCH photos from rows[start] on."""
 
     def predict(start: int) -> Logits:
-        logits: Logits = predict_batch(net, torch.from_numpy(images[rows[start : start + BATCH]])).numpy()
+        with torch.inference_mode():
+            logits: Logits = net(torch.from_numpy(images[rows[start : start + BATCH]])).numpy()
         return logits
 
     return predict
