@@ -16,7 +16,7 @@ from hogwear.pixels import Pixels
 BATCH = 32
 MOST_PHOTOS = 8192  # enough for a covariance of 1,280 features; more would only cost time
 RIDGE = 0.6  # added to the covariance, in units of its mean eigenvalue
-TEMPERATURE = 0.2  # the Gaussian model is far too sure of itself
+TEMPERATURE = 0.1  # the Gaussian model is far too sure of itself
 
 
 class Moments:
