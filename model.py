@@ -302,7 +302,8 @@ def load(model_dir: Path) -> Trained:
     """The best weights of model_dir/checkpoint.pt, in the arithmetic this CPU is fast at. Raises as checkpoint.load."""
     state = checkpoint.load(model_dir)
     class_names, best = tuple(state["class_names"]), state["best"]
-    net = build(state["arch"], len(class_names), state["image_size"])
+    image_size = best["image_size"] if best else state["image_size"]
+    net = build(state["arch"], len(class_names), image_size)
     net.load_state_dict(best["weights"] if best else state["weights"])
     epoch = best["epoch"] if best else 0
-    return Trained(net, state["arch"], class_names, state["image_size"], epoch, checkpoint.file_hash(model_dir))
+    return Trained(net, state["arch"], class_names, image_size, epoch, checkpoint.file_hash(model_dir))

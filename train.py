@@ -43,7 +43,7 @@ class Settings:
     batch_size: int | None = flag("photos a step", None, kind=int, at_least=1, below=4097, default_help=str(Choices.batch_size))
     lr: float | None = flag("peak learning rate", None, kind=float, at_least=1e-7, below=10, default_help="the network's own")
     momentum: float | None = flag("of SGD", None, kind=float, at_least=0, below=1, default_help=str(Choices.momentum))
-    seed: int | None = flag("of the shuffles, changes to photos and first weights", None, kind=int, at_least=0, default_help=str(Choices.seed))
+    seed: int | None = flag("of the shuffles, changes to photos and first weights", None, kind=int, at_least=0, below=2**63, default_help=str(Choices.seed))
     fresh: bool = flag("start over instead of going on", False, kind=bool)
 
 

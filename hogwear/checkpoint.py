@@ -6,6 +6,7 @@ The file is what torch.save writes, followed by the SHA-256 of that. (torch's re
 import hashlib
 import io
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,13 @@ def load(model_dir: Path) -> dict[str, Any]:
     body, digest = memoryview(content)[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
     if hashlib.sha256(body).digest() != digest:
         raise BadInput(f"{path}: damaged (its checksum does not match); move it away, or train with --fresh")
-    state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
-        raise BadInput(f"{path}: format {state.get('format')}, this version reads {FORMAT}; train with --fresh")
+    try:
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise BadInput(f"{path}: not a checkpoint of ours ({why}); move it away, or train with --fresh") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise BadInput(f"{path}: not a checkpoint of format {FORMAT}, which this version reads; train with --fresh")
     return state
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from hogwear.errors import BadInput
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
+ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
 CHECKPOINT = "checkpoint.pt"  # in the model folder
 OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
 
@@ -38,7 +39,8 @@ def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, 
             f"{settings.data_dir} are of {', '.join(class_names)}: use another --model-dir, or --fresh to start over"
         )
     saved = Choices(**state["choices"])
-    for name in ["arch"] if state["finished"] else given:
+    kept = ["arch", "image_size"] if saved.arch in ONE_SIZE else ["arch"]
+    for name in kept if state["finished"] else given:
         if (asked := given.get(name, getattr(saved, name))) != getattr(saved, name):
             whose = "checkpoint" if state["finished"] else "interrupted run"
             raise BadInput(f"--{name.replace('_', '-')} is {asked}, the {whose} has {getattr(saved, name)}: {OTHERWISE}")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hogwear import machine
 from hogwear.pixels import Pixels
 
 BATCH = 32
@@ -23,6 +24,7 @@ class Moments:
     """Sums over features f (D,) of class c, in shared memory: a row for each worker, to be added up at the end."""
 
     def __init__(self, workers: int, features: int, num_classes: int) -> None:
+        machine.require_shared_memory(4 * workers * (features + num_classes) * (features + 1))
         self.outer = torch.zeros(workers, features, features).share_memory_()  # of f fᵀ
         self.sums = torch.zeros(workers, num_classes, features).share_memory_()
         self.counts = torch.zeros(workers, num_classes).share_memory_()

@@ -157,6 +157,9 @@ def from_class_folders(data_dir: Path, cache_dir: Path, is_sample: bool) -> Phot
         make_split(s, class_names, {c: [p for p in paths if known[f"{c}/{p.name}"] == s] for c, paths in found.items()})
         for s in FOLDER_NAMES
     )
+    if missing := set(range(len(class_names))) - set(train.labels):
+        folder = data_dir / class_names[min(missing)]
+        raise BadInput(f"{folder}: all its photos to train on are gone; add some, or delete {manifest} to split anew")
     return Photos(data_dir, class_names, train, val, test, is_sample)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hogwear.dataset import Split
 from hogwear.errors import BadInput
@@ -24,7 +24,16 @@ from hogwear.workers import QUEUED, Workers
 
 CACHE_VERSION = 1  # part of the key: raise it when `decode` gives other pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for bad files
+UNREADABLE = Exception  # a decoder fed by strangers may raise anything
+TURNS: dict[object, Image.Transpose] = {  # EXIF orientation -> what puts the photo upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it need not be answered for seconds
 WHITE = (255, 255, 255)
 
@@ -34,12 +43,12 @@ Array = npt.NDArray[np.uint8]
 def decode(path: Path, size: int) -> Array:
     """One photo -> (size, size, 3) uint8 RGB: upright, its first frame, over white, its longer side fitted to `size`.
 
-    Raises one of UNREADABLE for what is not a readable photo.
+    Raises any exception (UNREADABLE) for what is not a readable photo.
     """
     with Image.open(path, formats=FORMATS) as image:
         scale = size / max(image.size)
         image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))  # JPEG: decodes at 1/2, 1/4, 1/8
-        upright = ImageOps.exif_transpose(image)
+        upright = image.transpose(turn) if (turn := TURNS.get(orientation(image))) is not None else image
         if upright.mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright, dtype=np.uint16) >> 8).astype(np.uint8))
         if upright.has_transparency_data:
@@ -49,6 +58,14 @@ def decode(path: Path, size: int) -> Array:
         square = Image.new("RGB", (size, size), WHITE)
         square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
         return np.asarray(square)
+
+
+def orientation(image: Image.Image) -> object:
+    """The EXIF orientation, 1 to 8, or whatever stands there instead; None where EXIF is missing or broken."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF data fail in as many ways as there are; the pixels may still be good
+        return None
 
 
 def reason(error: Exception, path: Path) -> str:

@@ -1,5 +1,6 @@
 """Pictures of what the network answered."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Prediction:
 
 def free_name(folder: Path, prediction: Prediction) -> Path:
     """folder/<stem>_<predicted class>.png, with a number where two photos have one name."""
-    name = f"{prediction.file.stem[:80]}_{prediction.predicted[:80]}"
+    name = "_".join(os.fsencode(part)[:110].decode(errors="ignore") for part in (prediction.file.stem, prediction.predicted))
     candidates = (folder / f"{name}{f'_{n}' if n > 1 else ''}.png" for n in range(1, 1 << 30))
     return next(path for path in candidates if not path.exists())
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from hogwear import checkpoint, closed_form, dataset, hogwild, metrics, predict, progress
 from hogwear.choices import Choices
 from hogwear.closed_form import Moments
+from hogwear.errors import BadInput
 from hogwear.hogwild import Course
 from hogwear.machine import Stop
 from hogwear.pixels import Pixels
@@ -46,7 +46,7 @@ class Run:
         self.first_epoch = 0  # epochs of the runs before it
         self.finished = False
         self.history: list[dict[str, float]] = []  # a row an epoch, of all runs
-        self.best: dict[str, Any] = {}  # epoch, val_acc, val_loss, weights
+        self.best: dict[str, Any] = {}  # epoch, val_acc, val_loss, image_size, weights
         self.tally = Tally()  # of the epoch under way
         self.momentum: Tensor | None = None  # (workers, trained parameters)
 
@@ -95,21 +95,27 @@ class Run:
     def fit(self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop) -> None:
         """Train to the end of the run or until `stop`; save after every epoch, and from time to time between."""
         course, saves = self.course(train), SaveClock()
+        step = course.step_at(self.images_seen)
+        if step >= course.steps:
+            raise BadInput(
+                f"the interrupted run has seen {self.images_seen} images, and with the photos there are now, "
+                f"{self.choices.epochs} epochs are {course.images_before(course.steps)}: use --fresh to start over"
+            )
+        first = step == 0 and not self.history
+        moments = Moments(workers, self.net.head.in_features, len(self.class_names)) if first and self.net.pretrained else None
         hogwild.share(self.net)
         self.momentum = momentum = hogwild.share_momentum(self.net, workers, self.momentum)
-        moments = Moments(workers, self.net.head.in_features, len(self.class_names))
         images = val.images
 
-        def prepare(rank: int) -> dict[str, Callable[[int], Any]]:
+        def prepare(rank: int) -> dict[str, Any]:
             return {
-                "moments": moments.job(self.net.features, train, rank),
+                "moments": moments.job(self.net.features, train, rank) if moments else None,
                 "train": hogwild.trainer(self.net, momentum[rank], course),
                 "predict": predict.job(self.net, images, val.rows),
             }
 
-        step = course.step_at(self.images_seen)
         with Workers(workers, prepare) as pool, progress.TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
-            if self.net.pretrained and not self.history and step == 0:
+            if moments:
                 self.start_head(pool, moments, len(train))
             while step < course.steps and not stop.asked:
                 epoch_end = (step // course.steps_per_epoch + 1) * course.steps_per_epoch
@@ -152,6 +158,7 @@ class Run:
         self.tally = Tally()
         if not self.best or row["val_acc"] >= self.best["val_acc"]:
             self.best = {name: row[name] for name in ("epoch", "val_acc", "val_loss")}
+            self.best["image_size"] = self.choices.image_size
             self.best["weights"] = {name: p.clone() for name, p in self.net.state_dict().items()}
 
     def epoch_line(self) -> str:

@@ -52,7 +52,7 @@ def read(setting: "Field[Any]", text: str, source: str) -> Any:
         raise BadInput(f"{source}: {text!r} is not one of {', '.join(rules['choices'])}")
     low, high = rules["at_least"], rules["below"]
     if (low is not None and not value >= low) or (high is not None and not value < high):
-        bounds = [f"at least {low:g}"] * (low is not None) + [f"below {high:g}"] * (high is not None)
+        bounds = [f"{words} {limit:g}" for words, limit in (("at least", low), ("below", high)) if limit is not None]
         raise BadInput(f"{source}: {text} is out of range, expected {' and '.join(bounds)}")
     return value
 

@@ -1,0 +1,174 @@
+"""The checkpoint file: whole or not at all, verified to the last byte, and nothing in it ever runs."""
+
+import hashlib
+import io
+import random
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import wait_until
+
+from hogwear import checkpoint
+from hogwear.errors import BadInput, NoCheckpoint
+from hogwear.workers import FORK
+
+Damage = Callable[[bytes], bytes]
+
+
+def state(number: int = 0, size: int = 1000) -> dict[str, Any]:
+    full = torch.from_numpy(
+        np.full(size, number, np.float32)
+    )  # NumPy has no threads, which a forked process would lack
+    weights = {"w": full, "b": torch.arange(3, dtype=torch.float64)}
+    return {"number": number, "weights": weights, "class_names": ["a", "b"], "best": None, "history": [{"epoch": 1}]}
+
+
+def write_with_checksum(folder: Path, body: bytes) -> None:
+    (folder / "checkpoint.pt").write_bytes(body + hashlib.sha256(body).digest())
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(7))
+    loaded = checkpoint.load(tmp_path)
+    assert {name: loaded[name] for name in ("number", "class_names", "best", "history")} == {
+        "number": 7, "class_names": ["a", "b"], "best": None, "history": [{"epoch": 1}],
+    }  # fmt: skip
+    assert torch.equal(loaded["weights"]["w"], torch.full((1000,), 7.0))
+    assert loaded["weights"]["b"].dtype == torch.float64
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_new_checkpoint_replaces_the_old_one_and_its_hash(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    first = checkpoint.file_hash(tmp_path)
+    checkpoint.save(tmp_path, state(2))
+    assert checkpoint.load(tmp_path)["number"] == 2
+    assert checkpoint.file_hash(tmp_path) != first
+    assert checkpoint.file_hash(tmp_path) == hashlib.sha256((tmp_path / "checkpoint.pt").read_bytes()).hexdigest()
+
+
+def test_whoever_reads_the_old_checkpoint_reads_it_to_its_end(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    with (tmp_path / "checkpoint.pt").open("rb") as reader:
+        checkpoint.save(tmp_path, state(2))
+        assert reader.read() == content
+
+
+def test_others_may_read_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state())
+    assert (tmp_path / "checkpoint.pt").stat().st_mode & 0o777 == 0o644
+
+
+def test_one_changed_byte_anywhere_is_noticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state())
+    file = tmp_path / "checkpoint.pt"
+    content = file.read_bytes()
+    places = [0, 1, len(content) // 2, *range(-34, 0), *random.Random(0).sample(range(len(content)), 50)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << random.Random(place).randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"checkpoint\.pt: damaged .*--fresh"):
+            checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [lambda c: b"", lambda c: c[:31], lambda c: c[:32], lambda c: c[:-1], lambda c: c[: len(c) // 2],
+                                 lambda c: c[1:], lambda c: c + b"\0"])  # fmt: skip
+def test_a_cut_or_longer_file_is_refused(tmp_path: Path, cut: Damage) -> None:
+    checkpoint.save(tmp_path, state())
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(cut(file.read_bytes()))
+    with pytest.raises(BadInput, match=r"checkpoint\.pt: damaged"):
+        checkpoint.load(tmp_path)
+
+
+class Payload:
+    """Unpickled carelessly, this makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    body = io.BytesIO()
+    torch.save({"format": checkpoint.FORMAT, "weights": Payload(tmp_path / "ran")}, body)
+    torch.load(io.BytesIO(body.getvalue()), weights_only=False)
+    assert (tmp_path / "ran").exists(), "the payload works"
+    (tmp_path / "ran").unlink()
+    write_with_checksum(tmp_path, body.getvalue())
+    with pytest.raises(BadInput, match=r"checkpoint\.pt"):
+        checkpoint.load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [{"format": 0}, {"weights": {}}, [1, 2], torch.zeros(3)], ids=["old", "foreign", "list", "tensor"]
+)
+def test_a_file_of_another_kind_is_refused_though_its_checksum_is_right(tmp_path: Path, content: object) -> None:
+    body = io.BytesIO()
+    torch.save(content, body)
+    write_with_checksum(tmp_path, body.getvalue())
+    with pytest.raises(BadInput, match=r"checkpoint\.pt"):
+        checkpoint.load(tmp_path)
+
+
+def test_bytes_that_torch_cannot_read_are_refused_though_their_checksum_is_right(tmp_path: Path) -> None:
+    write_with_checksum(tmp_path, b"not a checkpoint")
+    with pytest.raises(BadInput, match=r"checkpoint\.pt"):
+        checkpoint.load(tmp_path)
+
+
+def test_no_checkpoint_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(NoCheckpoint, match=r"checkpoint\.pt: no checkpoint; run train first") as error:
+        checkpoint.load(tmp_path)
+    assert error.value.exit_code == 3
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(tmp_path, state(2, size=1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert checkpoint.load(tmp_path)["number"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def killed_save(folder: Path) -> int:
+    """Save 1, 2, 3 … into the folder until killed at a random moment; the last number that was saved for certain."""
+    saved = FORK.Value("i", 0)
+
+    def save_for_ever() -> None:
+        for number in range(1, 1 << 30):
+            checkpoint.save(folder, state(number, size=1 << 20))
+            saved.value = number
+
+    process = FORK.Process(target=save_for_ever)
+    process.start()
+    wait_until(lambda: saved.value >= 2)
+    time.sleep(random.uniform(0, 0.03))
+    process.kill()
+    process.join()
+    return int(saved.value)
+
+
+def test_a_save_killed_at_any_moment_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    for _ in range(12):
+        saved = killed_save(tmp_path)
+        loaded = checkpoint.load(tmp_path)
+        assert loaded["number"] in (saved, saved + 1)
+        assert (loaded["weights"]["w"] == loaded["number"]).all()
+    assert [file for file in tmp_path.iterdir() if file.name != "checkpoint.pt"], "some were killed half-way"

@@ -1,0 +1,184 @@
+"""Folders -> splits and labels; and what is said about folders that cannot be used."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from hogwear import dataset, sample
+from hogwear.dataset import Photos, Split
+from hogwear.errors import BadInput
+
+
+def make(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
+    """Files folder/KEY/NNN.jpg, so many for each key. What is in them is none of dataset's business."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(start, start + count):
+            (folder / name / f"{i:03d}.jpg").touch()
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def names(split: Split) -> list[str]:
+    return [f"{path.parent.name}/{path.name}" for path in split.paths]
+
+
+def splits(photos: Photos) -> dict[str, set[str]]:
+    assert photos.test
+    return {split.name: set(names(split)) for split in (photos.train, photos.val, photos.test)}
+
+
+def per_class(split: Split | None) -> dict[str, int]:
+    assert split
+    return dict(Counter(path.parent.name for path in split.paths))
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_split_folders_are_used_as_they_are(data: Path, cache: Path, val: str) -> None:
+    make(data, {"train/b": 3, "train/a": 2, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 2})
+    photos = dataset.find(data, cache)
+    assert photos.class_names == ("a", "b") and photos.folder == data and not photos.is_sample
+    assert names(photos.train) == ["a/000.jpg", "a/001.jpg", "b/000.jpg", "b/001.jpg", "b/002.jpg"]
+    assert photos.train.labels == (0, 0, 1, 1, 1)
+    assert names(photos.val) == ["a/000.jpg", "b/000.jpg"]
+    assert all(path.is_relative_to(data / val) for path in photos.val.paths)
+    assert photos.evaluated is photos.test and names(photos.evaluated) == ["a/000.jpg", "b/000.jpg", "b/001.jpg"]
+
+
+def test_without_a_test_folder_val_is_evaluated(data: Path, cache: Path) -> None:
+    photos = dataset.find(make(data, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}), cache)
+    assert photos.test is None and photos.evaluated is photos.val
+
+
+def test_without_a_val_folder_some_of_train_is_set_aside_the_same_way_every_time(data: Path, cache: Path) -> None:
+    make(data, {"train/a": 20, "train/b": 2, "test/a": 1, "test/b": 1})
+    photos = dataset.find(data, cache)
+    assert (per_class(photos.train), per_class(photos.val)) == ({"a": 17, "b": 1}, {"a": 3, "b": 1})
+    assert not set(photos.train.paths) & set(photos.val.paths)
+    assert dataset.find(data, cache) == photos
+
+
+def test_class_folders_are_split_by_class(data: Path, cache: Path) -> None:
+    photos = dataset.find(make(data, {"a": 100, "b": 20, "c": 3}), cache)
+    assert per_class(photos.train) == {"a": 70, "b": 14, "c": 1}
+    assert per_class(photos.val) == per_class(photos.test) == {"a": 15, "b": 3, "c": 1}
+    assert len(set().union(*splits(photos).values())) == 123
+    assert [photos.class_names[label] for label in photos.val.labels] == [path.parent.name for path in photos.val.paths]
+
+
+def test_the_split_of_class_folders_is_written_down_and_used_again(data: Path, cache: Path) -> None:
+    photos = dataset.find(make(data, {"a": 20, "b": 20}), cache)
+    [manifest] = cache.iterdir()
+    text = manifest.read_text()
+    known = splits(photos)
+    moved, kept = min(known["test"]), min(known["train"])
+    manifest.write_text(
+        text.replace(f'"{moved}": "test"', f'"{moved}": "train"').replace(f'"{kept}": "train"', f'"{kept}": "test"')
+    )
+    assert splits(dataset.find(data, cache)) == known | {
+        "train": known["train"] - {kept} | {moved}, "test": known["test"] - {moved} | {kept},
+    }  # fmt: skip
+
+
+def test_the_written_split_does_not_change_while_the_photos_do_not(data: Path, cache: Path) -> None:
+    make(data, {"a": 20, "b": 20})
+    first = dataset.find(data, cache)
+    [manifest] = cache.iterdir()
+    written = manifest.stat().st_mtime_ns
+    assert dataset.find(data, cache) == first and manifest.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("added", [1, 3, 40])
+def test_adding_photos_never_moves_one(data: Path, cache: Path, added: int) -> None:
+    before = splits(dataset.find(make(data, {"a": 20, "b": 20}), cache))
+    after = splits(dataset.find(make(data, {"a": added, "c": 5}, start=20), cache))
+    for split, photos in before.items():
+        assert photos < after[split] | {""} and photos <= after[split]
+    assert sum(map(len, after.values())) == 40 + added + 5
+    assert (
+        {name.split("/")[0] for name in after["val"]}
+        == {name.split("/")[0] for name in after["test"]}
+        == {"a", "b", "c"}
+    )
+
+
+def test_photos_of_other_folders_have_a_split_of_their_own(tmp_path: Path, cache: Path) -> None:
+    for name in ("first", "second"):
+        dataset.find(make(tmp_path / name, {"a": 4, "b": 4}), cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_class_whose_photos_to_train_on_were_deleted_is_refused(data: Path, cache: Path) -> None:
+    photos = dataset.find(make(data, {"a": 10, "b": 3}), cache)
+    for path in photos.train.paths:
+        if path.parent.name == "b":
+            path.unlink()
+    with pytest.raises(BadInput, match="data/b"):
+        dataset.find(data, cache)
+
+
+def test_hidden_entries_and_loose_files_are_overlooked(data: Path, cache: Path) -> None:
+    make(data, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "train/.hidden": 1, ".git": 1})
+    for name in ("README.md", "train/notes.txt", "train/a/.DS_Store"):
+        (data / name).touch()
+    photos = dataset.find(data, cache)
+    assert photos.class_names == ("a", "b") and len(photos.train) == 4
+
+
+@pytest.mark.parametrize("hidden", [[], [".gitkeep"]])
+def test_an_empty_folder_means_the_built_in_sample(
+    data: Path, cache: Path, hidden: Iterable[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, count in {"train": 2, "val": 1, "test": 1}.items():
+        monkeypatch.setitem(sample.PHOTOS_PER_CLASS, split, count)
+    data.mkdir()
+    for name in hidden:
+        (data / name).touch()
+    photos = dataset.find(data, cache)
+    assert photos.is_sample and photos.folder == cache / "sample" and photos.class_names == sample.CLASS_NAMES
+    assert [len(split) for split in (photos.train, photos.val, photos.evaluated)] == [10, 5, 5]
+
+
+REFUSED = {
+    "one class only": ({"train/a": 3, "val/a": 1}, "data: one class only (a); a classifier needs two"),
+    "one class only, flat": ({"a": 9}, "data: one class only (a); a classifier needs two"),
+    "empty class": ({"train/a": 3, "train/b": 0, "val/a": 1}, "data/train/b: no photos in this class; add some or remove the folder"),
+    "empty class in val": ({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 0}, "data/val/b: no photos in this class"),
+    "empty class, flat": ({"a": 3, "b": 0}, "data/b: no photos in this class"),
+    "unknown class in test": (
+        {"train/a": 3, "train/b": 3, "val/a": 1, "test/c": 1}, "data/test: class c is not in train; the classes there: a, b",
+    ),
+    "no class folders": ({"train": 3}, "data/train: no class folders in it; expected "),
+    "no train": ({"val/a": 3, "test/a": 3}, "data: there is val, test but no train; expected train/CLASS/*"),
+    "two val folders": (
+        {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1}, "data: both val and valid are there; keep one of them as the val split",
+    ),
+    "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: one photo only; a class needs at least 2"),
+    "too few, flat": ({"a": 9, "b": 2}, "data/b: 2 photos; a class needs at least 3, for train, val and test"),
+    "files only": ({".": 3}, "data: 3 files but no folders; expected a folder a class: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("counts", "said"), REFUSED.values(), ids=list(REFUSED))
+def test_a_folder_that_cannot_be_used_is_named_with_the_fix(
+    data: Path, cache: Path, counts: dict[str, int], said: str
+) -> None:
+    with pytest.raises(BadInput) as error:
+        dataset.find(make(data, counts), cache)
+    assert str(error.value).startswith(f"{data.parent}/{said}") and "\n" not in str(error.value)
+
+
+def test_a_missing_folder_is_named_with_the_fix(data: Path, cache: Path) -> None:
+    with pytest.raises(BadInput, match=r"data: no such folder; make it and put photos in .*data/CLASS/"):
+        dataset.find(data, cache)

@@ -1,0 +1,399 @@
+"""Workers that may die, and the training that they share: every photo once, one worker as plain SGD, nothing left over."""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo  # SGD imports it when first used: better once here than in every worker
+import torch.nn.functional as F
+from conftest import CLASSES, SIZE, Elsewhere, descendants, flat, is_running, wait_until
+
+import model
+from hogwear import dataset, hogwild
+from hogwear.errors import BadInput
+from hogwear.hogwild import Course
+from hogwear.pixels import Pixels
+from hogwear.workers import FORK, Workers
+
+ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
+
+
+@pytest.fixture(scope="module")
+def train(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
+    cache = tmp_path_factory.mktemp("cache")
+    return Pixels.open(dataset.find(data, cache).train, SIZE, cache, 2)
+
+
+@pytest.fixture
+def course(train: Pixels) -> Course:
+    """Two epochs of 120 photos, the last batch of each with 8 photos."""
+    return Course(
+        images=train.file, rows=train.rows, labels=train.labels, batch_size=16, epochs=2, lr=0.01, momentum=0.9,
+        seed=0, first_epoch=0,
+    )  # fmt: skip
+
+
+# --- the course
+
+
+def seen(course: Course, steps: range) -> list[int]:
+    """Which photos these steps train on, told by labels that number them."""
+    numbered = replace(course, labels=np.arange(len(course.rows)))
+    images = np.load(course.images, mmap_mode="r")
+    return [int(n) for step in steps for n in numbered.batch(step, images)[1]]
+
+
+def test_an_epoch_holds_every_photo_exactly_once(course: Course) -> None:
+    assert (course.steps_per_epoch, course.steps) == (8, 16)
+    first, second = seen(course, range(8)), seen(course, range(8, 16))
+    assert sorted(first) == sorted(second) == list(range(120))
+    assert first != second, "each epoch has an order of its own"
+
+
+def test_a_later_run_does_not_repeat_the_shuffles_of_an_earlier_one(course: Course) -> None:
+    assert seen(replace(course, first_epoch=2), range(8)) not in (seen(course, range(8)), seen(course, range(8, 16)))
+    assert seen(replace(course, first_epoch=1), range(8)) == seen(course, range(8, 16))
+
+
+def test_labels_stay_with_their_photos(course: Course, train: Pixels) -> None:
+    images = np.load(course.images, mmap_mode="r")
+    numbers, labels = seen(course, range(1)), course.batch(0, images)[1]
+    assert labels.tolist() == [course.labels[n] for n in numbers]
+    assert [train.paths[n].parent.name for n in numbers] == [CLASSES[k] for k in labels]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 40, 120, 500])
+def test_images_before_and_step_at_are_inverse_also_with_a_short_last_batch(course: Course, batch_size: int) -> None:
+    course = replace(course, batch_size=batch_size)
+    counts = [course.images_before(step) for step in range(course.steps + 1)]
+    assert counts[0] == 0 and counts[course.steps_per_epoch] == 120 and counts[-1] == 240
+    assert all(0 < later - earlier <= batch_size for earlier, later in pairwise(counts))
+    assert [course.step_at(count) for count in counts] == list(range(course.steps + 1))
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero(course: Course) -> None:
+    course = replace(course, batch_size=1)
+    rates = [course.lr_at(step) for step in range(course.steps)]
+    peak = rates.index(max(rates))
+    assert peak == pytest.approx(0.1 * course.steps, abs=2) and max(rates) == pytest.approx(0.01, rel=0.01)
+    assert 0 < rates[0] <= 0.001 and 0 <= rates[-1] < 1e-5
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[int(0.55 * course.steps)] == pytest.approx(0.005, rel=0.02), "half-way down a cosine"
+
+
+def test_a_batch_is_the_same_whoever_makes_it(course: Course) -> None:
+    images = np.load(course.images, mmap_mode="r")
+    first, labels = course.batch(11, images)
+
+    def batch() -> tuple[Any, Any]:
+        course.batch(3, images)
+        pixels, labels = course.batch(11, images)
+        return pixels.numpy(), labels.numpy()
+
+    again, same = Elsewhere(batch).answer()
+    assert np.array_equal(first.numpy(), again) and np.array_equal(labels.numpy(), same)
+    assert not torch.equal(first, replace(course, seed=1).batch(11, images)[0])
+
+
+# --- training
+
+
+def network(arch: str) -> Any:
+    torch.manual_seed(0)
+    net = model.build(arch, 5, SIZE)
+    net.load_pretrained()
+    return net
+
+
+@dataclass
+class Trained:
+    results: dict[int, hogwild.Result]
+    weights: torch.Tensor
+    momentum: torch.Tensor
+
+
+def train_in_workers(
+    net: Any, course: Course, count: int, *parts: range, momentum: torch.Tensor | None = None
+) -> Trained:
+    """Train on the steps of `parts`, one after the other; `momentum` as saved."""
+    hogwild.share(net)
+    buffers = hogwild.share_momentum(net, count, momentum)
+    with Workers(count, lambda rank: {"train": hogwild.trainer(net, buffers[rank], course)}) as workers:
+        answers = [answer for steps in parts for answer in workers.run("train", steps)]
+    assert len({step for step, _ in answers}) == len(answers)
+    return Trained(dict(answers), flat(net.state_dict()), buffers.clone())
+
+
+def plain_sgd(net: Any, course: Course, steps: range) -> tuple[Any, list[float]]:
+    """The loop that one worker must equal: no processes, no shared memory."""
+    images = np.load(course.images)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        trained, lr=1, momentum=course.momentum, nesterov=True, weight_decay=hogwild.WEIGHT_DECAY, fused=True
+    )
+    losses = []
+    for step in steps:
+        pixels, labels = course.batch(step, images)
+        optimizer.param_groups[0]["lr"] = course.lr_at(step)
+        loss = F.cross_entropy(net(pixels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        hogwild.clip_adaptively(trained)
+        optimizer.step()
+        losses.append(loss.item())
+    return flat(net.state_dict()).numpy(), losses
+
+
+def test_a_gradient_is_clipped_to_a_share_of_the_weights_it_moves() -> None:
+    large, small = torch.nn.Parameter(torch.full((4,), 3.0)), torch.nn.Parameter(torch.full((4,), 3.0))
+    large.grad, small.grad = torch.full((4,), -50.0), torch.full((4,), 0.001)
+    hogwild.clip_adaptively([large, small])
+    assert torch.allclose(large.grad, torch.full((4,), -3.0 * hogwild.CLIP)), "shortened, not turned"
+    assert torch.equal(small.grad, torch.full((4,), 0.001)), "left alone"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_one_worker_equals_plain_sgd(arch: str, course: Course) -> None:
+    net, steps = network(arch), range(4, 12)  # over the end of an epoch
+    before = flat(net.state_dict())
+    expected, losses = Elsewhere(plain_sgd, net, course, steps).answer()
+    trained = train_in_workers(net, course, 1, steps)
+    assert [(step, result.images, result.loss) for step, result in trained.results.items()] == [
+        (step, 8 if step == 7 else 16, loss) for step, loss in zip(steps, losses, strict=True)
+    ]
+    assert np.array_equal(trained.weights, expected)
+    assert (trained.weights - before).abs().max() > 1e-4
+
+
+def test_momentum_goes_on_where_it_was_saved(course: Course) -> None:
+    whole = train_in_workers(network("tinyvgg"), course, 1, range(6))
+    net = network("tinyvgg")
+    half = train_in_workers(net, course, 1, range(3))
+    rest = train_in_workers(net, course, 1, range(3, 6), momentum=half.momentum)
+    assert torch.equal(rest.weights, whole.weights) and not torch.equal(half.weights, whole.weights)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_momentum_of_another_number_of_workers_is_used_as_far_as_it_goes(workers: int) -> None:
+    net = network("tinyvgg")
+    saved = torch.arange(2.0)[:, None].expand(2, sum(p.numel() for p in net.parameters())) + 1
+    buffers = hogwild.share_momentum(net, workers, saved)
+    assert buffers.is_shared() and buffers[:, 0].tolist() == [1, 2, 0][:workers]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_sharing_keeps_the_weights_and_shares_every_parameter(arch: str) -> None:
+    net = network(arch)
+    before = flat(net.state_dict())
+    hogwild.share(net)
+    assert all(p.is_shared() for p in net.parameters())
+    assert torch.equal(flat(net.state_dict()), before)
+
+
+def test_two_workers_train_on_every_photo_once_an_epoch_and_both_take_part(course: Course) -> None:
+    net = network("tinyvgg")
+    before = flat(net.state_dict())
+    trained = train_in_workers(net, course, 2, range(8), range(8, 16))
+    assert sorted(trained.results) == list(range(16))
+    assert sum(result.images for result in trained.results.values()) == 2 * 120
+    assert not torch.equal(trained.weights, before)
+    assert (trained.momentum != 0).any(dim=1).tolist() == [True, True]
+
+
+# --- workers
+
+
+def log_to(file: Path) -> Callable[[str], None]:
+    """A function that notes a line in a file, from any process."""
+    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return lambda text: os.write(handle, f"{text}\n".encode()) and None
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def test_every_item_is_done_exactly_once(log: Path) -> None:
+    note = log_to(log)
+
+    def job(item: int) -> int:
+        note(f"{item} {os.getpid()}")
+        time.sleep(0.002)
+        return item * item
+
+    with Workers(2, lambda rank: {"square": job}) as workers:
+        for items in (range(40), range(40, 45), range(0)):
+            assert sorted(workers.run("square", items)) == [(n, n * n) for n in items]
+    done = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(int(item) for item, _ in done) == list(range(45))
+    assert len({pid for _, pid in done}) == 2 and str(os.getpid()) not in {pid for _, pid in done}
+
+
+def test_a_slow_worker_gets_fewer_items() -> None:
+    def prepare(rank: int) -> dict[str, Callable[[int], int]]:
+        def job(item: int) -> int:
+            time.sleep(0.02 if rank == 0 else 0.001)
+            return rank
+
+        return {"work": job}
+
+    with Workers(2, prepare) as workers:
+        shares = Counter(rank for _, rank in workers.run("work", range(60)))
+    assert shares[0] < shares[1] / 3
+
+
+def test_a_killed_worker_costs_one_batch(log: Path, course: Course) -> None:
+    """It is replaced, all steps get done, and what is done again is no more than the batch that it was working on."""
+    net, note = network("tinyvgg"), log_to(log)
+    hogwild.share(net)
+    momentum = hogwild.share_momentum(net, 2, None)
+
+    def prepare(rank: int) -> dict[str, Callable[[int], Any]]:
+        train = hogwild.trainer(net, momentum[rank], course)
+
+        def job(step: int) -> Any:
+            note(str(step))
+            return train(step)
+
+        return {"train": job}
+
+    with Workers(2, prepare) as workers:
+        before = descendants(os.getpid())
+        results = []
+        for step, result in workers.run("train", range(16)):
+            results.append((step, result.images))
+            if len(results) == 5:
+                os.kill(min(before), signal.SIGKILL)
+        after = descendants(os.getpid())
+    assert sorted(results) == [(step, 8 if step % 8 == 7 else 16) for step in range(16)]
+    assert len(before) == len(after) == 2 and len(before & after) == 1
+    begun = Counter(log.read_text().split())
+    assert set(begun) == {str(step) for step in range(16)}
+    assert sum(begun.values()) <= 16 + 1
+
+
+def test_a_worker_that_dies_with_every_answer_still_loses_no_item(log: Path) -> None:
+    note = log_to(log)
+
+    def job(item: int) -> int:
+        if f"{item}\n" not in log.read_text():  # each item kills one worker, and is then done by the next
+            note(str(item))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    with Workers(2, lambda rank: {"work": job}) as workers:
+        assert sorted(workers.run("work", range(9))) == [(n, n) for n in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("last_words", "said"),
+    [
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            "a worker died 3 times in a row (SIGKILL); memory ran out: use fewer --workers",
+        ),
+        (lambda: os._exit(7), "a worker died 3 times in a row (exit code 7)"),
+    ],
+)
+def test_three_deaths_in_a_row_are_given_up_on(last_words: Callable[[], None], said: str, log: Path) -> None:
+    note = log_to(log)
+
+    def job(item: int) -> None:
+        note(str(item))
+        last_words()
+
+    with pytest.raises(BadInput) as error, Workers(1, lambda rank: {"work": job}) as workers:
+        list(workers.run("work", range(5)))
+    assert str(error.value).startswith(said)
+    assert log.read_text().split() == ["0"] * 3
+    assert not descendants(os.getpid())
+
+
+def test_deaths_are_no_longer_in_a_row_after_an_answer(log: Path) -> None:
+    note = log_to(log)
+
+    def job(item: int) -> int:
+        note(str(item))
+        if log.read_text().split().count(str(item)) <= 2:
+            os._exit(1)
+        return item
+
+    with Workers(1, lambda rank: {"work": job}) as workers:
+        assert sorted(workers.run("work", range(4))) == [(n, n) for n in range(4)]
+
+
+@pytest.mark.parametrize("done", [0, 1, 7])
+def test_once_paused_no_more_is_handed_out_and_what_was_done_is_a_prefix(done: int) -> None:
+    results: list[int] = []
+    with Workers(2, lambda rank: {"work": lambda item: item}) as workers:
+        for item, _ in workers.run("work", range(100), pause=lambda: len(results) >= done):
+            results.append(item)
+        assert sorted(results) == list(range(len(results)))
+        assert done <= len(results) <= done + 4
+        rest = [item for item, _ in workers.run("work", range(len(results), 100))]
+    assert sorted(results + rest) == list(range(100))
+
+
+def test_workers_are_gone_after_the_with_block() -> None:
+    with Workers(3, lambda rank: {"work": lambda item: item}) as workers:
+        list(workers.run("work", range(3)))
+        assert len(descendants(os.getpid())) == 3
+    assert not descendants(os.getpid())
+
+
+def test_busy_workers_are_gone_after_an_error() -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(ZeroDivisionError),
+        Workers(2, lambda rank: {"work": lambda item: time.sleep(60 * item)}) as workers,
+    ):
+        for _ in workers.run("work", range(4)):
+            raise ZeroDivisionError
+    assert not descendants(os.getpid())
+    assert time.monotonic() - started < 5
+
+
+def test_ctrl_c_is_left_to_the_parent() -> None:
+    def interrupt(item: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return item
+
+    with Workers(1, lambda rank: {"work": interrupt}) as workers:
+        assert list(workers.run("work", range(3))) == [(n, n) for n in range(3)]
+        assert workers.slots[0].deaths == 0
+
+
+@pytest.fixture
+def orphans(log: Path) -> Iterator[set[int]]:
+    """Workers, one busy and one idle, whose parent has been killed without a chance to tell them."""
+    note = log_to(log)
+
+    def parent() -> None:
+        with Workers(2, lambda rank: {"work": lambda item: note(str(item)) or time.sleep(0.3 * item)}) as workers:
+            for _ in workers.run("work", range(2)):
+                pass
+
+    process = FORK.Process(target=parent)
+    process.start()
+    wait_until(lambda: log.exists() and len(log.read_text().split()) == 2)
+    found = descendants(process.pid)
+    process.kill()
+    process.join()
+    yield found
+    for pid in filter(is_running, found):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_workers_end_when_their_parent_is_killed(orphans: set[int]) -> None:
+    assert len(orphans) == 2
+    wait_until(lambda: not any(map(is_running, orphans)), seconds=5)

@@ -1,0 +1,324 @@
+"""Photos of every kind -> letterboxed RGB; the cache of them; and the changes that training makes."""
+
+import io
+import os
+import signal
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import SIZE, Elsewhere
+from PIL import Image, ImageOps
+
+from hogwear import pixels
+from hogwear.augment import augment
+from hogwear.dataset import Split
+from hogwear.errors import BadInput
+from hogwear.pixels import Array, Pixels
+from hogwear.workers import FORK
+
+Flip = Image.Transpose
+STORED = {  # what was done to an upright photo that is stored with this EXIF orientation
+    2: Flip.FLIP_LEFT_RIGHT, 3: Flip.ROTATE_180, 4: Flip.FLIP_TOP_BOTTOM, 5: Flip.TRANSPOSE,
+    6: Flip.ROTATE_90, 7: Flip.TRANSVERSE, 8: Flip.ROTATE_270,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photo(photo_files: list[Path]) -> Image.Image:
+    """A real photo, made SIZE x SIZE, so that decoding need not resize it, and different on all sides."""
+    with Image.open(photo_files[0]) as image:
+        square = image.convert("RGB").resize((SIZE, SIZE))
+    square.paste((200, 30, 30), (0, 0, SIZE, 8))
+    square.paste((30, 30, 200), (0, 8, 8, SIZE))
+    return square
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "photo"
+
+
+def decoded(file: Path) -> npt.NDArray[np.int64]:
+    array = pixels.decode(file, SIZE)
+    assert array.shape == (SIZE, SIZE, 3) and array.dtype == np.uint8
+    return array.astype(np.int64)
+
+
+def difference(file: Path, expected: Image.Image) -> float:
+    """Mean distance of a channel from what was expected, in 0..255."""
+    return float(np.abs(decoded(file) - np.asarray(expected.convert("RGB"), np.int64)).mean())
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP"])
+def test_lossless_formats_give_the_very_pixels(photo: Image.Image, file: Path, format: str) -> None:
+    photo.save(file, format, **({"lossless": True} if format == "WEBP" else {}))
+    assert difference(file, photo) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_jpeg_gives_nearly_the_pixels(photo: Image.Image, file: Path, options: dict[str, int]) -> None:
+    photo.save(file, "JPEG", quality=95, **options)
+    assert difference(file, photo) < 3
+
+
+def test_of_a_gif_the_first_frame_is_taken(photo: Image.Image, file: Path) -> None:
+    first = photo.quantize(64)
+    first.save(file, "GIF", save_all=True, append_images=[ImageOps.invert(photo).quantize(64)], duration=100)
+    assert difference(file, first) < 1
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_honoured(photo: Image.Image, file: Path, orientation: int, format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo.transpose(STORED[orientation]).save(file, format, exif=exif, quality=95)
+    assert difference(file, photo) < 3
+
+
+@pytest.mark.parametrize("tag", [0x0101, 0x010E], ids=["a fraction for a height", "a fraction for a text"])
+def test_a_photo_with_faulty_exif_data_is_read_and_upright(photo: Image.Image, file: Path, tag: int) -> None:
+    entries = sorted([struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0), struct.pack(">HHII", tag, 5, 1, 38)])
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + b"".join(entries) + struct.pack(">III", 0, 72, 1)
+    photo.transpose(STORED[6]).save(file, "JPEG", exif=exif, quality=95)
+    assert difference(file, photo) < 3
+
+
+def test_what_is_transparent_becomes_white(photo: Image.Image, file: Path) -> None:
+    alpha = Image.linear_gradient("L").resize(photo.size)
+    expected = Image.composite(photo, Image.new("RGB", photo.size, "white"), alpha)
+    rgba = photo.copy()
+    rgba.putalpha(alpha)
+    rgba.save(file, "PNG")
+    assert difference(file, expected) < 1
+    rgba.convert("LA").save(file, "PNG")
+    assert difference(file, Image.composite(photo.convert("L"), Image.new("L", photo.size, 255), alpha)) < 1
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_a_transparent_colour_of_a_palette_becomes_white(photo: Image.Image, file: Path, format: str) -> None:
+    palette = photo.quantize(16)
+    indices = np.asarray(palette)
+    palette.save(file, format, transparency=int(indices[32, 32]))
+    expected = np.asarray(palette.convert("RGB")).copy()
+    expected[indices == indices[32, 32]] = 255
+    assert difference(file, Image.fromarray(expected)) == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_greyscale_and_palettes_become_rgb(photo: Image.Image, file: Path, mode: str) -> None:
+    photo.convert(mode).save(file, "PNG")
+    assert difference(file, photo.convert(mode)) == 0
+
+
+def test_cmyk_becomes_rgb(photo: Image.Image, file: Path) -> None:
+    photo.convert("CMYK").save(file, "JPEG", quality=95)
+    assert difference(file, photo) < 3
+
+
+def test_of_sixteen_bits_the_upper_eight_count(photo: Image.Image, file: Path) -> None:
+    grey = np.asarray(photo.convert("L"))
+    Image.fromarray(grey.astype(np.uint16) << 8 | 0x80).save(file, "PNG")
+    assert difference(file, Image.fromarray(grey)) == 0
+
+
+@pytest.mark.parametrize("shape", [(2 * SIZE, SIZE), (SIZE, 2 * SIZE), (SIZE // 4, SIZE // 8), (500, 250)], ids=str)
+def test_a_photo_is_fitted_into_the_middle_of_a_white_square(file: Path, shape: tuple[int, int]) -> None:
+    Image.new("RGB", shape, (10, 20, 30)).save(file, "PNG")
+    square = decoded(file)
+    if shape[0] < shape[1]:
+        square = square.swapaxes(0, 1)
+    quarter = SIZE // 4
+    assert (square[quarter:-quarter] == (10, 20, 30)).all()
+    assert (square[:quarter] == 255).all() and (square[-quarter:] == 255).all()
+
+
+def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(photo_files: list[Path], file: Path) -> None:
+    with Image.open(photo_files[0]) as image:
+        large = image.convert("RGB").resize((1200, 1600), Image.Resampling.LANCZOS)
+    large.save(file, "JPEG", quality=90)
+    plain = ImageOps.pad(large, (SIZE, SIZE), Image.Resampling.BILINEAR, color="white")
+    assert difference(file, plain) < 2
+
+
+# --- unreadable photos
+
+
+def split_of(files: list[Path], labels: list[int] | None = None) -> Split:
+    return Split("train", tuple(files), tuple(labels or [0] * len(files)))
+
+
+@pytest.fixture
+def copies(photo_files: list[Path], tmp_path: Path) -> list[Path]:
+    """Nine photos in a folder of their own, to be changed."""
+    (tmp_path / "data").mkdir()
+    copies = [tmp_path / "data" / f"{i}.jpg" for i in range(9)]
+    for copy, original in zip(copies, photo_files, strict=False):
+        copy.write_bytes(original.read_bytes())
+    return copies
+
+
+def tiff(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(content)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda content: b"", "empty file"),
+    "text": (lambda content: b"not a photo\n", "not one of JPEG, PNG, WEBP, BMP, GIF"),
+    "tiff": (tiff, "not one of JPEG, PNG, WEBP, BMP, GIF"),
+    "cut": (lambda content: content[: len(content) // 2], "truncated"),
+}
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGE.values(), ids=list(DAMAGE))
+def test_an_unreadable_photo_is_skipped_with_a_reason(
+    copies: list[Path], tmp_path: Path, damage: Callable[[bytes], bytes], why: str
+) -> None:
+    copies[3].write_bytes(damage(copies[3].read_bytes()))
+    for _ in range(2):  # decoded, and from the cache
+        opened = Pixels.open(split_of(copies, [0] * 5 + [1] * 4), SIZE, tmp_path / "cache", 2)
+        assert list(opened.skipped) == [copies[3]] and why in opened.skipped[copies[3]]
+        assert opened.paths == (*copies[:3], *copies[4:]) and len(opened) == 8
+        assert opened.labels.tolist() == [0] * 4 + [1] * 4
+        for path, row in zip(opened.paths, opened.rows, strict=True):
+            assert np.array_equal(opened.images[row], pixels.decode(path, SIZE))
+
+
+def test_a_class_without_one_readable_photo_is_refused(copies: list[Path], tmp_path: Path) -> None:
+    for broken in copies[7:]:
+        broken.write_bytes(b"")
+    with pytest.raises(BadInput, match=r"data: no readable photo in this class \(7\.jpg: empty file\)"):
+        Pixels.open(split_of(copies, [0] * 7 + [1] * 2), SIZE, tmp_path / "cache", 2)
+
+
+# --- the cache
+
+
+def caches(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("pixels/*/*") if path.name != "lock")
+
+
+def test_the_cache_is_used_again(copies: list[Path], tmp_path: Path) -> None:
+    first = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2)
+    written = first.file.stat()
+    counts: list[int] = []
+    again = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2, counts.append)
+    assert (again.file, again.file.stat().st_mtime_ns, again.file.stat().st_ino) == (
+        first.file,
+        written.st_mtime_ns,
+        written.st_ino,
+    )
+    assert not counts
+
+
+@pytest.mark.parametrize("processes", [1, 2, 20])
+def test_every_photo_is_decoded_once_by_any_number_of_processes(
+    copies: list[Path], tmp_path: Path, processes: int
+) -> None:
+    counts: list[int] = []
+    opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", processes, counts.append)
+    assert sum(counts) == len(opened) == 9
+    assert np.array_equal(opened.images[opened.rows], [pixels.decode(path, SIZE) for path in copies])
+
+
+def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(copies: list[Path], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    before = Pixels.open(split_of(copies), SIZE, cache, 1)
+    old = caches(cache)
+    copies[0].write_bytes(copies[8].read_bytes())
+    after = Pixels.open(split_of(copies), SIZE, cache, 1)
+    assert np.array_equal(after.images[0], after.images[8])
+    assert len(caches(cache)) == 1 and caches(cache) != old and not before.file.exists()
+
+
+def test_other_splits_and_sizes_have_caches_of_their_own(copies: list[Path], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    opened = [
+        Pixels.open(split, size, cache, 1)
+        for split in (split_of(copies), Split("val", tuple(copies), (0,) * 9)) for size in (SIZE, 32)
+    ]  # fmt: skip
+    assert len({pixels.file for pixels in opened}) == 4 and all(pixels.file.exists() for pixels in opened)
+
+
+def test_a_build_killed_half_way_leaves_nothing_that_counts(copies: list[Path], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    def die(count: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = Elsewhere(Pixels.open, split_of(copies), SIZE, cache, 1, die)
+    with pytest.raises(EOFError):
+        killed.answer()
+    assert killed.process.exitcode == -signal.SIGKILL
+    [unfinished] = caches(cache)
+    opened = Pixels.open(split_of(copies), SIZE, cache, 1)
+    assert np.array_equal(opened.images[opened.rows], [pixels.decode(path, SIZE) for path in copies])
+    assert len(caches(cache)) == 1 and caches(cache) != [unfinished]
+
+
+def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(copies: list[Path], tmp_path: Path) -> None:
+    ready = FORK.Barrier(2)
+
+    def open_together() -> tuple[Array, int]:
+        counts: list[int] = []
+        ready.wait()
+        opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2, counts.append)
+        return np.array(opened.images[opened.rows]), sum(counts)
+
+    both = [Elsewhere(open_together) for _ in range(2)]
+    (first, one_decoded), (second, other_decoded) = (process.answer() for process in both)
+    assert np.array_equal(first, second) and len(first) == 9
+    assert sorted([one_decoded, other_decoded]) == [0, 9]
+    assert len(caches(tmp_path / "cache")) == 1
+
+
+# --- augmentation
+
+
+@pytest.fixture(scope="module")
+def batch(photo_files: list[Path]) -> Array:
+    return np.stack([pixels.decode(path, SIZE) for path in photo_files[:8]])
+
+
+def test_augmented_photos_have_the_shape_and_range_of_photos(batch: Array) -> None:
+    before = batch.copy()
+    for seed in range(20):
+        changed = augment(batch, np.random.default_rng(seed))
+        assert changed.shape == (8, SIZE, SIZE, 3) and str(changed.dtype) == "torch.float32"
+        assert changed.min() >= 0 and changed.max() <= 255
+    assert np.array_equal(batch, before)
+
+
+def test_one_seed_changes_photos_the_same_way_and_another_does_not(batch: Array) -> None:
+    first, again, other = (augment(batch, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_half_of_the_photos_are_mirrored() -> None:
+    darker_on_the_left = np.zeros((400, 32, 32, 3), np.uint8)
+    darker_on_the_left[:, :, 16:] = 100
+    changed = augment(darker_on_the_left, np.random.default_rng(0)).numpy()
+    mirrored = changed[:, :, :8].mean((1, 2, 3)) > changed[:, :, -8:].mean((1, 2, 3))
+    assert 140 < mirrored.sum() < 260
+
+
+def test_colours_stay_what_they_are() -> None:
+    white_and_grey = np.full((2, 32, 32, 3), 255, np.uint8)
+    white_and_grey[1] = 100
+    changed = augment(white_and_grey, np.random.default_rng(0)).numpy()
+    assert np.allclose(changed[0], 255, atol=1e-3) and np.allclose(changed[1], 100, atol=1e-3)
+
+
+def test_at_least_four_fifths_of_a_photo_are_kept() -> None:
+    ramp = np.zeros((4, 100, 100, 3), np.uint8)
+    ramp[:] = np.arange(100)[:, None]
+    for seed in range(30):
+        changed = augment(ramp, np.random.default_rng(seed)).numpy()[:, :, :, 0]
+        assert (changed.max((1, 2)) - changed.min((1, 2)) > 78).all()

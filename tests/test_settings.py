@@ -1,0 +1,140 @@
+"""Command lines: where a value comes from, and what a wrong one is answered with."""
+
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Answer, refusal
+
+import eval
+import infer
+import train
+from hogwear import settings
+
+VALUES = {
+    "epochs": (3, 4),
+    "lr": (0.5, 0.25),
+    "arch": ("tinyvgg", "efficientnet_lite0"),
+    "model_dir": (Path("a"), Path("b")),
+}
+WRONG = [
+    ("epochs", "0"), ("epochs", "many"), ("epochs", "1.5"), ("epochs", "-1"), ("image_size", "16"), ("image_size", "4096"),
+    ("workers", "0"), ("workers", "two"), ("batch_size", "0"), ("lr", "nan"), ("lr", "inf"), ("lr", "0"), ("lr", "fast"),
+    ("momentum", "1"), ("momentum", "-0.1"), ("seed", "-1"), ("seed", str(2**64)), ("arch", "resnet50"),
+]  # fmt: skip
+
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(call: Callable[..., Answer]) -> Refuse:
+    """The one line with which a command line of train.py is refused."""
+
+    def refuse(*arguments: str) -> str:
+        answer = call(train, *arguments, main=lambda settings: None)
+        assert answer.code == 2, answer
+        return refusal(answer.stderr)
+
+    return refuse
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_flag_beats_the_environment_which_beats_the_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = VALUES[name]
+    default = getattr(settings.parse(train.Settings, []), name)
+    assert default not in (first, second)
+    monkeypatch.setenv(f"HOGWEAR_{name.upper()}", str(first))
+    assert getattr(settings.parse(train.Settings, []), name) == first
+    assert getattr(settings.parse(train.Settings, [f"--{name.replace('_', '-')}", str(second)]), name) == second
+
+
+@pytest.mark.parametrize("name", [*VALUES, "fresh"])
+def test_an_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"HOGWEAR_{name.upper()}", "")
+    assert settings.parse(train.Settings, []) == train.Settings()
+
+
+@pytest.mark.parametrize(("word", "value"), [("1", True), ("yes", True), ("0", False), ("no", False)])
+def test_a_switch_is_a_word_in_the_environment(word: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOGWEAR_FRESH", word)
+    assert settings.parse(train.Settings, []).fresh is value
+    assert settings.parse(train.Settings, ["--fresh"]).fresh
+
+
+def test_several_values_are_separated_by_colons_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOGWEAR_IMAGES", "a.jpg:b")
+    assert settings.parse(infer.Settings, []).images == (Path("a.jpg"), Path("b"))
+    assert settings.parse(infer.Settings, ["--images", "c", "d"]).images == (Path("c"), Path("d"))
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_value_is_named_in_one_line(
+    name: str, value: str, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag, variable = f"--{name.replace('_', '-')}", f"HOGWEAR_{name.upper()}"
+    line = refuse(f"{flag}={value}")
+    assert line.startswith(f"train.py: {flag}: ") and value in line
+    monkeypatch.setenv(variable, value)
+    line = refuse()
+    assert line.startswith(f"train.py: {variable}: ") and value in line
+
+
+@pytest.mark.parametrize("arguments", [["--epoch", "3"], ["--epochs"], ["photo.jpg"], ["--frehs"]])
+def test_an_unknown_or_incomplete_flag_is_named_in_one_line(arguments: list[str], refuse: Refuse) -> None:
+    line = refuse(*arguments)
+    assert arguments[0] in line and "train.py --help" in line
+
+
+def test_a_switch_refuses_another_word(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOGWEAR_FRESH", "maybe")
+    assert "HOGWEAR_FRESH: 'maybe'" in refuse()
+
+
+@pytest.mark.parametrize("script", [train, eval, infer], ids=lambda script: script.__name__)
+def test_help_tells_every_flag_with_its_default_and_how_to_name_its_variable(
+    script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        settings.parse(script.Settings, ["--help"])
+    text = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)) == {
+        f.name.replace("_", "-") for f in fields(script.Settings)
+    }
+    assert "HOGWEAR_<FLAG>" in text
+    for setting in fields(script.Settings):
+        if isinstance(setting.default, (int, Path)) and not isinstance(setting.default, bool):
+            assert f"(default: {setting.default})" in " ".join(text.split())
+
+
+def test_every_script_has_the_flags_it_is_documented_with() -> None:
+    folders = {"data_dir", "model_dir", "cache_dir"}
+    assert {f.name for f in fields(train.Settings)} == folders | {
+        "arch", "image_size", "epochs", "workers", "batch_size", "lr", "momentum", "seed", "fresh",
+    }  # fmt: skip
+    assert {f.name for f in fields(eval.Settings)} == folders
+    assert {f.name for f in fields(infer.Settings)} == folders | {"responses_dir", "images", "num_images", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "photo.jpg"),
+            2,
+            "train.py: photo.jpg: No such file or directory\n",
+        ),
+        (KeyboardInterrupt(), 130, "train.py: interrupted\n"),
+    ],
+)
+def test_a_failure_of_the_system_is_one_line_too(
+    error: BaseException, code: int, line: str, call: Callable[..., Answer]
+) -> None:
+    def main(settings: train.Settings) -> None:
+        raise error
+
+    assert call(train, main=main) == Answer(code, "", line)

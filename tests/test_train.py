@@ -1,0 +1,442 @@
+"""train.py as its users run it: real processes that are interrupted, killed and started again."""
+
+import csv
+import ctypes
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # SGD imports it when first used: better once here than in every worker of `call`
+from conftest import (
+    CLASSES,
+    SIZE,
+    SMALL_RUN,
+    Answer,
+    Script,
+    Trained,
+    at,
+    descendants,
+    flat,
+    is_running,
+    refusal,
+    saved,
+    wait_until,
+    without_test,
+)
+
+import eval
+import model
+import train
+
+KILLS = int(os.environ.get("KILLS", "3"))
+Start = Callable[..., Script]
+Call = Callable[..., Answer]
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
+
+
+def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two checkpoints hold the same weights, best weights and history, to the last bit."""
+    return (
+        torch.equal(flat(one["weights"]), flat(other["weights"]))
+        and torch.equal(flat(one["best"]["weights"]), flat(other["best"]["weights"]))
+        and without_times(one["history"]) == without_times(other["history"])
+    )
+
+
+def copy_of(folder: Path, name: Path) -> Path:
+    return Path(shutil.copytree(folder, name / "model"))
+
+
+# --- a run to its end
+
+
+def test_one_worker_and_one_seed_give_identical_weights_twice(trained: Trained) -> None:
+    assert same_run(saved(trained.model), saved(trained.twin))
+
+
+def test_another_seed_gives_other_weights(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
+    assert (
+        call(train, *SMALL_RUN, "--epochs", 1, "--workers", 1, "--seed", 1, *at(data, tmp_path, trained.cache)).code
+        == 0
+    )
+    assert saved(tmp_path)["history"][0]["train_loss"] != saved(trained.model)["history"][0]["train_loss"]
+
+
+def test_a_run_learns_and_says_a_line_an_epoch(trained: Trained) -> None:
+    history = saved(trained.model)["history"]
+    assert history[-1]["val_acc"] > 0.7 and history[-1]["train_loss"] < history[0]["train_loss"]
+    lines = re.findall(r"^epoch (\d)/6: .*val loss ([\d.]+) accuracy ([\d.]+)", trained.stdout, re.MULTILINE)
+    assert lines == [(f"{row['epoch']}", f"{row['val_loss']:.4f}", f"{row['val_acc']:.4f}") for row in history]
+    assert trained.stderr == ""
+
+
+def test_the_plan_is_printed(trained: Trained) -> None:
+    for part in ("120 to train on, 40 to validate with", ", ".join(CLASSES), "6 epochs", "1 workers", f"{SIZE} px"):
+        assert part in trained.stdout
+
+
+def test_the_checkpoint_has_all_that_eval_and_infer_need(trained: Trained) -> None:
+    state = saved(trained.model)
+    assert (state["arch"], state["class_names"], state["image_size"]) == ("efficientnet_lite0", list(CLASSES), SIZE)
+    assert state["finished"] and state["images_seen"] == 720 and "RGB" in state["preprocessing"]
+    assert state["choices"]["batch_size"] == 8 and state["choices"]["epochs"] == 6
+
+
+def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
+    state = saved(trained.model)
+    accuracies = [row["val_acc"] for row in state["history"]]
+    assert state["best"]["val_acc"] == max(accuracies) == accuracies[state["best"]["epoch"] - 1]
+    loaded = model.load(trained.model)
+    assert (
+        torch.equal(flat(loaded.net.state_dict()), flat(state["best"]["weights"]))
+        and loaded.epoch == state["best"]["epoch"]
+    )
+
+
+def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
+    with (trained.model / "metrics.csv").open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == saved(trained.model)["history"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6] and {row["images"] for row in rows} == {120}
+
+
+def test_nothing_but_the_checkpoint_and_the_metrics_is_in_the_model_folder(trained: Trained) -> None:
+    assert {file.name for file in trained.model.iterdir()} >= {"checkpoint.pt", "metrics.csv"}
+    assert not [file for file in trained.twin.iterdir() if file.name not in ("checkpoint.pt", "metrics.csv")]
+
+
+# --- interrupted and gone on with
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    codes: list[int]
+    seconds: list[float]  # from the signal to the exit
+    after_first: Path  # model/ as the first interruption left it
+    model: Path
+    stdout: list[str]
+
+
+@pytest.fixture(scope="module")
+def interrupted(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """The run of `trained` again, once terminated, then interrupted with Ctrl-C, then left to finish."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    codes, seconds, stdout = [], [], []
+    for number, (epoch, stop) in enumerate([(1, signal.SIGTERM), (3, signal.SIGINT), (6, None)]):
+        again = SMALL_RUN if number < 2 else ()  # what a run has may be said again, or not
+        script = start("train.py", *again, "--workers", 1, *at(data, folder / "model", trained.cache))
+        if stop:
+            script.wait_for(rf"epoch {epoch}/")
+            time.sleep(0.15)  # into the next epoch
+            signalled = time.monotonic()
+            if stop == signal.SIGINT:
+                os.killpg(script.pid, stop)  # as a terminal does
+            else:
+                os.kill(script.pid, stop)
+        codes.append(script.code())
+        seconds.append(time.monotonic() - signalled)
+        stdout.append(script.stdout)
+        if number == 0:
+            shutil.copytree(folder / "model", folder / "first")
+    return Interrupted(codes, seconds, folder / "first", folder / "model", stdout)
+
+
+def test_sigterm_and_ctrl_c_save_and_exit_within_seconds(interrupted: Interrupted) -> None:
+    assert interrupted.codes == [128 + signal.SIGTERM, 128 + signal.SIGINT, 0]
+    assert max(interrupted.seconds[:2]) < 5
+    assert not saved(interrupted.after_first)["finished"]
+
+
+def test_resume_continues_from_the_saved_image_count(interrupted: Interrupted) -> None:
+    count = saved(interrupted.after_first)["images_seen"]
+    assert 120 <= count < 720
+    assert f"Stopped after {count} images" in interrupted.stdout[0]
+    assert (
+        f"Resuming the interrupted run in {interrupted.model}/checkpoint.pt after {count} images"
+        in interrupted.stdout[1]
+    )
+    assert "epoch 1/" not in interrupted.stdout[1] and "epoch 6/6" in interrupted.stdout[2]
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(interrupted: Interrupted, trained: Trained) -> None:
+    assert same_run(saved(interrupted.model), saved(trained.model))
+
+
+@pytest.mark.parametrize(
+    "flag", [("--lr", "0.5"), ("--epochs", "7"), ("--image-size", "96"), ("--seed", "1"), ("--batch-size", "4")]
+)
+def test_an_interrupted_run_refuses_other_settings(
+    flag: tuple[str, str], interrupted: Interrupted, data: Path, trained: Trained, call: Call, tmp_path: Path
+) -> None:
+    folder = copy_of(interrupted.after_first, tmp_path)
+    before = (folder / "checkpoint.pt").read_bytes()
+    answer = call(train, *flag, *at(data, folder, trained.cache))
+    assert answer.code == 2 and f"{flag[0]} is {flag[1]}, the interrupted run has " in refusal(answer.stderr)
+    assert "--fresh" in answer.stderr and (folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_an_interrupted_run_comes_to_an_end_when_most_photos_were_deleted(
+    interrupted: Interrupted, data: Path, trained: Trained, call: Call, tmp_path: Path
+) -> None:
+    """It has seen more images than the whole run has now: it must finish, or say what to do; not stop, again and again."""
+    folder, few = copy_of(interrupted.after_first, tmp_path), without_test(data, tmp_path / "data")
+    (few / "train").unlink()
+    for name in CLASSES:
+        (few / "train" / name).mkdir(parents=True)
+        for photo in sorted((data / "train" / name).iterdir())[:3]:
+            (few / "train" / name / photo.name).symlink_to(photo)
+    answer = call(train, "--workers", 1, *at(few, folder, tmp_path / "cache"))
+    assert answer.code in (0, 2), answer
+    assert saved(folder)["finished"] or "--fresh" in refusal(answer.stderr)
+
+
+# --- killed
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill -9: images saved before it and after it, and what the run had started and mapped."""
+
+    before: int
+    after: int
+    resumed_from: int | None
+    processes: set[int]
+    shared_memory: set[str]
+
+
+def shared_memory(pids: set[int]) -> set[str]:
+    """Files in /dev/shm that these processes have mapped."""
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids if is_running(pid))
+    return set(re.findall(r"/dev/shm/\S+", maps))
+
+
+@pytest.fixture(scope="module")
+def kills(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> list[Kill]:
+    """Runs of 1 and 2 workers into one checkpoint, killed at random moments; the last is terminated, and saves."""
+    folder, kills = tmp_path_factory.mktemp("killed"), []
+    for number in range(KILLS + 1):
+        last, workers = number == KILLS, 2 - number % 2
+        script = start("train.py", *SMALL_RUN, "--epochs", 1000, "--workers", workers, *at(data, folder, trained.cache))
+        # One is killed as soon as it has begun, the next after an epoch or more.
+        script.wait_for("^Resuming" if number % 2 and not last else "^epoch")
+        wait_until((folder / "checkpoint.pt").exists)
+        time.sleep(random.uniform(0, 1))
+        processes = descendants(script.pid)
+        mapped = shared_memory({script.pid, *processes})
+        before = saved(folder)["images_seen"]
+        os.kill(script.pid, signal.SIGTERM if last else signal.SIGKILL)
+        assert script.process.wait(10) == (143 if last else -signal.SIGKILL)
+        resumed = re.search(r"Resuming .* after (\d+) images", script.stdout)
+        kills.append(
+            Kill(before, saved(folder)["images_seen"], int(resumed[1]) if resumed else None, processes, mapped)
+        )
+    return kills
+
+
+def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers_and_never_goes_back(kills: list[Kill]) -> None:
+    assert len(kills) == KILLS + 1 and kills[0].resumed_from is None
+    assert all(0 < kill.before <= kill.after for kill in kills)
+    assert [kill.resumed_from for kill in kills[1:]] == [kill.after for kill in kills[:-1]]
+    assert kills[-1].after > kills[0].after
+
+
+def test_a_killed_run_leaves_no_process_and_no_shared_memory(kills: list[Kill]) -> None:
+    assert len(kills[0].processes) == 2 and kills[0].shared_memory
+    wait_until(lambda: not any(is_running(pid) for kill in kills for pid in kill.processes), seconds=5)
+    assert not [file for kill in kills for file in kill.shared_memory if Path(file).exists()]
+
+
+# --- a finished run
+
+
+Result = tuple[Path, Script]  # model/, and the process that wrote it
+
+
+@pytest.fixture(scope="module")
+def second_runs(
+    data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Result, Result]:
+    """`continued` and `fresh`, at the same time."""
+    folder = tmp_path_factory.mktemp("second")
+    models = [copy_of(trained.model, folder / name) for name in ("continued", "fresh")]
+    photos = without_test(data, folder / "data")
+    for name in CLASSES:
+        (photos / "test" / name).mkdir(parents=True)
+        (photos / "test" / name / "broken.jpg").write_bytes(b"not a photo")
+    ruin = "--epochs", 1, "--workers", 2, "--lr", 9, "--batch-size", 2
+    worse = start("train.py", *ruin, *at(data, models[0], trained.cache))
+    tinyvgg = "--fresh", "--arch", "tinyvgg", "--image-size", SIZE, "--epochs", 1, "--workers", 1
+    fresh = start("train.py", *tinyvgg, *at(photos, models[1], folder / "cache"))
+    return (models[0], worse.ok()), (models[1], fresh.ok())
+
+
+@pytest.fixture(scope="module")
+def continued(second_runs: tuple[Result, Result]) -> Result:
+    """The finished run, trained further at a learning rate that only makes it worse."""
+    return second_runs[0]
+
+
+@pytest.fixture(scope="module")
+def fresh(second_runs: tuple[Result, Result]) -> Result:
+    """TinyVGG instead of the finished run, on photos whose test split cannot be read."""
+    return second_runs[1]
+
+
+def test_a_finished_run_trains_more_and_its_history_grows(continued: Result, trained: Trained) -> None:
+    folder, script = continued
+    before, after = saved(trained.model), saved(folder)
+    assert "a finished run with validation accuracy" in script.stdout and "epoch 7/7" in script.stdout
+    assert after["history"][:6] == before["history"] and [row["epoch"] for row in after["history"]] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
+    assert after["finished"] and after["first_epoch"] == 6
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 7
+
+
+def test_the_better_weights_are_kept_when_training_further_makes_it_worse(continued: Result, trained: Trained) -> None:
+    before, after = saved(trained.model), saved(continued[0])
+    assert after["history"][-1]["val_acc"] < before["best"]["val_acc"]
+    assert {name: after["best"][name] for name in ("epoch", "val_acc", "val_loss")} == {
+        name: before["best"][name] for name in ("epoch", "val_acc", "val_loss")
+    }
+    assert torch.equal(flat(after["best"]["weights"]), flat(before["best"]["weights"]))
+    assert not torch.equal(flat(after["weights"]), flat(before["weights"]))
+
+
+def test_the_checkpoint_is_evaluated_at_the_size_its_best_weights_were_measured_at(
+    data: Path, trained: Trained, call: Call, tmp_path: Path
+) -> None:
+    folder, photos = copy_of(trained.model, tmp_path), without_test(data, tmp_path / "data")
+    answer = call(
+        train, "--image-size", 32, "--epochs", 1, "--lr", "1e-7", "--workers", 1, *at(photos, folder, trained.cache)
+    )
+    assert answer.code in (0, 2), answer
+    best = saved(folder)["best"]
+    assert call(eval, *at(photos, folder, trained.cache)).code == 0
+    assert model.load(folder).image_size == (32 if best.get("epoch") == 7 else SIZE)
+
+
+# --- fresh, and from scratch
+
+
+def test_fresh_starts_over_and_keeps_the_old_checkpoint_beside(fresh: Result, trained: Trained) -> None:
+    folder, script = fresh
+    [kept] = folder.glob("checkpoint-*.pt")
+    assert kept.read_bytes() == (trained.model / "checkpoint.pt").read_bytes() and str(kept) in script.stdout
+    assert len(saved(folder)["history"]) == 1
+
+
+def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
+    state = saved(fresh[0])
+    torch.manual_seed(0)
+    initial = model.build("tinyvgg", 5, SIZE).state_dict()
+    assert state["arch"] == "tinyvgg"
+    assert [name for name, weights in state["weights"].items() if torch.equal(weights, initial[name])] == []
+
+
+def test_the_test_split_is_never_read(fresh: Result) -> None:
+    folder, script = fresh
+    assert sorted(cache.name.split("-")[0] for cache in (folder.parents[1] / "cache" / "pixels").iterdir()) == [
+        "train",
+        "val",
+    ]
+    assert "broken" not in script.stdout + script.stderr and script.stderr == ""
+
+
+def test_another_image_size_of_a_network_that_cannot_change_it_is_refused(
+    fresh: Result, data: Path, call: Call, tmp_path: Path
+) -> None:
+    folder = copy_of(fresh[0], tmp_path)
+    answer = call(train, "--image-size", 32, *at(data, folder, tmp_path / "cache"))
+    assert answer.code == 2 and "32" in refusal(answer.stderr) and str(SIZE) in answer.stderr
+
+
+def test_tinyvgg_needs_no_shared_memory_but_for_its_few_parameters(
+    data: Path, trained: Trained, call: Call, tmp_path: Path
+) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)  # holds for files in /dev/shm too
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 20, limit[1]))
+    try:
+        arguments = "--arch", "tinyvgg", "--image-size", SIZE, "--epochs", 1, "--workers", 2
+        assert call(train, *arguments, *at(data, tmp_path, trained.cache)).code == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+# --- refused
+
+
+def test_another_architecture_is_refused_naming_both(trained: Trained, data: Path, call: Call) -> None:
+    answer = call(train, "--arch", "tinyvgg", *at(data, trained.model, trained.cache))
+    assert answer.code == 2 and "tinyvgg" in refusal(answer.stderr) and "efficientnet_lite0" in answer.stderr
+
+
+def test_other_classes_are_refused_naming_both(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
+    photos = without_test(data, tmp_path / "data")
+    for split in ("train", "val"):
+        (photos / split).unlink()
+        (photos / split).mkdir()
+        for old, new in {"eyewear": "glasses", "handbag": "handbag"}.items():
+            (photos / split / new).symlink_to(data / split / old)
+    answer = call(train, *at(photos, trained.model, trained.cache))
+    assert answer.code == 2 and "glasses, handbag" in refusal(answer.stderr) and ", ".join(CLASSES) in answer.stderr
+
+
+def test_a_damaged_checkpoint_is_refused_until_fresh(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
+    folder = copy_of(trained.model, tmp_path)
+    file = folder / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    answer = call(train, *at(data, folder, trained.cache))
+    assert answer.code == 2 and "damaged" in refusal(answer.stderr) and "--fresh" in answer.stderr
+
+
+def lose_the_right_to_write_everywhere() -> None:
+    """For root: without CAP_DAC_OVERRIDE (1) in the bounding set, a folder's mode holds for it too."""
+    pr_capbset_drop = 24
+    ctypes.CDLL(None).prctl(pr_capbset_drop, 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["read-only folder", "folder in a read-only folder", "file"])
+def test_a_model_folder_that_cannot_be_written_is_refused_before_training(
+    kind: str, data: Path, start: Start, trained: Trained, tmp_path: Path
+) -> None:
+    model_dir = {"read-only folder": tmp_path / "closed", "file": tmp_path / "file"}.get(
+        kind, tmp_path / "closed" / "model"
+    )
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(mode=0o555)
+    script = start("train.py", *at(data, model_dir, trained.cache), preexec_fn=lose_the_right_to_write_everywhere)
+    assert script.code() == 2
+    assert str(model_dir) in refusal(script.stderr) and script.stdout == ""
+
+
+def test_a_missing_data_folder_is_refused_before_training(start: Start, tmp_path: Path) -> None:
+    script = start("train.py", *at(tmp_path / "nowhere", tmp_path / "model", tmp_path / "cache"))
+    assert script.code() == 2
+    assert f"train.py: {tmp_path}/nowhere: no such folder; make it" in refusal(script.stderr) and script.stdout == ""
+
+
+def test_a_wrong_flag_is_refused_by_the_real_process_in_one_line(start: Start) -> None:
+    script = start("train.py", "--arch", "resnet50")
+    assert script.code() == 2
+    assert refusal(script.stderr) == "train.py: --arch: 'resnet50' is not one of efficientnet_lite0, tinyvgg\n"
