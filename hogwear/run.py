@@ -94,7 +94,7 @@ class Run:
 
     def fit(self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop) -> None:
         """Train to the end of the run or until `stop`; save after every epoch, and from time to time between."""
-        course, saves = self.course(train), SaveClock()
+        course = self.course(train)
         step = course.step_at(self.images_seen)
         if step >= course.steps:
             raise BadInput(
@@ -117,6 +117,7 @@ class Run:
         with Workers(workers, prepare) as pool, progress.TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
             if moments:
                 self.start_head(pool, moments, len(train))
+            saves = SaveClock()
             while step < course.steps and not stop.asked:
                 epoch_end = (step // course.steps_per_epoch + 1) * course.steps_per_epoch
                 started = time.monotonic()
@@ -176,7 +177,7 @@ class SaveClock:
     """Tells when to save within an epoch: not before the last save's cost is 2 % of the time since."""
 
     def __init__(self) -> None:
-        self.cost, self.saved = 0.1, time.monotonic()  # seconds; the first cost is a guess
+        self.cost, self.saved = 0.05, time.monotonic()  # seconds; the first cost is a guess
 
     def due(self) -> bool:
         return time.monotonic() - self.saved > self.cost / SAVING_SHARE
