@@ -116,7 +116,7 @@ class Run:
 
         with Workers(workers, prepare) as pool, progress.TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
             if moments:
-                self.start_head(pool, moments, len(train))
+                self.start_head(pool, moments, len(train), stop)
             saves = SaveClock()
             while step < course.steps and not stop.asked:
                 epoch_end = (step // course.steps_per_epoch + 1) * course.steps_per_epoch
@@ -135,10 +135,12 @@ class Run:
                 with saves:
                     checkpoint.save(model_dir, self.state())
 
-    def start_head(self, pool: Workers, moments: Moments, count: int) -> None:
+    def start_head(self, pool: Workers, moments: Moments, count: int, stop: Stop) -> None:
         """Give the classifier its closed form, so that the features are not trained against a random one."""
-        for _ in pool.run("moments", closed_form.starts(count)):
+        for _ in pool.run("moments", closed_form.starts(count), lambda: stop.asked):
             pass
+        if stop.asked:
+            return
         weight, bias = moments.classifier()
         self.net.head.weight.data.copy_(weight)
         self.net.head.bias.data.copy_(bias)
