@@ -60,6 +60,8 @@ def main(settings: Settings) -> None:
         return progress.decoded(split, choices.image_size, settings.cache_dir, lambda: importlib.import_module("model"))
 
     train, val = decoded(photos.train), decoded(photos.val)
+    if settings.fresh:
+        keep_beside(settings.model_dir / CHECKPOINT)
     run = open_run(choices, photos.class_names, state)
     with machine.Stop() as stop:
         run.fit(train, val, workers, settings.model_dir, stop)
@@ -83,9 +85,7 @@ def saved_state(settings: Settings) -> dict[str, Any] | None:
         print(f"Starting a new run: there is no {file} yet.")
         return None
     if settings.fresh:
-        kept = file.with_name(time.strftime(f"{file.stem}-%Y%m%d-%H%M%S{file.suffix}"))
-        file.rename(kept)
-        print(f"Starting a new run: --fresh. The old checkpoint is kept as {kept}.")
+        print("Starting a new run: --fresh.")
         return None
     from hogwear import checkpoint
 
@@ -95,6 +95,14 @@ def saved_state(settings: Settings) -> dict[str, Any] | None:
     else:
         print(f"Resuming the interrupted run in {file} after {state['images_seen']} images.")
     return state
+
+
+def keep_beside(file: Path) -> None:
+    """Move the old checkpoint out of a fresh one's way; not before everything is known to be fit for that one."""
+    if file.exists():
+        kept = file.with_name(time.strftime(f"{file.stem}-%Y%m%d-%H%M%S{file.suffix}"))
+        file.rename(kept)
+        print(f"The old checkpoint is kept as {kept}.")
 
 
 def print_plan(choices: Choices, workers: int, photos: Photos) -> None:

@@ -10,6 +10,7 @@
 """
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 from hogwear.errors import BadInput
 
 S = TypeVar("S")
+METAVARS: dict[Any, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -70,7 +72,7 @@ def from_environment(setting: "Field[Any]", text: str, source: str) -> Any:
 
 def parse(settings: type[S], arguments: list[str] | None = None) -> S:
     """Flags first, then the environment (empty counts as not set), then the defaults. BadInput if a value is wrong."""
-    parser = Parser(description=settings.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    parser = Parser(description=inspect.cleandoc(settings.__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                     epilog="Each flag can be set in the environment too: HOGWEAR_<FLAG>, for example HOGWEAR_SEED=1.")
     for setting in fields(settings):  # type: ignore[arg-type]
         rules, several = setting.metadata, isinstance(setting.default, tuple)
@@ -80,7 +82,7 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
         else:
             shown = rules["default_help"] or (None if several else setting.default)
             option["help"] += f" (default: {shown})" if shown is not None else ""
-            option["metavar"] = "{" + ",".join(rules["choices"]) + "}" if rules["choices"] else setting.name.upper()
+            option["metavar"] = "{" + ",".join(rules["choices"]) + "}" if rules["choices"] else METAVARS[rules["kind"]]
             option["nargs"] = "+" if several else None
         parser.add_argument("--" + setting.name.replace("_", "-"), **option)
     given = vars(parser.parse_args(arguments))

@@ -62,9 +62,11 @@ class Workers:
         """
         waiting = deque(items)
         while True:
-            for slot in sorted(self.slots, key=lambda slot: len(slot.given)):
-                while waiting and len(slot.given) < QUEUED and not pause():
-                    self.give(slot, job, waiting.popleft())
+            while waiting and not pause():
+                idlest = min(self.slots, key=lambda slot: len(slot.given))
+                if len(idlest.given) == QUEUED:
+                    break
+                self.give(idlest, job, waiting.popleft())
             busy = {slot.pipe: slot for slot in self.slots if slot.given}
             if not busy:
                 return

@@ -76,16 +76,8 @@ class Script:
         env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
         with self.out.open("w") as out, self.err.open("w") as err:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                **options,
-            )
+            files = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            self.process = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **files | options)
 
     @property
     def pid(self) -> int:
@@ -180,7 +172,7 @@ class Answer:
 
 @pytest.fixture
 def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
-    """call(eval, "--model-dir", folder): a script without the seconds that a process of its own takes to import torch."""
+    """call(eval, "--model-dir", folder): a script, without the seconds that a process takes to import torch."""
 
     def call(script: Any, *arguments: object, main: Callable[[Any], None] | None = None) -> Answer:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])

@@ -79,8 +79,13 @@ def test_one_changed_byte_anywhere_is_noticed(tmp_path: Path) -> None:
             checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("cut", [lambda c: b"", lambda c: c[:31], lambda c: c[:32], lambda c: c[:-1], lambda c: c[: len(c) // 2],
-                                 lambda c: c[1:], lambda c: c + b"\0"])  # fmt: skip
+CUTS: list[Damage] = [
+    lambda c: b"", lambda c: c[:31], lambda c: c[:32], lambda c: c[: len(c) // 2], lambda c: c[:-1], lambda c: c[1:],
+    lambda c: c + b"\0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", CUTS)
 def test_a_cut_or_longer_file_is_refused(tmp_path: Path, cut: Damage) -> None:
     checkpoint.save(tmp_path, state())
     file = tmp_path / "checkpoint.pt"

@@ -153,16 +153,18 @@ def test_an_empty_folder_means_the_built_in_sample(
 REFUSED = {
     "one class only": ({"train/a": 3, "val/a": 1}, "data: one class only (a); a classifier needs two"),
     "one class only, flat": ({"a": 9}, "data: one class only (a); a classifier needs two"),
-    "empty class": ({"train/a": 3, "train/b": 0, "val/a": 1}, "data/train/b: no photos in this class; add some or remove the folder"),
+    "empty class": ({"train/a": 3, "train/b": 0, "val/a": 1}, "data/train/b: no photos in this class; add some or"),
     "empty class in val": ({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 0}, "data/val/b: no photos in this class"),
     "empty class, flat": ({"a": 3, "b": 0}, "data/b: no photos in this class"),
     "unknown class in test": (
-        {"train/a": 3, "train/b": 3, "val/a": 1, "test/c": 1}, "data/test: class c is not in train; the classes there: a, b",
+        {"train/a": 3, "train/b": 3, "val/a": 1, "test/c": 1},
+        "data/test: class c is not in train; the classes there: a, b",
     ),
     "no class folders": ({"train": 3}, "data/train: no class folders in it; expected "),
     "no train": ({"val/a": 3, "test/a": 3}, "data: there is val, test but no train; expected train/CLASS/*"),
     "two val folders": (
-        {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1}, "data: both val and valid are there; keep one of them as the val split",
+        {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1},
+        "data: both val and valid are there; keep one of them as the val split",
     ),
     "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: one photo only; a class needs at least 2"),
     "too few, flat": ({"a": 9, "b": 2}, "data/b: 2 photos; a class needs at least 3, for train, val and test"),

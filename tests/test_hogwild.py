@@ -1,4 +1,4 @@
-"""Workers that may die, and the training that they share: every photo once, one worker as plain SGD, nothing left over."""
+"""Workers that may die, and the training they share: every photo once, one worker as plain SGD, nothing left over."""
 
 import os
 import signal
@@ -64,11 +64,12 @@ def test_a_later_run_does_not_repeat_the_shuffles_of_an_earlier_one(course: Cour
     assert seen(replace(course, first_epoch=1), range(8)) == seen(course, range(8, 16))
 
 
-def test_labels_stay_with_their_photos(course: Course, train: Pixels) -> None:
-    images = np.load(course.images, mmap_mode="r")
-    numbers, labels = seen(course, range(1)), course.batch(0, images)[1]
-    assert labels.tolist() == [course.labels[n] for n in numbers]
-    assert [train.paths[n].parent.name for n in numbers] == [CLASSES[k] for k in labels]
+def test_labels_stay_with_their_photos(course: Course) -> None:
+    photos = np.broadcast_to(np.arange(120, dtype=np.uint8)[:, None, None, None], (120, 8, 8, 3))  # photo n is all n
+    for step in (0, 7, 9):
+        pixels, labels = course.batch(step, photos)
+        assert labels.tolist() == [course.labels[round(float(photo.mean()))] for photo in pixels]
+    assert course.labels.tolist() == [CLASSES.index(name) for name in CLASSES for _ in range(24)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 40, 120, 500])
@@ -239,6 +240,14 @@ def test_every_item_is_done_exactly_once(log: Path) -> None:
     assert len({pid for _, pid in done}) == 2 and str(os.getpid()) not in {pid for _, pid in done}
 
 
+def test_as_many_items_as_workers_are_done_side_by_side() -> None:
+    def prepare(rank: int) -> dict[str, Callable[[int], int]]:
+        return {"work": lambda item: time.sleep(0.1) or rank}
+
+    with Workers(3, prepare) as workers:
+        assert sorted(rank for _, rank in workers.run("work", range(3))) == [0, 1, 2]
+
+
 def test_a_slow_worker_gets_fewer_items() -> None:
     def prepare(rank: int) -> dict[str, Callable[[int], int]]:
         def job(item: int) -> int:
@@ -363,6 +372,15 @@ def test_busy_workers_are_gone_after_an_error() -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.fixture
+def python_sigint() -> Iterator[None]:
+    """Python's own handler, also where these tests run in the background and were told to ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_sigint")
 def test_ctrl_c_is_left_to_the_parent() -> None:
     def interrupt(item: int) -> int:
         os.kill(os.getpid(), signal.SIGINT)

@@ -105,10 +105,11 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     rows = {row["file"]: row for row in answers_in(tmp_path)}
     broken = str(tmp_path / "mine" / "broken.jpg")
     assert list(rows) == [
-        str(others[0]), broken, str(tmp_path / "mine" / "deep" / "shoe.jpg"), str(tmp_path / "mine" / "shoe.jpg"), str(others[1]),
+        str(others[0]), broken, str(tmp_path / "mine/deep/shoe.jpg"), str(tmp_path / "mine/shoe.jpg"), str(others[1]),
     ]  # fmt: skip
     assert rows[broken] == {
-        "file": broken, "true_class": None, "error": "not one of JPEG, PNG, WEBP, BMP, GIF", "probabilities": {}, "picture": None,
+        "file": broken, "true_class": None, "probabilities": {}, "picture": None,
+        "error": "not one of JPEG, PNG, WEBP, BMP, GIF",
     }  # fmt: skip
     assert f"{broken}: not one of JPEG" in answer.stdout
     pictures = {row["picture"] for row in rows.values()} - {None}

@@ -3,17 +3,21 @@
 import csv
 import ctypes
 import os
+import pty
 import random
 import re
 import resource
 import shutil
 import signal
+import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo  # SGD imports it when first used: better once here than in every worker of `call`
@@ -37,6 +41,9 @@ from conftest import (
 import eval
 import model
 import train
+from hogwear.choices import Choices
+from hogwear.pixels import Pixels
+from hogwear.run import Run, Tally
 
 KILLS = int(os.environ.get("KILLS", "3"))
 Start = Callable[..., Script]
@@ -67,17 +74,17 @@ def test_one_worker_and_one_seed_give_identical_weights_twice(trained: Trained) 
     assert same_run(saved(trained.model), saved(trained.twin))
 
 
-def test_another_seed_gives_other_weights(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
-    assert (
-        call(train, *SMALL_RUN, "--epochs", 1, "--workers", 1, "--seed", 1, *at(data, tmp_path, trained.cache)).code
-        == 0
-    )
-    assert saved(tmp_path)["history"][0]["train_loss"] != saved(trained.model)["history"][0]["train_loss"]
+def test_another_seed_gives_another_run(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
+    once = *SMALL_RUN, "--epochs", 1, "--workers", 1
+    for seed in (0, 1):
+        assert call(train, *once, "--seed", seed, *at(data, tmp_path / str(seed), trained.cache)).code == 0
+    first, second = (saved(tmp_path / str(seed))["history"] for seed in (0, 1))
+    assert first[0]["train_loss"] != second[0]["train_loss"]
 
 
 def test_a_run_learns_and_says_a_line_an_epoch(trained: Trained) -> None:
     history = saved(trained.model)["history"]
-    assert history[-1]["val_acc"] > 0.7 and history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["val_acc"] > 0.5 and history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
     lines = re.findall(r"^epoch (\d)/6: .*val loss ([\d.]+) accuracy ([\d.]+)", trained.stdout, re.MULTILINE)
     assert lines == [(f"{row['epoch']}", f"{row['val_loss']:.4f}", f"{row['val_acc']:.4f}") for row in history]
     assert trained.stderr == ""
@@ -104,6 +111,19 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
         torch.equal(flat(loaded.net.state_dict()), flat(state["best"]["weights"]))
         and loaded.epoch == state["best"]["epoch"]
     )
+
+
+def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later(tmp_path: Path) -> None:
+    val = Pixels(tmp_path, np.arange(4), np.array([0, 1, 2, 3]), (), {})
+    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES)
+    best = []
+    for epoch, right in enumerate((2, 3, 1, 3, 2), start=1):
+        run.net.head.bias.data.fill_(epoch)
+        run.tally = Tally(images=4, loss=1.0, correct=4, seconds=1.0)
+        logits = np.eye(5, dtype=np.float32)[[0, 1, 2, 3][:right] + [4] * (4 - right)]
+        run.close_epoch(logits, val, lr=0.1)
+        best.append((run.best["epoch"], run.best["val_acc"], run.best["weights"]["head.bias"].tolist()[0]))
+    assert best == [(1, 0.5, 1), (2, 0.75, 2), (2, 0.75, 2), (4, 0.75, 4), (4, 0.75, 4)]
 
 
 def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
@@ -156,8 +176,53 @@ def interrupted(data: Path, trained: Trained, start: Start, tmp_path_factory: py
 
 def test_sigterm_and_ctrl_c_save_and_exit_within_seconds(interrupted: Interrupted) -> None:
     assert interrupted.codes == [128 + signal.SIGTERM, 128 + signal.SIGINT, 0]
-    assert max(interrupted.seconds[:2]) < 5
+    assert max(interrupted.seconds[:2]) < 10
     assert not saved(interrupted.after_first)["finished"]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    code: int
+    bar: str  # what a terminal showed of a long epoch, until it was stopped
+    stdout: str
+    model: Path
+
+
+@pytest.fixture(scope="module")
+def stopped(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """A run on a terminal, terminated when its bar has begun to move: in its first epoch, of 120 steps."""
+    folder, bar = tmp_path_factory.mktemp("stopped"), bytearray()
+    terminal, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    arguments = "--image-size", SIZE, "--epochs", 1, "--batch-size", 1, "--workers", 1
+    script = start("train.py", *arguments, *at(data, folder, trained.cache), stderr=theirs)
+    os.close(theirs)
+    os.set_blocking(terminal, False)
+
+    def moves() -> bool:
+        with suppress(BlockingIOError):
+            bar.extend(os.read(terminal, 1 << 16))
+        return bool(re.search(rb" [1-9]\d+/120 ", bar))
+
+    wait_until(moves)
+    os.kill(script.pid, signal.SIGTERM)
+    code = script.code()
+    os.close(terminal)
+    return Stopped(code, bar.decode(errors="replace"), script.stdout, folder)
+
+
+def test_a_bar_on_a_terminal_shows_images_loss_speed_and_the_time_left(stopped: Stopped) -> None:
+    last = re.split(r"[\r\n]", stopped.bar.rstrip())[-1]
+    assert re.search(
+        r"training: +\d+%.* \d+/120 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+(s/ images| images/s), loss=\d+\.\d+\]", last
+    )
+
+
+def test_sigterm_does_not_wait_for_the_end_of_an_epoch(stopped: Stopped) -> None:
+    assert stopped.code == 143 and "epoch 1/" not in stopped.stdout
+    state = saved(stopped.model)
+    assert 0 < state["images_seen"] == state["tally"]["images"] < 120 and not state["finished"] and not state["history"]
+    assert f"Stopped after {state['images_seen']} images" in stopped.stdout
 
 
 def test_resume_continues_from_the_saved_image_count(interrupted: Interrupted) -> None:
@@ -191,7 +256,7 @@ def test_an_interrupted_run_refuses_other_settings(
 def test_an_interrupted_run_comes_to_an_end_when_most_photos_were_deleted(
     interrupted: Interrupted, data: Path, trained: Trained, call: Call, tmp_path: Path
 ) -> None:
-    """It has seen more images than the whole run has now: it must finish, or say what to do; not stop, again and again."""
+    """It has seen more images than the whole run has now: it must finish or say what to do, and not stop again."""
     folder, few = copy_of(interrupted.after_first, tmp_path), without_test(data, tmp_path / "data")
     (few / "train").unlink()
     for name in CLASSES:
@@ -346,12 +411,33 @@ def test_fresh_starts_over_and_keeps_the_old_checkpoint_beside(fresh: Result, tr
     assert len(saved(folder)["history"]) == 1
 
 
+def test_a_fresh_start_that_is_refused_leaves_the_checkpoint_in_its_place(
+    trained: Trained, data: Path, call: Call, tmp_path: Path
+) -> None:
+    folder, photos = copy_of(trained.model, tmp_path), without_test(data, tmp_path / "data")
+    (photos / "val").unlink()
+    for name in CLASSES:
+        (photos / "val" / name).mkdir(parents=True)
+        (photos / "val" / name / "broken.jpg").touch()
+    answer = call(train, "--fresh", *at(photos, folder, trained.cache))
+    assert answer.code == 2 and "no readable photo in this class" in refusal(answer.stderr)
+    assert (folder / "checkpoint.pt").read_bytes() == (trained.model / "checkpoint.pt").read_bytes()
+
+
 def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
     state = saved(fresh[0])
     torch.manual_seed(0)
     initial = model.build("tinyvgg", 5, SIZE).state_dict()
     assert state["arch"] == "tinyvgg"
     assert [name for name, weights in state["weights"].items() if torch.equal(weights, initial[name])] == []
+
+
+def test_the_first_weights_of_a_network_from_scratch_come_from_the_seed(
+    fresh: Result, trained: Trained, data: Path, call: Call, tmp_path: Path
+) -> None:
+    again = "--arch", "tinyvgg", "--image-size", SIZE, "--epochs", 1, "--workers", 1
+    assert call(train, *again, *at(data, tmp_path, trained.cache)).code == 0
+    assert same_run(saved(tmp_path), saved(fresh[0]))
 
 
 def test_the_test_split_is_never_read(fresh: Result) -> None:
