@@ -6,6 +6,7 @@
 """
 
 import importlib
+import itertools
 import os
 import sys
 import time
@@ -100,7 +101,9 @@ def saved_state(settings: Settings) -> dict[str, Any] | None:
 def keep_beside(file: Path) -> None:
     """Move the old checkpoint out of a fresh one's way; not before everything is known to be fit for that one."""
     if file.exists():
-        kept = file.with_name(time.strftime(f"{file.stem}-%Y%m%d-%H%M%S{file.suffix}"))
+        stem = time.strftime(f"{file.stem}-%Y%m%d-%H%M%S")
+        names = (file.with_name(f"{stem}{f'-{n}' if n > 1 else ''}{file.suffix}") for n in itertools.count(1))
+        kept = next(name for name in names if not name.exists())
         file.rename(kept)
         print(f"The old checkpoint is kept as {kept}.")
 

@@ -25,6 +25,8 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     content = buffer.getbuffer()
+    for left_over in model_dir.glob(f".{CHECKPOINT}.*"):  # by a save that was killed; only one run writes here
+        left_over.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile(dir=model_dir, prefix=f".{CHECKPOINT}.", delete=False) as file:
         try:
             file.write(content)

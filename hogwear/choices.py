@@ -46,4 +46,4 @@ def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, 
             raise BadInput(f"--{name.replace('_', '-')} is {asked}, the {whose} has {getattr(saved, name)}: {OTHERWISE}")
     if not state["finished"]:
         return saved
-    return replace(Choices(arch=saved.arch, image_size=saved.image_size), **given)
+    return replace(Choices(arch=saved.arch, image_size=state["best"]["image_size"]), **given)

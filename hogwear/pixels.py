@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hogwear.dataset import Split
 from hogwear.errors import BadInput
 from hogwear.workers import QUEUED, Workers
 
-CACHE_VERSION = 1  # part of the key: raise it when `decode` gives other pixels
+CACHE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
 UNREADABLE = Exception  # a decoder fed by strangers may raise anything
 TURNS: dict[object, Image.Transpose] = {  # EXIF orientation -> what puts the photo upright
@@ -54,7 +54,9 @@ def decode(path: Path, size: int) -> Array:
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, WHITE), upright)
-        fitted = ImageOps.contain(upright.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+        scale = size / max(upright.size)
+        side = max(1, round(upright.width * scale)), max(1, round(upright.height * scale))
+        fitted = upright.convert("RGB").resize(side, Image.Resampling.BILINEAR)
         square = Image.new("RGB", (size, size), WHITE)
         square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
         return np.asarray(square)

@@ -177,3 +177,9 @@ def test_a_save_killed_at_any_moment_leaves_the_old_one_or_the_new_one(tmp_path:
         assert loaded["number"] in (saved, saved + 1)
         assert (loaded["weights"]["w"] == loaded["number"]).all()
     assert [file for file in tmp_path.iterdir() if file.name != "checkpoint.pt"], "some were killed half-way"
+
+
+def test_what_a_killed_save_left_behind_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / f".{checkpoint.CHECKPOINT}.half").write_bytes(b"half")
+    checkpoint.save(tmp_path, {"n": 1})
+    assert [file.name for file in tmp_path.iterdir()] == [checkpoint.CHECKPOINT]

@@ -79,6 +79,7 @@ def test_images_before_and_step_at_are_inverse_also_with_a_short_last_batch(cour
     assert counts[0] == 0 and counts[course.steps_per_epoch] == 120 and counts[-1] == 240
     assert all(0 < later - earlier <= batch_size for earlier, later in pairwise(counts))
     assert [course.step_at(count) for count in counts] == list(range(course.steps + 1))
+    assert course.step_at(min(batch_size, 120) // 2) == 0, "half a batch is no step"
 
 
 def test_the_learning_rate_warms_up_and_ends_near_zero(course: Course) -> None:

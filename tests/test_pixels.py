@@ -322,3 +322,9 @@ def test_at_least_four_fifths_of_a_photo_are_kept() -> None:
     for seed in range(30):
         changed = augment(ramp, np.random.default_rng(seed)).numpy()[:, :, :, 0]
         assert (changed.max((1, 2)) - changed.min((1, 2)) > 78).all()
+
+
+@pytest.mark.parametrize("size", [(1000, 4), (4, 1000)])
+def test_a_strip_keeps_at_least_one_row_of_pixels(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, "black").save(tmp_path / "strip.png")
+    assert (pixels.decode(tmp_path / "strip.png", 64) < 128).any()

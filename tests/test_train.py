@@ -143,41 +143,45 @@ def test_nothing_but_the_checkpoint_and_the_metrics_is_in_the_model_folder(train
 
 @dataclass(frozen=True)
 class Interrupted:
-    codes: list[int]
-    seconds: list[float]  # from the signal to the exit
-    after_first: Path  # model/ as the first interruption left it
-    model: Path
-    stdout: list[str]
+    code: int
+    seconds: float  # from the signal to the exit
+    stdout: str
+    before: Path  # model/ as the interruption left it
+    after: Path  # model/ at the end
+    rest: str  # what the process said that went on
 
 
 @pytest.fixture(scope="module")
 def interrupted(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """The run of `trained` again, once terminated, then interrupted with Ctrl-C, then left to finish."""
+    """The run of `trained` again, interrupted with Ctrl-C, then gone on with."""
     folder = tmp_path_factory.mktemp("interrupted")
-    codes, seconds, stdout = [], [], []
-    for number, (epoch, stop) in enumerate([(1, signal.SIGTERM), (3, signal.SIGINT), (6, None)]):
-        again = SMALL_RUN if number < 2 else ()  # what a run has may be said again, or not
-        script = start("train.py", *again, "--workers", 1, *at(data, folder / "model", trained.cache))
-        if stop:
-            script.wait_for(rf"epoch {epoch}/")
-            time.sleep(0.15)  # into the next epoch
-            signalled = time.monotonic()
-            if stop == signal.SIGINT:
-                os.killpg(script.pid, stop)  # as a terminal does
-            else:
-                os.kill(script.pid, stop)
-        codes.append(script.code())
-        seconds.append(time.monotonic() - signalled)
-        stdout.append(script.stdout)
-        if number == 0:
-            shutil.copytree(folder / "model", folder / "first")
-    return Interrupted(codes, seconds, folder / "first", folder / "model", stdout)
+    arguments = *SMALL_RUN, "--workers", 1, *at(data, folder / "model", trained.cache)
+    script = start("train.py", *arguments)
+    script.wait_for("^epoch 2/")
+    time.sleep(0.15)  # into the next epoch
+    signalled = time.monotonic()
+    os.killpg(script.pid, signal.SIGINT)  # to the workers too, as a terminal does
+    code, seconds = script.code(), time.monotonic() - signalled
+    shutil.copytree(folder / "model", folder / "before")
+    rest = start("train.py", *arguments).ok()
+    return Interrupted(code, seconds, script.stdout, folder / "before", folder / "model", rest.stdout)
 
 
-def test_sigterm_and_ctrl_c_save_and_exit_within_seconds(interrupted: Interrupted) -> None:
-    assert interrupted.codes == [128 + signal.SIGTERM, 128 + signal.SIGINT, 0]
-    assert max(interrupted.seconds[:2]) < 10
-    assert not saved(interrupted.after_first)["finished"]
+def test_ctrl_c_saves_and_exits_within_seconds(interrupted: Interrupted) -> None:
+    assert interrupted.code == 130 and interrupted.seconds < 10
+    assert not saved(interrupted.before)["finished"]
+
+
+def test_resume_continues_from_the_saved_image_count(interrupted: Interrupted) -> None:
+    count = saved(interrupted.before)["images_seen"]
+    assert 240 <= count < 720
+    assert f"Stopped after {count} images" in interrupted.stdout
+    assert f"{interrupted.after}/checkpoint.pt after {count} images" in interrupted.rest
+    assert "epoch 2/" not in interrupted.rest and "epoch 6/6" in interrupted.rest
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(interrupted: Interrupted, trained: Trained) -> None:
+    assert same_run(saved(interrupted.after), saved(trained.model))
 
 
 @dataclass(frozen=True)
@@ -225,28 +229,13 @@ def test_sigterm_does_not_wait_for_the_end_of_an_epoch(stopped: Stopped) -> None
     assert f"Stopped after {state['images_seen']} images" in stopped.stdout
 
 
-def test_resume_continues_from_the_saved_image_count(interrupted: Interrupted) -> None:
-    count = saved(interrupted.after_first)["images_seen"]
-    assert 120 <= count < 720
-    assert f"Stopped after {count} images" in interrupted.stdout[0]
-    assert (
-        f"Resuming the interrupted run in {interrupted.model}/checkpoint.pt after {count} images"
-        in interrupted.stdout[1]
-    )
-    assert "epoch 1/" not in interrupted.stdout[1] and "epoch 6/6" in interrupted.stdout[2]
-
-
-def test_interrupted_and_resumed_equals_uninterrupted(interrupted: Interrupted, trained: Trained) -> None:
-    assert same_run(saved(interrupted.model), saved(trained.model))
-
-
 @pytest.mark.parametrize(
     "flag", [("--lr", "0.5"), ("--epochs", "7"), ("--image-size", "96"), ("--seed", "1"), ("--batch-size", "4")]
 )
 def test_an_interrupted_run_refuses_other_settings(
     flag: tuple[str, str], interrupted: Interrupted, data: Path, trained: Trained, call: Call, tmp_path: Path
 ) -> None:
-    folder = copy_of(interrupted.after_first, tmp_path)
+    folder = copy_of(interrupted.before, tmp_path)
     before = (folder / "checkpoint.pt").read_bytes()
     answer = call(train, *flag, *at(data, folder, trained.cache))
     assert answer.code == 2 and f"{flag[0]} is {flag[1]}, the interrupted run has " in refusal(answer.stderr)
@@ -257,7 +246,7 @@ def test_an_interrupted_run_comes_to_an_end_when_most_photos_were_deleted(
     interrupted: Interrupted, data: Path, trained: Trained, call: Call, tmp_path: Path
 ) -> None:
     """It has seen more images than the whole run has now: it must finish or say what to do, and not stop again."""
-    folder, few = copy_of(interrupted.after_first, tmp_path), without_test(data, tmp_path / "data")
+    folder, few = copy_of(interrupted.before, tmp_path), without_test(data, tmp_path / "data")
     (few / "train").unlink()
     for name in CLASSES:
         (few / "train" / name).mkdir(parents=True)
@@ -378,6 +367,14 @@ def test_a_finished_run_trains_more_and_its_history_grows(continued: Result, tra
         assert len(list(csv.DictReader(file))) == 7
 
 
+def test_a_finished_run_goes_on_from_its_best_weights(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
+    folder = copy_of(trained.model, tmp_path)
+    assert call(train, "--epochs", 1, "--lr", "1e-7", "--workers", 1, *at(data, folder, trained.cache)).code == 0
+    before, after = saved(trained.model), saved(folder)
+    for weights, near in (before["best"]["weights"], True), (before["weights"], before["best"]["epoch"] == 6):
+        assert ((flat(after["weights"]) - flat(weights)).abs().max() < 1e-4) == near
+
+
 def test_the_better_weights_are_kept_when_training_further_makes_it_worse(continued: Result, trained: Trained) -> None:
     before, after = saved(trained.model), saved(continued[0])
     assert after["history"][-1]["val_acc"] < before["best"]["val_acc"]
@@ -493,7 +490,7 @@ def test_a_damaged_checkpoint_is_refused_until_fresh(trained: Trained, data: Pat
     file = folder / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:-1])
     answer = call(train, *at(data, folder, trained.cache))
-    assert answer.code == 2 and "damaged" in refusal(answer.stderr) and "--fresh" in answer.stderr
+    assert answer.code == 2 and "damaged (its checksum" in refusal(answer.stderr) and "--fresh" in answer.stderr
 
 
 def lose_the_right_to_write_everywhere() -> None:
@@ -526,3 +523,10 @@ def test_a_wrong_flag_is_refused_by_the_real_process_in_one_line(start: Start) -
     script = start("train.py", "--arch", "resnet50")
     assert script.code() == 2
     assert refusal(script.stderr) == "train.py: --arch: 'resnet50' is not one of efficientnet_lite0, tinyvgg\n"
+
+
+def test_two_fresh_starts_in_one_second_keep_both_checkpoints(tmp_path: Path) -> None:
+    for content in (b"one", b"two", b"three"):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        train.keep_beside(tmp_path / "checkpoint.pt")
+    assert {file.read_bytes() for file in tmp_path.iterdir()} == {b"one", b"two", b"three"}
