@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import model
-from hogwear import dataset, machine, metrics, predict, progress, settings
+from hogwear import dataset, machine, metrics, progress, settings
 from hogwear.errors import BadInput
 
 RESULTS = "eval_results.json"
@@ -29,6 +26,11 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
+    import torch  # takes seconds, so not before the flags are known to be good
+
+    import model
+    from hogwear import predict
+
     machine.keep_freed_memory()
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir)

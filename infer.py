@@ -10,16 +10,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-import model
 from hogwear import dataset, machine, metrics, pixels, report, settings
-from hogwear import predict as prediction
 from hogwear.errors import BadInput
 from hogwear.report import Prediction
 from hogwear.settings import flag
+
+if TYPE_CHECKING:
+    from model import Trained
 
 RESULTS, PREDICTIONS = "results", "predictions.json"
 
@@ -48,13 +49,17 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
+    import torch  # takes seconds, so not before the flags are known to be good
+
+    import model
+
     machine.keep_freed_memory()
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir)
     photos = given(settings, trained) if settings.images else drawn(settings, trained)
     if not any(photo.image is not None for photo in photos):
         raise BadInput("; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3]) + ": no photo could be read")
-    predictions = predict(trained, photos)
+    predictions = answer(trained, photos)
     write(predictions, settings.responses_dir)
     for p in predictions:
         print(p.line())
@@ -63,7 +68,7 @@ def main(settings: Settings) -> None:
     print(f"One photo takes {latency(trained, photos):.1f} ms on one CPU, decoded.")
 
 
-def given(settings: Settings, trained: model.Trained) -> list[Photo]:
+def given(settings: Settings, trained: "Trained") -> list[Photo]:
     """The photos of --images, folders opened, each once. BadInput for a path that is not there, or if there is none."""
     files: dict[Path, None] = {}
     for path in settings.images:
@@ -76,7 +81,7 @@ def given(settings: Settings, trained: model.Trained) -> list[Photo]:
     return [read(file, trained, file.absolute().parent.name) for file in files]
 
 
-def drawn(settings: Settings, trained: model.Trained) -> list[Photo]:
+def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
     """--num-images readable photos of the test split at random."""
     photos = dataset.find(settings.data_dir, settings.cache_dir)
     split = photos.evaluated
@@ -94,7 +99,7 @@ def drawn(settings: Settings, trained: model.Trained) -> list[Photo]:
     return chosen
 
 
-def read(file: Path, trained: model.Trained, folder: str) -> Photo:
+def read(file: Path, trained: "Trained", folder: str) -> Photo:
     """Decode one photo; its true class is known where the name of its folder is one of the classes."""
     true_class = folder if folder in trained.class_names else None
     try:
@@ -103,10 +108,12 @@ def read(file: Path, trained: model.Trained, folder: str) -> Photo:
         return Photo(file, true_class, None, pixels.reason(error, file))
 
 
-def predict(trained: model.Trained, photos: list[Photo]) -> list[Prediction]:
+def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
     """An answer for every photo, in order; for one that could not be read, why."""
+    from hogwear.predict import predict
+
     batch = np.stack([photo.image for photo in photos if photo.image is not None])  # (n, S, S, 3) uint8
-    logits = prediction.predict(trained.net, batch, np.arange(len(batch)), machine.cpus())
+    logits = predict(trained.net, batch, np.arange(len(batch)), machine.cpus())
     probabilities = iter(np.exp(metrics.log_softmax(logits)))
     return [
         Prediction(photo.file, photo.true_class, photo.unread,
@@ -130,8 +137,10 @@ def write(predictions: list[Prediction], responses_dir: Path) -> None:
     dataset.write_atomically(responses_dir / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
 
 
-def latency(trained: model.Trained, photos: list[Photo], repeats: int = 9) -> float:
+def latency(trained: "Trained", photos: list[Photo], repeats: int = 9) -> float:
     """Median milliseconds for one decoded photo alone, on one thread."""
+    import torch
+
     pixels = torch.tensor(next(photo.image for photo in photos if photo.image is not None))[None]
     times = []
     with torch.inference_mode():

@@ -85,11 +85,10 @@ class Result:
 def share(net: nn.Module) -> None:
     """Move all parameters into one tensor in shared memory, of which they become views."""
     machine.require_shared_memory(sum(p.nbytes for p in net.parameters()))
-    flat = torch.cat([p.detach().reshape(-1) for p in net.parameters()]).share_memory_()
-    offset = 0
-    for p in net.parameters():
-        p.data = flat[offset : offset + p.numel()].view(p.shape)
-        offset += p.numel()
+    parameters = list(net.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters]).share_memory_()
+    for p, view in zip(parameters, views(flat, parameters), strict=True):
+        p.data = view
 
 
 def share_momentum(net: nn.Module, workers: int, saved: Tensor | None) -> Tensor:
@@ -107,21 +106,23 @@ def trained(net: nn.Module) -> list[nn.Parameter]:
     return [p for p in net.parameters() if p.requires_grad]
 
 
-def make_optimizer(net: nn.Module, course: Course, momentum: Tensor) -> torch.optim.SGD:
-    """SGD with Nesterov momentum, its buffers views into the flat `momentum`."""
-    optimizer = torch.optim.SGD(
-        trained(net),
-        lr=course.lr,
-        momentum=course.momentum,
-        nesterov=course.momentum > 0,
-        weight_decay=WEIGHT_DECAY,
-        fused=True,
-    )
-    offset = 0
-    for p in trained(net):
-        optimizer.state[p]["momentum_buffer"] = momentum[offset : offset + p.numel()].view(p.shape)
-        offset += p.numel()
-    return optimizer
+def views(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """`flat` as tensors of the parameters' shapes, one after the other."""
+    parts = flat.split([p.numel() for p in parameters])
+    return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+
+
+def sgd(parameters: list[nn.Parameter], buffers: list[Tensor], lr: float, momentum: float) -> None:
+    """One step of SGD with Nesterov momentum and weight decay, in place.
+
+    It is the operation under torch.optim.SGD(fused=True); that class, at its first use, imports torch's compiler, a
+    second of CPU time for every worker.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._fused_sgd_(
+        [p.detach() for p in parameters], gradients, buffers if momentum else [], lr=lr, momentum=momentum, nesterov=momentum > 0,
+        weight_decay=WEIGHT_DECAY, dampening=0.0, maximize=False, is_first_step=False,
+    )  # fmt: skip
 
 
 def clip_adaptively(parameters: list[nn.Parameter]) -> None:
@@ -139,20 +140,18 @@ def clip_adaptively(parameters: list[nn.Parameter]) -> None:
 def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int], Result]:
     """A worker's job: train `net`, whose parameters it shares, on the batch of a step. `momentum` is its own."""
     assert all(p.is_shared() for p in net.parameters())
-    optimizer = make_optimizer(net, course, momentum)
     parameters = trained(net)
+    buffers = views(momentum, parameters)
     images = np.load(course.images, mmap_mode="r")
 
     def train(step: int) -> Result:
         pixels, labels = course.batch(step, images)
-        for group in optimizer.param_groups:
-            group["lr"] = course.lr_at(step)
         logits = net(pixels)
         loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad()
+        net.zero_grad()
         loss.backward()
         clip_adaptively(parameters)
-        optimizer.step()
+        sgd(parameters, buffers, course.lr_at(step), course.momentum)
         return Result(len(labels), loss.item(), int((logits.argmax(1) == labels).sum()))
 
     return train

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from hogwear import pixels
 
 RIGHT, WRONG, OTHERS, INK = "#0072B2", "#D55E00", "#BFC5CC", "#22262B"  # Okabe-Ito blue and vermillion, told apart by all
@@ -55,6 +53,8 @@ def free_name(folder: Path, prediction: Prediction) -> Path:
 
 def draw_prediction(prediction: Prediction, file: Path) -> None:
     """The photo, its predicted class and probability, the true class where known, and the runners-up."""
+    from matplotlib.figure import Figure  # half a second
+
     colour = WRONG if prediction.is_wrong else RIGHT
     figure = Figure(figsize=(8, 4.4), dpi=120, facecolor="white")
     photo = figure.add_axes((0.03, 0.06, 0.47, 0.78))

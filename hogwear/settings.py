@@ -113,10 +113,21 @@ def cache_dir() -> Any:
 
 
 def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
-    """Call `main` and exit: 0, or the error's code with one line on stderr; 130 after an interrupt."""
+    """Call `main` and leave the process with its exit code."""
+    code = exit_code(main, settings)
+    sys.stderr.flush()
+    os._exit(code)  # all is written and closed; to take torch apart piece by piece would take up to a second
+
+
+def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
+    """Call `main`: 0, or what it exits with, or an error's code and one line on stderr; 130 after an interrupt."""
     try:
         main(parse(settings))
-        sys.exit(0)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as exit:
+        sys.stdout.flush()
+        return int(exit.code or 0)
     except BadInput as error:
         message, code = str(error), error.exit_code
     except KeyboardInterrupt:
@@ -124,4 +135,4 @@ def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     except OSError as error:
         message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(code)
+    return code

@@ -176,10 +176,8 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def call(script: Any, *arguments: object, main: Callable[[Any], None] | None = None) -> Answer:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            settings.run(main or script.main, script.Settings)
-        assert isinstance(exit.value.code, int)
-        return Answer(exit.value.code, *capfd.readouterr())
+        code = settings.exit_code(main or script.main, script.Settings)
+        return Answer(code, *capfd.readouterr())
 
     return call
 
