@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, SIZE, Answer, Script, Trained, at, refusal, saved, without_test
+from conftest import CLASSES, SIZE, Answer, Script, Trained, at, refusal, saved, wait_until, without_test
 
 import eval
 import model
@@ -133,3 +135,12 @@ def test_other_classes_than_the_checkpoints_are_refused(
 def test_without_a_checkpoint_it_asks_for_a_training_run(data: Path, call: Call, tmp_path: Path) -> None:
     answer = call(eval, *at(data, tmp_path, tmp_path / "cache"))
     assert answer == Answer(3, "", f"eval.py: {tmp_path}/checkpoint.pt: no checkpoint; run train first\n")
+
+
+def test_an_interrupt_while_torch_is_imported_is_one_line(
+    data: Path, trained: Trained, start: Callable[..., Script]
+) -> None:
+    script = start("eval.py", *at(data, trained.model, trained.cache))
+    wait_until(lambda: "libtorch" in Path(f"/proc/{script.pid}/maps").read_text())
+    os.kill(script.pid, signal.SIGINT)
+    assert (script.code(), script.stderr) == (130, "eval.py: interrupted\n")
