@@ -7,10 +7,11 @@
 
 import importlib
 import itertools
+import math
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from hogwear.pixels import Pixels
 from hogwear.settings import flag
 
 if TYPE_CHECKING:
+    from hogwear.budget import Budget
     from hogwear.run import Run
 
 # torch takes seconds to import. Here that is done while the photos are decoded, so nothing above may import it.
@@ -39,7 +41,8 @@ class Settings:
     cache_dir: Path = settings.cache_dir()
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
     image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
-    epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help=str(Choices.epochs))
+    epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="1, more for under 2,000 photos")
+    time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, kind=int, at_least=5, default_help="as long as it takes")
     workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, default_help="the CPUs there are")
     batch_size: int | None = flag("photos a step", None, kind=int, at_least=1, below=4097, default_help=str(Choices.batch_size))
     lr: float | None = flag("peak learning rate", None, kind=float, at_least=1e-7, below=10, default_help="the network's own")
@@ -49,12 +52,18 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
+    started = time.monotonic()
     machine.keep_freed_memory()
     require_writable(settings.model_dir)
     photos = dataset.find(settings.data_dir, settings.cache_dir)
     state = saved_state(settings)
-    choices = choose(settings, state, photos.class_names)
+    choices = choose(settings, state, photos.class_names, len(photos.train))
     workers = settings.workers or machine.cpus()
+    budget = None
+    if choices.time_budget and (state is None or state["finished"]):
+        free = state is None and settings.image_size is None
+        budget = plan_in_time(choices, photos, workers, started + choices.time_budget, free)
+        choices = replace(choices, image_size=budget.image_size, epochs=math.ceil(budget.images / len(photos.train)))
     print_plan(choices, workers, photos)
 
     def decoded(split: dataset.Split) -> Pixels:
@@ -65,7 +74,7 @@ def main(settings: Settings) -> None:
         keep_beside(settings.model_dir / CHECKPOINT)
     run = open_run(choices, photos.class_names, state)
     with machine.Stop() as stop:
-        run.fit(train, val, workers, settings.model_dir, stop)
+        run.fit(train, val, workers, settings.model_dir, stop, budget)
     if not run.finished:
         print(f"Stopped after {run.images_seen} images; run train again to go on.")
         sys.exit(128 + stop.signal)
@@ -108,13 +117,26 @@ def keep_beside(file: Path) -> None:
         print(f"The old checkpoint is kept as {kept}.")
 
 
+def plan_in_time(choices: Choices, photos: Photos, workers: int, deadline: float, free: bool) -> "Budget":
+    """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
+    import model
+    from hogwear import budget, closed_form
+
+    net = model.build(choices.arch, len(photos.class_names), budget.PROBED_SIZE)
+    speed = budget.probe(net, photos.train.paths, workers)
+    head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
+    sizes = budget.SIZES if free else ((choices.image_size, 0.25),)
+    return budget.plan(speed, deadline, len(photos.train), len(photos.val), head, sizes)
+
+
 def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
     cpus = machine.cpus()
     source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
     print(f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with.")
     print(f"Classes: {', '.join(photos.class_names)}.")
+    length = f"{choices.epochs} epochs" if choices.time_budget is None else f"about {choices.epochs} epochs in {choices.time_budget} s"
     print(
-        f"Plan: {choices.arch} at {choices.image_size} px in {machine.fast_dtype()}, {choices.epochs} epochs in batches "
+        f"Plan: {choices.arch} at {choices.image_size} px in {machine.fast_dtype()}, {length} in batches "
         f"of {choices.batch_size}, {workers} workers of one thread on {cpus} CPUs."
     )
     if workers > cpus:

@@ -6,6 +6,7 @@ from typing import Any
 from hogwear.errors import BadInput
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
+FEW = 2000  # photos; where there are fewer, the default is to see that many all the same, in several epochs
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
 CHECKPOINT = "checkpoint.pt"  # in the model folder
 OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
@@ -16,23 +17,27 @@ class Choices:
     """Defaults for a new run; docs/decisions/defaults.md has the measurements."""
 
     arch: str = "efficientnet_lite0"
-    image_size: int = 160
-    epochs: int = 2
+    image_size: int = 128
+    epochs: int = 1  # more where there are FEW photos
+    time_budget: int | None = None  # seconds; the epochs follow from it
     batch_size: int = 32
     lr: float | None = None  # None: the network's own
     momentum: float = 0.9
     seed: int = 0
 
 
-def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, ...]) -> Choices:
-    """What to train with: as `settings` ask, or as the checkpoint `state` says.
+def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, ...], photos: int) -> Choices:
+    """What to train with on so many photos: as `settings` ask, or as the checkpoint `state` says.
 
     BadInput where the checkpoint is of other classes or another architecture, and where an interrupted run is asked
     to go on with other settings than it had.
     """
     given: dict[str, Any] = {f.name: v for f in fields(Choices) if (v := getattr(settings, f.name)) is not None}
+    if "epochs" in given and "time_budget" in given:
+        raise BadInput("--epochs and --time-budget exclude each other: give one of them")
+    default = {"epochs": max(1, round(FEW / photos))}
     if state is None:
-        return Choices(**given)
+        return Choices(**default | given)
     if class_names != tuple(state["class_names"]):
         raise BadInput(
             f"the checkpoint in {settings.model_dir} knows the classes {', '.join(state['class_names'])}; the photos in "
@@ -46,4 +51,4 @@ def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, 
             raise BadInput(f"--{name.replace('_', '-')} is {asked}, the {whose} has {getattr(saved, name)}: {OTHERWISE}")
     if not state["finished"]:
         return saved
-    return replace(Choices(arch=saved.arch, image_size=state["best"]["image_size"]), **given)
+    return replace(Choices(arch=saved.arch, image_size=state["best"]["image_size"]), **default | given)

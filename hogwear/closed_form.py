@@ -15,29 +15,36 @@ from hogwear import machine
 from hogwear.pixels import Pixels
 
 BATCH = 32
-MOST_PHOTOS = 8192  # enough for a covariance of 1,280 features; more would only cost time
+PHOTOS_A_CLASS = 100  # more would only cost time
 RIDGE = 0.6  # added to the covariance, in units of its mean eigenvalue
-TEMPERATURE = 0.1  # the Gaussian model is far too sure of itself
+TEMPERATURE = 0.01  # almost undecided: a classifier that is sure of itself leaves training nothing to learn from
 
 
 class Moments:
-    """Sums over features f (D,) of class c, in shared memory: a row for each worker, to be added up at the end."""
+    """Sums over features f (D,) of class c, in shared memory: a row for each worker, to be added up at the end.
 
-    def __init__(self, workers: int, features: int, num_classes: int) -> None:
+    `items` are what the jobs are to be given.
+    """
+
+    def __init__(self, workers: int, features: int, photos: Pixels, num_classes: int) -> None:
         machine.require_shared_memory(4 * workers * (features + num_classes) * (features + 1))
         self.outer = torch.zeros(workers, features, features).share_memory_()  # of f fᵀ
         self.sums = torch.zeros(workers, num_classes, features).share_memory_()
         self.counts = torch.zeros(workers, num_classes).share_memory_()
+        order = np.random.default_rng(0).permutation(len(photos))
+        by_class = [order[photos.labels[order] == c][:PHOTOS_A_CLASS] for c in range(num_classes)]
+        self.photos, self.chosen = photos, np.sort(np.concatenate(by_class))  # sorted: the file is read forwards
+        self.items = range(0, len(self.chosen), BATCH)
 
-    def job(self, features: Callable[[Tensor], Tensor], photos: Pixels, rank: int) -> Callable[[int], None]:
-        """Work for `Workers`: add the features of BATCH photos, chosen by `sample`, to this worker's row."""
-        images, chosen = photos.images, sample(len(photos))
+    def job(self, features: Callable[[Tensor], Tensor], rank: int) -> Callable[[int], None]:
+        """Work for `Workers`: add the features of BATCH of the chosen photos to this worker's row."""
+        images = self.photos.images
 
         def add(start: int) -> None:
-            rows = chosen[start : start + BATCH]
-            labels = torch.from_numpy(photos.labels[rows])
+            rows = self.chosen[start : start + BATCH]
+            labels = torch.from_numpy(self.photos.labels[rows])
             with torch.inference_mode():
-                f = features(torch.from_numpy(images[photos.rows[rows]]))  # (B, D) float32
+                f = features(torch.from_numpy(images[self.photos.rows[rows]]))  # (B, D) float32
                 self.outer[rank] += f.T @ f
                 self.sums[rank].index_add_(0, labels, f)
                 self.counts[rank] += torch.bincount(labels, minlength=len(self.counts[rank]))
@@ -53,13 +60,3 @@ class Moments:
         weight = torch.linalg.solve(covariance, means.T).T
         bias = -0.5 * (weight * means).sum(1)
         return TEMPERATURE * (weight - weight.mean(0)).float(), TEMPERATURE * (bias - bias.mean()).float()
-
-
-def starts(count: int) -> range:
-    """The items of `Moments.job` for `count` photos."""
-    return range(0, min(count, MOST_PHOTOS), BATCH)
-
-
-def sample(count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """At most MOST_PHOTOS of `count` photos, always the same."""
-    return np.sort(np.random.default_rng(0).permutation(count)[:MOST_PHOTOS])

@@ -34,7 +34,7 @@ class Course:
     rows: Ints  # (n,) photos of the split, as rows of `images`
     labels: Ints  # (n,)
     batch_size: int
-    epochs: int
+    length: Tensor  # (1,) int64, images in all, epoch after epoch; in shared memory, for a time budget moves it
     lr: float
     momentum: float
     seed: int
@@ -46,7 +46,8 @@ class Course:
 
     @property
     def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        epochs, images = divmod(int(self.length), len(self.rows))
+        return epochs * self.steps_per_epoch + math.ceil(images / self.batch_size)
 
     def images_before(self, step: int) -> int:
         """Images seen when `step` begins; the last batch of an epoch may be smaller."""
@@ -60,7 +61,7 @@ class Course:
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to 0, by images seen."""
-        done = self.images_before(step) / (self.epochs * len(self.rows))
+        done = min(1.0, self.images_before(step) / int(self.length))
         warm_up = min(1.0, (done + 1 / self.steps) / WARM_UP)
         return self.lr * warm_up * (0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
 

@@ -38,6 +38,10 @@ class TrainingBar:
         self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
         self.bar.update(images)
 
+    def end_at(self, total: int) -> None:
+        """The course has become longer or shorter."""
+        self.bar.total = total
+
     def write(self, line: str) -> None:
         """A line above the bar, on stdout."""
         self.bar.write(line, file=sys.stdout)

@@ -4,12 +4,15 @@ import csv
 import io
 import time
 from dataclasses import asdict, dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hogwear import checkpoint, closed_form, dataset, hogwild, metrics, predict, progress
+from hogwear import checkpoint, dataset, hogwild, metrics, predict, progress
+from hogwear.budget import Budget
 from hogwear.choices import Choices
 from hogwear.closed_form import Moments
 from hogwear.errors import BadInput
@@ -49,6 +52,7 @@ class Run:
         self.best: dict[str, Any] = {}  # epoch, val_acc, val_loss, image_size, weights
         self.tally = Tally()  # of the epoch under way
         self.momentum: Tensor | None = None  # (workers, trained parameters)
+        self.length: int | None = None  # images in all, where a time budget set them
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: in the middle of its run, or with a run more if that was finished."""
@@ -60,6 +64,7 @@ class Run:
             self.net.load_state_dict(state["weights"])
             self.images_seen, self.first_epoch = state["images_seen"], state["first_epoch"]
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
+            self.length = state.get("length")  # checkpoints of version 0.1 have none
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint holds."""
@@ -75,6 +80,7 @@ class Run:
             "history": self.history,
             "best": self.best,
             "tally": asdict(self.tally),
+            "length": self.length,
             "weights": self.net.state_dict(),
             "momentum": None if self.finished else self.momentum,
         }
@@ -85,59 +91,79 @@ class Run:
             rows=train.rows,
             labels=train.labels,
             batch_size=self.choices.batch_size,
-            epochs=self.choices.epochs,
+            length=torch.tensor([self.length or self.choices.epochs * len(train)]).share_memory_(),
             lr=self.choices.lr or self.net.lr,
             momentum=self.choices.momentum,
             seed=self.choices.seed,
             first_epoch=self.first_epoch,
         )
 
-    def fit(self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop) -> None:
-        """Train to the end of the run or until `stop`; save after every epoch, and from time to time between."""
+    def fit(
+        self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop, budget: Budget | None = None
+    ) -> None:
+        """Train to the end of the run or until `stop`; save after every epoch, and from time to time between.
+
+        With a `budget` the run ends when the time does.
+        """
+        if budget:
+            self.length = budget.images
         course = self.course(train)
-        step = course.step_at(self.images_seen)
+        step = first_step = course.step_at(self.images_seen)
         if step >= course.steps:
             raise BadInput(
-                f"the interrupted run has seen {self.images_seen} images, and with the photos there are now, "
-                f"{self.choices.epochs} epochs are {course.images_before(course.steps)}: use --fresh to start over"
+                f"the interrupted run has seen {self.images_seen} images, and with the photos there are now it would "
+                f"end after {course.images_before(course.steps)}: use --fresh to start over"
             )
         first = step == 0 and not self.history
-        moments = Moments(workers, self.net.head.in_features, len(self.class_names)) if first and self.net.pretrained else None
+        moments = Moments(workers, self.net.head.in_features, train, len(self.class_names)) if first and self.net.pretrained else None
         hogwild.share(self.net)
         self.momentum = momentum = hogwild.share_momentum(self.net, workers, self.momentum)
         images = val.images
 
         def prepare(rank: int) -> dict[str, Any]:
             return {
-                "moments": moments.job(self.net.features, train, rank) if moments else None,
+                "moments": moments.job(self.net.features, rank) if moments else None,
                 "train": hogwild.trainer(self.net, momentum[rank], course),
                 "predict": predict.job(self.net, images, val.rows),
             }
 
         with Workers(workers, prepare) as pool, progress.TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
             if moments:
-                self.start_head(pool, moments, len(train), stop)
-            saves = SaveClock()
+                self.start_head(pool, moments, stop)
+            saves, seconds = SaveClock(), 0.0  # spent on training
             while step < course.steps and not stop.asked:
                 epoch_end = (step // course.steps_per_epoch + 1) * course.steps_per_epoch
                 started = time.monotonic()
-                for _, result in pool.run("train", range(step, epoch_end), lambda: stop.asked or saves.due()):
+                steps = takewhile(lambda n, end=epoch_end: n < min(end, course.steps), count(step))  # type: ignore[misc]
+                for _, result in pool.run("train", steps, lambda: stop.asked or saves.due()):
                     step += 1
                     self.tally.add(result)
                     bar.show(result.images, result.loss)
+                    if budget:
+                        self.stay_in_time(budget, course, range(first_step, step), seconds + time.monotonic() - started)
+                        bar.end_at(int(course.length))
                 self.tally.seconds += time.monotonic() - started
+                seconds += time.monotonic() - started
                 self.images_seen = course.images_before(step)
-                if step == epoch_end:
+                self.finished = step >= course.steps
+                if step == epoch_end or self.finished:
                     self.close_epoch(predict.gather(pool, len(val)), val, course.lr_at(step - 1))
                     bar.write(self.epoch_line())
                     write_history(self.history, model_dir / HISTORY)
-                self.finished = step == course.steps
                 with saves:
                     checkpoint.save(model_dir, self.state())
 
-    def start_head(self, pool: Workers, moments: Moments, count: int, stop: Stop) -> None:
+    def stay_in_time(self, budget: Budget, course: Course, steps: range, seconds: float) -> None:
+        """Move the end of the course to where the budget ends, at the speed of the `steps` taken so far."""
+        images = course.images_before(steps.stop)
+        more = budget.more(images - course.images_before(steps.start), seconds, len(course.rows))
+        if more is not None:
+            self.length = images + more
+            course.length[0] = self.length
+
+    def start_head(self, pool: Workers, moments: Moments, stop: Stop) -> None:
         """Give the classifier its closed form, so that the features are not trained against a random one."""
-        for _ in pool.run("moments", closed_form.starts(count), lambda: stop.asked):
+        for _ in pool.run("moments", moments.items, lambda: stop.asked):
             pass
         if stop.asked:
             return

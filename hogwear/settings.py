@@ -14,6 +14,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -115,7 +116,9 @@ def cache_dir() -> Any:
 def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     """Call `main` and leave the process with its exit code."""
     code = exit_code(main, settings)
-    sys.stderr.flush()
+    for stream in sys.stdout, sys.stderr:
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)  # all is written and closed; to take torch apart piece by piece would take up to a second
 
 
@@ -126,7 +129,6 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
         sys.stdout.flush()
         return 0
     except SystemExit as exit:
-        sys.stdout.flush()
         return int(exit.code or 0)
     except BadInput as error:
         message, code = str(error), error.exit_code

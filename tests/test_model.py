@@ -14,7 +14,7 @@ from torch import nn
 
 import model
 from hogwear import machine, pixels
-from hogwear.closed_form import RIDGE, TEMPERATURE, Moments, starts
+from hogwear.closed_form import RIDGE, TEMPERATURE, Moments
 from hogwear.errors import BadInput
 from hogwear.pixels import Array, Pixels
 from hogwear.predict import predict
@@ -167,9 +167,9 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
     def features(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.float().mean((1, 2)) / 255  # (B, 3): the mean colour
 
-    moments = Moments(workers, 3, 3)
-    with Workers(workers, lambda rank: {"moments": moments.job(features, pixels, rank)}) as pool:
-        list(pool.run("moments", starts(70)))
+    moments = Moments(workers, 3, pixels, 3)
+    with Workers(workers, lambda rank: {"moments": moments.job(features, rank)}) as pool:
+        list(pool.run("moments", moments.items))
     weight, bias = moments.classifier()
 
     f = features(torch.from_numpy(images)).double().numpy()

@@ -1,0 +1,140 @@
+"""The parts of the bench that time whole processes, from start to exit."""
+
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.common import CLOTHING10, FASHION5, evaluate, folders, spread, table, timed, train
+
+SEEDS = range(3)
+# Peer, its epochs. The user's loop also at two, where it is at its best.
+PEERS = (("loop", 1), ("loop", 2), ("ddp", 1), ("fastai", 1), ("lightning", 1), ("timm", 1), ("ultralytics", 3))
+AT_160 = ("--image-size", 160, "--epochs", 2)
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def ours(photos: Path, seed: int, *flags: object) -> tuple[float, dict[str, Any]]:
+    """Seconds that train.py takes with nothing cached, and what eval.py says then."""
+    with workspace() as work:
+        return train(photos, work, "--seed", seed, *flags), evaluate(photos, work)
+
+
+def accuracy() -> str:
+    """`train.py` from process start to exit with nothing cached, then `eval.py`; the figures of clothing10 are of its validation photos."""
+    rows = []
+    for photos, seeds, flags in ((FASHION5, range(5), ()), (FASHION5, range(3), AT_160),
+                                 (CLOTHING10, SEEDS, ("--image-size", 160, "--epochs", 3)),
+                                 (CLOTHING10, SEEDS, ("--image-size", 224, "--epochs", 4))):  # fmt: skip
+        runs = [ours(photos, seed, *flags) for seed in seeds]
+        scores = [results["test_acc"] for _, results in runs]
+        rows.append([photos.name, " ".join(map(str, flags)) or "defaults", str(len(runs)), spread([wall for wall, _ in runs], ".1f"),
+                     spread(scores, ".4f"), f"{statistics.mean(scores):.4f}"])  # fmt: skip
+    return table(["photos", "settings", "seeds", "seconds", "accuracy", "mean"], rows)
+
+
+def peers() -> str:
+    """Libraries on fashion5 from the same weights (Ultralytics from scratch: its weights are a download), 160 px, each run a
+    process from start to exit. Ratio: its seconds over those of our defaults, run just before it. Accuracy is of test."""
+    runs: dict[str, list[tuple[float, float, float]]] = {"Hogwear": []}  # (seconds, ratio, accuracy)
+    for seed in SEEDS:
+        for name, epochs in PEERS:
+            reference, results = ours(FASHION5, seed)
+            runs["Hogwear"].append((reference, 1.0, results["test_acc"]))
+            wall, out = timed("-m", "bench.peers", name, "--photos", FASHION5, "--epochs", epochs, "--seed", seed)
+            score = json.loads(out.splitlines()[-1])["test_acc"]
+            runs.setdefault(f"{name}, epochs: {epochs}", []).append((wall, wall / reference, score))
+            print(f"{name} {epochs} {seed}: {wall:.1f} s, ours {reference:.1f} s, {score:.4f}", flush=True)
+    rows = []
+    for name, figures in runs.items():
+        walls, ratios, scores = (list(values) for values in zip(*figures, strict=True))
+        rows.append([name, spread(walls, ".1f"), spread(ratios, ".1f"), spread(scores, ".4f")])
+    return table(["", "seconds", "times ours", "test accuracy"], rows)
+
+
+def ancestor() -> str:
+    """The ancestor, TinyVGG from scratch at 224 px: its own loop (5 processes, each over the whole set, one epoch of its
+    five) beside `train.py --arch tinyvgg`, one epoch, both on fashion5, in turn."""
+    ratios, theirs, rates = [], [], []
+    for seed in SEEDS:
+        with workspace() as work:
+            train(FASHION5, work, "--arch", "tinyvgg", "--image-size", 224, "--epochs", 1, "--seed", seed)
+            row = (work / "model" / "metrics.csv").read_text().splitlines()
+        rates.append(float(dict(zip(row[0].split(","), row[1].split(","), strict=True))["images_per_second"]))
+        wall, out = timed("-m", "bench.peers", "ancestor", "--photos", FASHION5, "--epochs", 1, "--seed", seed)
+        theirs.append(wall)
+        ratios.append(rates[-1] / json.loads(out.splitlines()[-1])["images_per_second"])
+    return (
+        f"Ours {spread(rates, '.0f')} images/s, {spread(ratios, '.1f')} times the ancestor's, whose one epoch (of five) takes "
+        f"{spread(theirs, '.0f')} s."
+    )
+
+
+def budget() -> str:
+    """`train.py --time-budget`, from process start to exit with nothing cached."""
+    rows = []
+    for photos, seconds in ((FASHION5, 10), (FASHION5, 30), (CLOTHING10, 30), (CLOTHING10, 75), (CLOTHING10, 150)):
+        with workspace() as work:
+            wall, out = timed("train.py", *folders(photos, work), "--time-budget", seconds)
+            plan = re.search(r"at (\d+) px.*?(\d+) epochs", out)
+            score = evaluate(photos, work)["test_acc"]
+        rows.append([photos.name, str(seconds), f"{wall:.1f}", f"{wall / seconds - 1:+.0%}",
+                     f"{plan[1]} px, {plan[2]} epochs" if plan else "", f"{score:.4f}"])  # fmt: skip
+    return table(["photos", "budget, s", "took", "off by", "plan", "accuracy"], rows)
+
+
+# train.py, which tells when the first batch was answered: the closed form's first photos, then training's first step.
+WATCHED = """
+import runpy, sys, time
+from hogwear import workers
+plain, seen = workers.Workers.run, set()
+def watched(self, job, *arguments, **options):
+    for answer in plain(self, job, *arguments, **options):
+        if job not in seen:
+            seen.add(job)
+            print("first", job, time.time(), flush=True)
+        yield answer
+workers.Workers.run = watched
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start() -> str:
+    """From process start, on fashion5; decoded before, but for the line that says otherwise."""
+    torch = [timed("-c", "import torch, os; os._exit(0)")[0] for _ in range(5)]
+    firsts: dict[str, list[float]] = {}
+    with workspace() as work:
+        train(FASHION5, work, "--epochs", 1)
+        cold, *warm = (evaluate(FASHION5, work)["images_per_second"] for _ in range(6))
+        walls = [timed("eval.py", *folders(FASHION5, work))[0] for _ in range(5)]
+        infer = [timed("infer.py", *folders(FASHION5, work), "--responses-dir", work / "responses", "--seed", n) for n in range(5)]
+        for _ in range(5):
+            started = time.time()
+            _, out = timed("-c", WATCHED, "train.py", *folders(FASHION5, work), "--epochs", 1, "--fresh")
+            for job, moment in re.findall(r"first (\w+) ([\d.]+)", out):
+                firsts.setdefault(job, []).append(float(moment) - started)
+    latency = [float(found[1]) for _, out in infer if (found := re.search(r"([\d.]+) ms on one CPU", out))]
+    return table(
+        ["", "median (range)"],
+        [
+            ["import torch", spread(torch) + " s"],
+            ["train.py to the first batch through the network", spread(firsts["moments"]) + " s"],
+            ["train.py to the first step, the classifier's closed form being done", spread(firsts["train"]) + " s"],
+            ["infer.py, five photos", spread([wall for wall, _ in infer]) + " s"],
+            ["one decoded photo, one thread", spread(latency, ".1f") + " ms"],
+            ["eval.py, 630 photos", spread(walls) + " s"],
+            ["eval.py while it decodes and predicts", f"{cold:.0f} images/s"],
+            ["eval.py, decoded before", spread(warm, ".0f") + " images/s"],
+        ],
+    )

@@ -1,0 +1,96 @@
+"""A time budget: how fast this machine trains, the size of photos that suits the time, and the length that fits into it."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hogwear import pixels
+from hogwear.errors import BadInput
+from hogwear.workers import Workers
+
+# Sides of photos, and how many epochs there must be time for to make each worth its cost; docs/decisions/time-budget.md.
+Sizes = tuple[tuple[int, float], ...]
+SIZES: Sizes = ((224, 3.0), (192, 2.5), (160, 2.0), (128, 1.0), (96, 0.25))
+PROBED_SIZE, PROBED_BATCH = 160, 16
+START_UP, SAVING = 1.5, 0.3  # seconds that a run takes beside what grows with the photos; from the last validation to the exit
+WARM_UP = 256  # images before the speed of training is believed
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds a photo with all workers at work; predicting and training are at PROBED_SIZE."""
+
+    decoding: float
+    predicting: float
+    training: float
+
+
+def probe(net: nn.Module, paths: Sequence[Path], workers: int) -> Speed:
+    """Measure the speeds with so many processes at once, in about a second."""
+    images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
+
+    def decode(item: int) -> None:
+        with suppress(pixels.UNREADABLE):
+            pixels.decode(paths[item % len(paths)], PROBED_SIZE)
+
+    def predict(item: int) -> None:
+        with torch.inference_mode():
+            net(images)
+
+    def train(item: int) -> None:
+        logits: Tensor = net(images)
+        F.cross_entropy(logits, torch.zeros(PROBED_BATCH, dtype=torch.int64)).backward()
+
+    with Workers(workers, lambda rank: {"decode": decode, "predict": predict, "train": train}) as pool:
+
+        def seconds(job: str, items: int) -> float:
+            started = time.perf_counter()
+            for _ in pool.run(job, range(items)):
+                pass
+            return (time.perf_counter() - started) / items
+
+        seconds("train", workers), seconds("predict", workers)  # the first time, oneDNN makes its kernels
+        return Speed(
+            seconds("decode", 8 * workers), seconds("predict", 2 * workers) / PROBED_BATCH, seconds("train", 2 * workers) / PROBED_BATCH
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A plan, and what fits the length of its run into the time that is left, again after every batch."""
+
+    deadline: float  # of time.monotonic()
+    image_size: int
+    images: int  # to train on, as it looks before the run
+    validation: float  # seconds that one should take
+
+    def more(self, images: int, seconds: float, per_epoch: int) -> int | None:
+        """Images there is time for from now on, with a validation after each epoch of so many and at the end.
+
+        Judged by the `images` trained on until now and the `seconds` that took; None while they are too few.
+        """
+        if images < WARM_UP:
+            return None
+        left = self.deadline - SAVING - time.monotonic() - self.validation
+        return max(0, int(left / (seconds / images + self.validation / per_epoch)))
+
+
+def plan(speed: Speed, deadline: float, train: int, val: int, head: int, sizes: Sizes = SIZES) -> Budget:
+    """The first of `sizes` for which enough epochs fit into the time. BadInput if none does.
+
+    There are `train` and `val` photos, `head` of which are seen once more before the first epoch.
+    """
+    left = deadline - time.monotonic() - START_UP - (train + val) * speed.decoding
+    for size, enough in sizes:
+        scale = (size / PROBED_SIZE) ** 2
+        validation = scale * val * speed.predicting
+        epochs = (left - validation - scale * head * speed.predicting) / (scale * train * speed.training + validation)
+        if epochs >= enough:
+            return Budget(deadline, size, round(epochs * train), validation)
+    raise BadInput(f"--time-budget: too short for {train} photos on this machine; give it more seconds, or leave it out")
