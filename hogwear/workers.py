@@ -60,13 +60,12 @@ class Workers:
         `meanwhile` is called once, when the workers have their first items. Ends when all that was handed out is answered, so what has been done is always a prefix of `items`.
         Raises BadInput when the same worker dies three times in a row.
         """
-        waiting = deque(items)
+        waiting = iter(items)
         while True:
-            while waiting and not pause():
-                idlest = min(self.slots, key=lambda slot: len(slot.given))
-                if len(idlest.given) == QUEUED:
+            while len((idlest := min(self.slots, key=lambda slot: len(slot.given))).given) < QUEUED and not pause():
+                if (item := next(waiting, None)) is None:
                     break
-                self.give(idlest, job, waiting.popleft())
+                self.give(idlest, job, item)
             busy = {slot.pipe: slot for slot in self.slots if slot.given}
             if not busy:
                 return
