@@ -55,7 +55,7 @@ def phases() -> str:
         hogwild.sgd(parameters, buffers, 1e-6, 0.9)
 
     random = np.random.default_rng(0)
-    paths = dataset.find(FASHION5, FASHION5).train.paths[:100]
+    paths = list(dataset.find(FASHION5, FASHION5).train.paths)[:100]
     kinds: list[tuple[str, Callable[[], object], int, float]] = [
         ("decode (224 px JPEG)", lambda: [pixels_of.decode(path, SIZE) for path in paths], len(paths), 0),
         ("augment", lambda: augment.augment(images, random), BATCH, 0),
@@ -135,7 +135,7 @@ class Training:
             dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
             parallel, parameters = nn.parallel.DistributedDataParallel(net), hogwild.trained(net)
             buffers = [torch.zeros_like(p) for p in parameters]
-            images = np.load(self.course.images, mmap_mode="r")
+            images = pixels_of.Images(self.course.images)
 
             def steps(item: int) -> float:
                 for step in range(item * self.STEPS, item * self.STEPS + self.STEPS // workers):

@@ -1,16 +1,15 @@
 """A time budget: how fast this machine trains, the size of photos that suits the time, and the length that fits into it."""
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hogwear import pixels
+from hogwear.dataset import Paths
 from hogwear.errors import BadInput
 from hogwear.workers import Workers
 
@@ -31,7 +30,7 @@ class Speed:
     training: float
 
 
-def probe(net: nn.Module, paths: Sequence[Path], workers: int) -> Speed:
+def probe(net: nn.Module, paths: Paths, workers: int) -> Speed:
     """Measure the speeds with so many processes at once, in about a second."""
     images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
 

@@ -8,6 +8,7 @@ the parent can save it. The learning rate follows the images that all workers to
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from hogwear import machine
 from hogwear.augment import augment
-from hogwear.pixels import Array
+from hogwear.pixels import Array, Images
 
 Ints = npt.NDArray[np.int64]
 WARM_UP = 0.1  # share of the images over which the learning rate rises
@@ -65,13 +66,18 @@ class Course:
         warm_up = min(1.0, (done + 1 / self.steps) / WARM_UP)
         return self.lr * warm_up * (0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
 
-    def batch(self, step: int, images: Array) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, images: Images | Array) -> tuple[Tensor, Tensor]:
         """Augmented pixels (B, S, S, 3) and labels (B,) of a step, the same whichever worker makes them."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.seed, self.first_epoch + epoch)).permutation(len(self.rows))
+        order = permutation(len(self.rows), self.seed, self.first_epoch + epoch)
         chosen = np.sort(order[batch * self.batch_size : (batch + 1) * self.batch_size])  # sorted: the file is read forwards
         random = np.random.default_rng((self.seed, self.first_epoch + epoch, batch))
         return augment(images[self.rows[chosen]], random), torch.from_numpy(self.labels[chosen])
+
+
+@lru_cache(maxsize=1)  # for the epoch under way: of a million photos it takes 20 ms, as long as a step
+def permutation(count: int, *seed: int) -> Ints:
+    return np.random.default_rng(seed).permutation(count)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int],
     assert all(p.is_shared() for p in net.parameters())
     parameters = trained(net)
     buffers = views(momentum, parameters)
-    images = np.load(course.images, mmap_mode="r")
+    images = Images(course.images)
 
     def train(step: int) -> Result:
         pixels, labels = course.batch(step, images)

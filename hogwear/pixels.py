@@ -1,12 +1,14 @@
-"""Photos as pixels: decoded once, by all CPUs, into a memory-mapped cache.
+"""Photos as pixels: decoded once, by all CPUs, into a cache.
 
 A cache is a folder <split>-<size>-<slot>/<key>/ with pixels.npy, (N, S, S, 3) uint8, and skipped.json, {row: reason}. The key is
 a hash of every file's name, size and time, so a changed photo makes a new cache; the old one is then removed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -38,6 +40,7 @@ LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it
 WHITE = (255, 255, 255)
 
 Array = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
 
 
 def decode(path: Path, size: int) -> Array:
@@ -77,24 +80,48 @@ def reason(error: Exception, path: Path) -> str:
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
 
 
+class Images:
+    """The (N, S, S, 3) uint8 array in a .npy file, read and written by row, also by processes forked after it was opened.
+
+    It is not memory-mapped, because a page once touched counts as resident, and in the end all of the file would.
+    """
+
+    def __init__(self, file: Path, mode: str = "rb") -> None:
+        self.file = file.open(mode, buffering=0)
+        np.lib.format.read_magic(self.file)
+        self.shape = np.lib.format.read_array_header_1_0(self.file)[0]
+        self.start, self.stride = self.file.tell(), math.prod(self.shape[1:])
+
+    def __getitem__(self, rows: Ints) -> Array:
+        """A copy of these rows, (n, S, S, 3). Raises EOFError for one beyond the end of the file."""
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for image, row in zip(images, rows.tolist(), strict=True):
+            if os.preadv(self.file.fileno(), [image], self.start + row * self.stride) < self.stride:
+                raise EOFError(f"{self.file.name}: no row {row}")
+        return images
+
+    def __setitem__(self, row: int, image: Array) -> None:
+        """Write one row, (S, S, 3). Raises OSError where the disk is full."""
+        if os.pwrite(self.file.fileno(), image.data, self.start + row * self.stride) < self.stride:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+
+
 @dataclass(frozen=True)
 class Pixels:
     """The readable photos of one split."""
 
-    file: Path  # pixels.npy, for other processes to map
-    rows: npt.NDArray[np.int64]  # (n,) rows of the file that hold a photo
-    labels: npt.NDArray[np.int64]  # (n,)
-    paths: tuple[Path, ...]  # n of them
+    file: Path  # pixels.npy, for other processes to open
+    rows: Ints  # (n,) rows of the file that hold a photo
+    labels: Ints  # (n,)
     skipped: dict[Path, str]  # {photo: why it was not read}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def images(self) -> Array:
-        """(N, S, S, 3) uint8, memory-mapped; index it with `rows`."""
-        mapped: Array = np.load(self.file, mmap_mode="r")
-        return mapped
+    def images(self) -> Images:
+        """The file, opened anew; index it with `rows`."""
+        return Images(self.file)
 
     @classmethod
     def open(
@@ -113,14 +140,13 @@ class Pixels:
         """
         folder = cached(split, size, cache_dir, processes, on_photos, meanwhile)
         skipped = {int(row): why for row, why in json.loads((folder / "skipped.json").read_text()).items()}
-        rows = np.array([i for i in range(len(split)) if i not in skipped], dtype=np.int64)
-        labels = np.asarray(split.labels, dtype=np.int64)[rows]
-        if emptied := set(split.labels) - set(labels.tolist()):
+        rows = np.delete(np.arange(len(split)), list(skipped))
+        labels = split.labels[rows]
+        if len(emptied := np.setdiff1d(split.labels, labels)):
             row = next(i for i in skipped if split.labels[i] in emptied)
             photo = split.paths[row]
             raise BadInput(f"{photo.parent}: no readable photo in this class ({photo.name}: {skipped[row]})")
-        paths = tuple(split.paths[i] for i in rows)
-        return cls(folder / "pixels.npy", rows, labels, paths, {split.paths[i]: why for i, why in skipped.items()})
+        return cls(folder / "pixels.npy", rows, labels, {split.paths[i]: why for i, why in skipped.items()})
 
 
 def cached(
@@ -132,11 +158,12 @@ def cached(
     meanwhile: Callable[[], object],
 ) -> Path:
     """The cache folder of this split at this size, made if need be; one process makes it, others wait for that one."""
-    key = hashlib.sha256(f"{CACHE_VERSION} {size}".encode())
-    for path in split.paths:
-        status = path.stat()
-        key.update(f"\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
-    slot = hashlib.sha256(os.path.commonpath(split.paths).encode(errors="surrogateescape")).hexdigest()[:12]
+    paths = split.paths.texts()
+    statuses = ((status.st_size, status.st_mtime_ns) for status in map(os.stat, paths))
+    key = hashlib.sha256(f"{CACHE_VERSION} {size} {len(split)} ".encode() + split.paths.encoded)
+    key.update(np.fromiter(statuses, "q, q", len(split)).tobytes())
+    common = os.path.commonpath({path.rpartition("/")[0] for path in paths})  # of folders, because of 200,000 photos it takes a second
+    slot = hashlib.sha256(os.fsencode(common)).hexdigest()[:12]
     parent = cache_dir / "pixels" / f"{split.name}-{size}-{slot}"
     folder = parent / key.hexdigest()[:32]
     if folder.exists():
@@ -163,16 +190,19 @@ def fill(
     """Decode every photo into `folder`, which appears only when it is whole."""
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
     temporary.chmod(0o755)
-    images = np.lib.format.open_memmap(temporary / "pixels.npy", "w+", np.uint8, (len(split), size, size, 3))
+    np.lib.format.open_memmap(temporary / "pixels.npy", "w+", np.uint8, (len(split), size, size, 3))  # header and holes
+    images = Images(temporary / "pixels.npy", "r+b")
     chunk = min(LARGEST_CHUNK, -(-len(split) // (QUEUED * processes)))
 
     def decode_chunk(start: int) -> dict[int, str]:
         skipped = {}
         for row in range(start, min(start + chunk, len(split))):
             try:
-                images[row] = decode(split.paths[row], size)
+                image = decode(split.paths[row], size)
             except UNREADABLE as error:
                 skipped[row] = reason(error, split.paths[row])
+            else:  # not above: a full disk does not make a photo unreadable
+                images[row] = image
         return skipped
 
     skipped: dict[int, str] = {}
@@ -180,6 +210,6 @@ def fill(
         for start, missed in workers.run("decode", range(0, len(split), chunk), meanwhile=meanwhile):
             skipped |= missed
             on_photos(min(chunk, len(split) - start))
-    images.flush()
+    os.fsync(images.file.fileno())
     (temporary / "skipped.json").write_text(json.dumps(skipped))
     temporary.rename(folder)

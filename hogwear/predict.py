@@ -8,14 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from hogwear.pixels import Array
+from hogwear.pixels import Array, Images
 from hogwear.workers import Workers
 
 Logits = npt.NDArray[np.float32]  # (n, classes)
 BATCH = 32
 
 
-def job(net: nn.Module, images: Array, rows: npt.NDArray[np.int64]) -> Callable[[int], Logits]:
+def job(net: nn.Module, images: Images | Array, rows: npt.NDArray[np.int64]) -> Callable[[int], Logits]:
     """Work for `Workers`: the logits of the BATCH photos from rows[start] on."""
 
     def predict(start: int) -> Logits:
@@ -35,7 +35,7 @@ def gather(workers: Workers, count: int) -> Logits:
     return np.concatenate([parts[start] for start in sorted(parts)])
 
 
-def predict(net: nn.Module, images: Array, rows: npt.NDArray[np.int64], processes: int) -> Logits:
+def predict(net: nn.Module, images: Images | Array, rows: npt.NDArray[np.int64], processes: int) -> Logits:
     """Logits of images[rows], (N, S, S, 3) uint8: every photo counts, in its order."""
     needed = -(-len(rows) // BATCH)
     with Workers(min(processes, needed), lambda rank: {"predict": job(net, images, rows)}) as workers:

@@ -1,5 +1,7 @@
 """Folders -> splits and labels; and what is said about folders that cannot be used."""
 
+import os
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hogwear import dataset, sample
-from hogwear.dataset import Photos, Split
+from hogwear.dataset import Paths, Photos, Split
 from hogwear.errors import BadInput
 
 
@@ -39,6 +41,12 @@ def splits(photos: Photos) -> dict[str, set[str]]:
     return {split.name: set(names(split)) for split in (photos.train, photos.val, photos.test)}
 
 
+def listed(photos: Photos) -> list[tuple[str, Path, int]]:
+    """Every photo with its split and label, in order."""
+    found = [split for split in (photos.train, photos.val, photos.test) if split]
+    return [(s.name, path, label) for s in found for path, label in zip(s.paths, s.labels.tolist(), strict=True)]
+
+
 def per_class(split: Split | None) -> dict[str, int]:
     assert split
     return dict(Counter(path.parent.name for path in split.paths))
@@ -50,7 +58,7 @@ def test_split_folders_are_used_as_they_are(data: Path, cache: Path, val: str) -
     photos = dataset.find(data, cache)
     assert photos.class_names == ("a", "b") and photos.folder == data and not photos.is_sample
     assert names(photos.train) == ["a/000.jpg", "a/001.jpg", "b/000.jpg", "b/001.jpg", "b/002.jpg"]
-    assert photos.train.labels == (0, 0, 1, 1, 1)
+    assert photos.train.labels.tolist() == [0, 0, 1, 1, 1]
     assert names(photos.val) == ["a/000.jpg", "b/000.jpg"]
     assert all(path.is_relative_to(data / val) for path in photos.val.paths)
     assert photos.evaluated is photos.test and names(photos.evaluated) == ["a/000.jpg", "b/000.jpg", "b/001.jpg"]
@@ -66,7 +74,7 @@ def test_without_a_val_folder_some_of_train_is_set_aside_the_same_way_every_time
     photos = dataset.find(data, cache)
     assert (per_class(photos.train), per_class(photos.val)) == ({"a": 17, "b": 1}, {"a": 3, "b": 1})
     assert not set(photos.train.paths) & set(photos.val.paths)
-    assert dataset.find(data, cache) == photos
+    assert listed(dataset.find(data, cache)) == listed(photos)
 
 
 def test_class_folders_are_split_by_class(data: Path, cache: Path) -> None:
@@ -96,7 +104,7 @@ def test_the_written_split_does_not_change_while_the_photos_do_not(data: Path, c
     first = dataset.find(data, cache)
     [manifest] = cache.iterdir()
     written = manifest.stat().st_mtime_ns
-    assert dataset.find(data, cache) == first and manifest.stat().st_mtime_ns == written
+    assert listed(dataset.find(data, cache)) == listed(first) and manifest.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("added", [1, 3, 40])
@@ -111,6 +119,34 @@ def test_adding_photos_never_moves_one(data: Path, cache: Path, added: int) -> N
         == {name.split("/")[0] for name in after["test"]}
         == {"a", "b", "c"}
     )
+
+
+@pytest.mark.parametrize("layout", [("train/a", "train/b", "val/a", "val/b"), ("a", "b")], ids=["split", "flat"])
+def test_names_of_any_bytes_survive(data: Path, cache: Path, layout: tuple[str, ...]) -> None:
+    make(data, dict.fromkeys(layout, 2))
+    for folder in layout:
+        for name in (b"\xff.jpg", "zażółć.jpg".encode(), b"\n.jpg"):
+            Path(os.fsdecode(os.fsencode(data / folder) + b"/" + name)).touch()
+    for _ in range(2):  # flat, the second time by the manifest
+        found = [path for _, path, _ in listed(dataset.find(data, cache))]
+        assert sorted(found) == sorted(data.glob("**/*.jpg")) and len(found) == 5 * len(layout)
+
+
+def test_paths_come_out_as_they_went_in(tmp_path: Path) -> None:
+    files = [tmp_path / "a.jpg", Path("é"), Path(os.fsdecode(b"\xff/\xfe")), Path("b c\n")]
+    paths = Paths(files)
+    assert list(paths) == files == [paths[i] for i in range(len(paths))] and paths[-1] == files[-1]
+    assert list(Paths([])) == [] and len(Paths([])) == 0
+
+
+def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
+    files = {name: [f"{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000)] for name in ("a", "b")}
+    tracemalloc.start()
+    split = dataset.make_split("train", Path("/data/photos/of/somebody"), ("a", "b"), files)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(split) == 100_000 and taken < 10e6
+    assert str(split.paths[99_999]) == "/data/photos/of/somebody/b/049999-a-name-as-cameras-give-it.jpg"
 
 
 def test_photos_of_other_folders_have_a_split_of_their_own(tmp_path: Path, cache: Path) -> None:

@@ -92,6 +92,34 @@ def test_the_learning_rate_warms_up_and_ends_near_zero(course: Course) -> None:
     assert rates[int(0.55 * course.steps)] == pytest.approx(0.005, rel=0.02), "half-way down a cosine"
 
 
+def test_the_order_is_numpys_permutation_for_the_seed_and_the_epoch(course: Course) -> None:
+    for step in (0, 9, 7, 8):  # back and forth between two epochs
+        epoch, batch = divmod(step, 8)
+        order = np.random.default_rng((0, epoch)).permutation(120)
+        assert seen(course, range(step, step + 1)) == sorted(order[16 * batch : 16 * batch + 16])
+
+
+def test_an_epoch_is_shuffled_once_and_not_for_every_batch(course: Course) -> None:
+    many = 1_000_000
+    course = replace(course, rows=np.zeros(many, np.int64), labels=np.zeros(many, np.int64), batch_size=1)
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    started = time.process_time()
+    np.random.default_rng(0).permutation(many)
+    shuffled = time.process_time()
+    for step in range(50):
+        course.batch(step, images)
+    assert time.process_time() - shuffled < 20 * (shuffled - started)
+
+
+def test_training_maps_no_photos_into_memory(course: Course) -> None:
+    net = network("tinyvgg")
+    hogwild.share(net)
+    momentum = hogwild.share_momentum(net, 1, None)
+    train = hogwild.trainer(net, momentum[0], course)
+    maps = Elsewhere(lambda: train(0) and Path("/proc/self/maps").read_text()).answer()
+    assert "libtorch" in maps and "pixels.npy" not in maps
+
+
 def test_a_batch_is_the_same_whoever_makes_it(course: Course) -> None:
     images = np.load(course.images, mmap_mode="r")
     first, labels = course.batch(11, images)
@@ -239,6 +267,20 @@ def test_every_item_is_done_exactly_once(log: Path) -> None:
     done = [line.split() for line in log.read_text().splitlines()]
     assert sorted(int(item) for item, _ in done) == list(range(45))
     assert len({pid for _, pid in done}) == 2 and str(os.getpid()) not in {pid for _, pid in done}
+
+
+def test_items_are_taken_only_when_a_worker_wants_them() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for n in range(1000):
+            taken.append(n)
+            yield n
+
+    with Workers(2, lambda rank: {"work": lambda item: item}) as workers:
+        for answered, _ in enumerate(workers.run("work", items()), start=1):
+            assert len(taken) <= answered + 2 * 2
+    assert answered == 1000
 
 
 def test_as_many_items_as_workers_are_done_side_by_side() -> None:

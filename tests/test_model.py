@@ -162,7 +162,7 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
     images = photos(photo_files, 70, SIZE)
     labels = images.mean((1, 2, 3)).argsort().argsort() // 24  # dark, grey and bright ones
     np.save(tmp_path / "pixels.npy", images)
-    pixels = Pixels(tmp_path / "pixels.npy", np.arange(70), labels, tuple(photo_files[:70]), {})
+    pixels = Pixels(tmp_path / "pixels.npy", np.arange(70), labels, {})
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.float().mean((1, 2)) / 255  # (B, 3): the mean colour

@@ -1,10 +1,13 @@
 """Photos of every kind -> letterboxed RGB; the cache of them; and the changes that training makes."""
 
+import errno
 import io
 import os
+import re
 import signal
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,10 @@ from PIL import Image, ImageOps
 
 from hogwear import pixels
 from hogwear.augment import augment
-from hogwear.dataset import Split
+from hogwear.dataset import Paths, Split
 from hogwear.errors import BadInput
-from hogwear.pixels import Array, Pixels
-from hogwear.workers import FORK
+from hogwear.pixels import Array, Images, Pixels
+from hogwear.workers import FORK, Workers
 
 Flip = Image.Transpose
 STORED = {  # what was done to an upright photo that is stored with this EXIF orientation
@@ -149,7 +152,7 @@ def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(photo_files: 
 
 
 def split_of(files: list[Path], labels: list[int] | None = None) -> Split:
-    return Split("train", tuple(files), tuple(labels or [0] * len(files)))
+    return Split("train", Paths(files), np.array(labels or [0] * len(files)))
 
 
 @pytest.fixture
@@ -184,10 +187,9 @@ def test_an_unreadable_photo_is_skipped_with_a_reason(
     for _ in range(2):  # decoded, and from the cache
         opened = Pixels.open(split_of(copies, [0] * 5 + [1] * 4), SIZE, tmp_path / "cache", 2)
         assert list(opened.skipped) == [copies[3]] and why in opened.skipped[copies[3]]
-        assert opened.paths == (*copies[:3], *copies[4:]) and len(opened) == 8
+        assert opened.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8] and len(opened) == 8
         assert opened.labels.tolist() == [0] * 4 + [1] * 4
-        for path, row in zip(opened.paths, opened.rows, strict=True):
-            assert np.array_equal(opened.images[row], pixels.decode(path, SIZE))
+        assert np.array_equal(opened.images[opened.rows], [pixels.decode(copies[i], SIZE) for i in opened.rows])
 
 
 def test_a_class_without_one_readable_photo_is_refused(copies: list[Path], tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(copies: list[Pat
     old = caches(cache)
     copies[0].write_bytes(copies[8].read_bytes())
     after = Pixels.open(split_of(copies), SIZE, cache, 1)
-    assert np.array_equal(after.images[0], after.images[8])
+    assert np.array_equal(*after.images[np.array([0, 8])])
     assert len(caches(cache)) == 1 and caches(cache) != old and not before.file.exists()
 
 
@@ -241,7 +243,7 @@ def test_other_splits_and_sizes_have_caches_of_their_own(copies: list[Path], tmp
     cache = tmp_path / "cache"
     opened = [
         Pixels.open(split, size, cache, 1)
-        for split in (split_of(copies), Split("val", tuple(copies), (0,) * 9)) for size in (SIZE, 32)
+        for split in (split_of(copies), replace(split_of(copies), name="val")) for size in (SIZE, 32)
     ]  # fmt: skip
     assert len({pixels.file for pixels in opened}) == 4 and all(pixels.file.exists() for pixels in opened)
 
@@ -269,13 +271,72 @@ def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(copies: l
         counts: list[int] = []
         ready.wait()
         opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2, counts.append)
-        return np.array(opened.images[opened.rows]), sum(counts)
+        return opened.images[opened.rows], sum(counts)
 
     both = [Elsewhere(open_together) for _ in range(2)]
     (first, one_decoded), (second, other_decoded) = (process.answer() for process in both)
     assert np.array_equal(first, second) and len(first) == 9
     assert sorted([one_decoded, other_decoded]) == [0, 9]
     assert len(caches(tmp_path / "cache")) == 1
+
+
+def test_the_cache_is_a_plain_npy_file(copies: list[Path], tmp_path: Path) -> None:
+    opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2)
+    assert opened.images.shape == (9, SIZE, SIZE, 3)
+    backwards = np.arange(8, -1, -1)
+    assert np.array_equal(opened.images[backwards], np.load(opened.file)[backwards])
+    assert opened.images[backwards[:0]].shape == (0, SIZE, SIZE, 3)
+
+
+def test_a_row_that_is_not_there_is_no_photo(tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    os.truncate(tmp_path / "pixels.npy", (tmp_path / "pixels.npy").stat().st_size - 1)
+    images = Images(tmp_path / "pixels.npy")
+    assert len(images[np.arange(2)]) == 2
+    with pytest.raises(EOFError, match=r"pixels\.npy: no row 2"):
+        images[np.arange(3)]
+
+
+def resident() -> int:
+    """PSS of this process, in bytes."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0])
+
+
+def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) -> None:
+    count, size = 4000, 160
+    np.lib.format.open_memmap(tmp_path / "pixels.npy", "w+", np.uint8, (count, size, size, 3))  # 300 MB of holes
+    photos = Pixels(tmp_path / "pixels.npy", np.arange(count), np.zeros(count, np.int64), {})
+
+    def read(start: int) -> int:
+        return int(images[photos.rows[start : start + 100]].sum()) + resident() - before
+
+    images, before = photos.images, resident()
+    assert max(map(read, range(0, count, 100))) < 30e6
+    with Workers(1, lambda rank: {"read": read}) as workers:
+        assert max(grown for _, grown in workers.run("read", range(0, count, 100))) < 30e6
+
+
+def test_decoding_maps_no_file_into_memory(copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(path: Path, size: int) -> Array:
+        assert "pixels.npy" not in Path("/proc/self/maps").read_text()
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(pixels, "decode", decode)
+    assert not Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2).skipped
+
+
+def test_a_full_disk_makes_no_photo_unreadable(
+    copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, image, offset: 100)  # bytes that were still free
+    np.save(tmp_path / "pixels.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    with pytest.raises(OSError, match="pixels") as error:
+        Images(tmp_path / "pixels.npy", "r+b")[1] = np.ones((8, 8, 3), np.uint8)
+    assert error.value.errno == errno.ENOSPC
+    with pytest.raises(BadInput, match="a worker died 3 times"):
+        Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
+    assert not list((tmp_path / "cache").glob("pixels/*/*/skipped.json"))
 
 
 # --- augmentation
