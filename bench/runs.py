@@ -1,5 +1,6 @@
 """The parts of the bench that time whole processes, from start to exit."""
 
+import gzip
 import json
 import re
 import statistics
@@ -10,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.common import CLOTHING10, FASHION5, evaluate, folders, spread, table, timed, train
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bench.common import CLOTHING10, FASHION5, ROOT, evaluate, folders, spread, table, timed, train
 
 SEEDS = range(3)
 # Peer, its epochs. The user's loop also at two, where it is at its best.
@@ -138,3 +143,47 @@ def start() -> str:
             ["eval.py, decoded before", spread(warm, ".0f") + " images/s"],
         ],
     )
+
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+
+
+def fashion_mnist() -> str:
+    """Fashion-MNIST (Debian's dataset-fashion-mnist), accuracy over time: `train.py --image-size 64`, each point a whole run with
+    nothing cached, beside pytorch/examples' mnist_hogwild in our own words, tested while it trains."""
+    with workspace() as work:
+        as_png(work / "photos")
+        points = []
+        for flags in (("--time-budget", 45), ("--epochs", 1), ("--epochs", 2)):
+            run = work / "-".join(map(str, flags))
+            wall = train(work / "photos", run, "--image-size", 64, *flags)
+            points.append((wall, evaluate(work / "photos", run)["test_acc"]))
+        _, out = timed("-m", "bench.peers", "mnist_hogwild", "--photos", FASHION_MNIST, "--epochs", 8)
+        curve = json.loads(out.splitlines()[-1])["curve"]
+    draw_curves({"Hogwear, a run a point": points, "mnist_hogwild": curve}, ROOT / "bench" / "fashion_mnist.png")
+    rows = [["Hogwear", f"{seconds:.0f}", f"{score:.4f}"] for seconds, score in points]
+    best = max(score for _, score in curve)
+    rows += [["mnist_hogwild, at its best", f"{next(seconds for seconds, score in curve if score == best):.0f}", f"{best:.4f}"]]
+    return table(["", "seconds", "test accuracy"], rows) + "\n\n![accuracy over time](fashion_mnist.png)"
+
+
+def as_png(folder: Path) -> None:
+    """The data set as folders of PNG files, every twelfth training photo in val."""
+    for name, part in (("train", "train"), ("t10k", "test")):
+        images = np.frombuffer(gzip.decompress((FASHION_MNIST / f"{name}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+        labels = np.frombuffer(gzip.decompress((FASHION_MNIST / f"{name}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+        for i, (image, label) in enumerate(zip(images.reshape(-1, 28, 28), labels.tolist(), strict=True)):
+            target = folder / ("val" if part == "train" and i % 12 == 0 else part) / str(label)
+            target.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(target / f"{i}.png", compress_level=1)
+
+
+def draw_curves(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for (name, points), colour in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=name)
+    axes.set(xlabel="seconds since the process started", ylabel="test accuracy", ylim=(0.7, 1.0))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(file, metadata={"Software": None})

@@ -113,7 +113,7 @@ def test_help_tells_every_flag_with_its_default_and_how_to_name_its_variable(
 def test_every_script_has_the_flags_it_is_documented_with() -> None:
     folders = {"data_dir", "model_dir", "cache_dir"}
     assert {f.name for f in fields(train.Settings)} == folders | {
-        "arch", "image_size", "epochs", "workers", "batch_size", "lr", "momentum", "seed", "fresh",
+        "arch", "image_size", "epochs", "time_budget", "workers", "batch_size", "lr", "momentum", "seed", "fresh",
     }  # fmt: skip
     assert {f.name for f in fields(eval.Settings)} == folders
     assert {f.name for f in fields(infer.Settings)} == folders | {"responses_dir", "images", "num_images", "seed"}
