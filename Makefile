@@ -48,7 +48,7 @@ lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, docker compose config
 	.venv/bin/shellcheck $(SCRIPTS)
 	if docker compose version > /dev/null 2>&1; then docker compose config --quiet; fi
 
-bench: .venv/tools ## Measure, side by side, and write bench/RESULTS.md
+bench: .venv/bench ## Measure, side by side, and write bench/RESULTS.md
 	.venv/bin/python -m bench
 
 clean: ## Remove caches, .venv, containers, images and the volume; keep data/, model/ and responses/
@@ -63,6 +63,10 @@ clean: ## Remove caches, .venv, containers, images and the volume; keep data/, m
 	.venv/bin/pip install --quiet --requirement <(grep -v '^torch' requirements.txt)
 	index=$$(docker/torch-index-url); \
 	.venv/bin/pip install --quiet $${index:+--index-url "$$index"} --requirement <(grep '^torch' requirements.txt)
+	@touch $@
+
+.venv/bench: .venv/tools requirements-bench.txt
+	.venv/bin/pip install --quiet --requirement requirements-bench.txt
 	@touch $@
 
 .venv/tools: .venv/ready requirements-dev.txt

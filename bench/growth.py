@@ -11,10 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.common import FASHION5, ROOT
 from hogwear import sample
 
-ROOT = Path(__file__).parent.parent
-FASHION5 = ROOT.parent / "shared" / "data" / "fashion5"
 SHARES = {"train": 0.85, "val": 0.15}
 POLL = 0.02  # seconds between two looks at the cache's folder
 # train.py to the point where its workers are forked: what a start takes once the photos are cached.

@@ -103,7 +103,7 @@ def trunk_layers(net: Any, pixels: Tensor, roof: float) -> list[list[str]]:
 class Training:
     """Steps on random photos at SIZE, to be timed: the same network, batches and data whichever way they are spread."""
 
-    STEPS = 40
+    STEPS = 32
 
     def __init__(self, folder: Path) -> None:
         self.folder, file = folder, folder / "pixels.npy"
@@ -165,13 +165,13 @@ def shared_network() -> Any:
 
 def hogwild_pays() -> str:
     """Training steps of P processes (P: the CPUs) against one worker, one process with P threads and DDP over gloo: the same
-    network, batches and data, in turn, seven times."""
+    network, batches and data, in turn, five times."""
     processes = machine.cpus()
     with tempfile.TemporaryDirectory() as folder:
         training = Training(Path(folder))
         rounds = [
             (training.hogwild(processes), training.hogwild(1), training.hogwild(1, threads=processes), training.ddp(processes))
-            for _ in range(7)
+            for _ in range(5)
         ]
     ours, one, threaded, ddp = zip(*rounds, strict=True)
     rows = [
@@ -184,12 +184,12 @@ def hogwild_pays() -> str:
 
 
 def staleness() -> str:
-    """The price of updates without locks: `train.py --workers P` on fashion5, five seeds. More workers than CPUs say nothing of
+    """The price of updates without locks: `train.py --workers P` on fashion5, three seeds. More workers than CPUs say nothing of
     speed, but their gradients are as stale as on a machine that has the CPUs."""
     rows = []
     for workers in (1, 2, 4, 8):
         runs = []
-        for seed in range(5):
+        for seed in range(3):
             with tempfile.TemporaryDirectory() as name:
                 train(FASHION5, Path(name), "--workers", workers, "--seed", seed)
                 runs.append(evaluate(FASHION5, Path(name)))

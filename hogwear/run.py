@@ -22,6 +22,7 @@ from hogwear.pixels import Pixels
 from hogwear.workers import Workers
 
 SAVING_SHARE = 0.02  # of the time may go into saving between epochs
+STEADY_WORKERS = 4  # with more, gradients are so stale that the default rate has to fall: docs/decisions/defaults.md
 HISTORY = "metrics.csv"
 
 
@@ -85,14 +86,15 @@ class Run:
             "momentum": None if self.finished else self.momentum,
         }
 
-    def course(self, train: Pixels) -> Course:
+    def course(self, train: Pixels, workers: int) -> Course:
+        steady = min(1.0, STEADY_WORKERS / workers)
         return Course(
             images=train.file,
             rows=train.rows,
             labels=train.labels,
             batch_size=self.choices.batch_size,
             length=torch.tensor([self.length or self.choices.epochs * len(train)]).share_memory_(),
-            lr=self.choices.lr or self.net.lr,
+            lr=self.choices.lr or self.net.lr * steady,
             momentum=self.choices.momentum,
             seed=self.choices.seed,
             first_epoch=self.first_epoch,
@@ -107,7 +109,7 @@ class Run:
         """
         if budget:
             self.length = budget.images
-        course = self.course(train)
+        course = self.course(train, workers)
         step = first_step = course.step_at(self.images_seen)
         if step >= course.steps:
             raise BadInput(
