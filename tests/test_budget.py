@@ -53,9 +53,9 @@ def test_what_is_left_to_do_follows_the_speed_and_leaves_time_to_validate() -> N
 
 def test_a_run_ends_when_its_time_does(data: Path, start: Callable[..., Script], tmp_path: Path) -> None:
     started = time.monotonic()
-    run = start("train.py", "--time-budget", 14, "--image-size", 64, *at(data, tmp_path, tmp_path / "cache"))
-    assert "epochs in 14 s" in run.ok().stdout
-    assert 10 < time.monotonic() - started < 28, "it is a few seconds without a budget"
+    run = start("train.py", "--time-budget", 20, "--image-size", 64, *at(data, tmp_path, tmp_path / "cache"))
+    assert "epochs in 20 s" in run.ok().stdout
+    assert 14 < time.monotonic() - started < 60, "it is a few seconds without a budget"
     state = saved(tmp_path)
     assert state["finished"] and state["length"] <= state["images_seen"] < state["length"] + 128
     assert sum(row["images"] for row in state["history"]) == state["images_seen"]
