@@ -307,6 +307,6 @@ def load(model_dir: Path) -> Trained:
     net.load_state_dict(best["weights"] if best else state["weights"])
     for layer in net.modules():  # once and for all what each forward pass would convert: half the time of a single photo
         if isinstance(layer, Conv | Pointwise):
-            layer.to(dtype=getattr(torch, machine.fast_dtype()), memory_format=torch.channels_last)
+            layer.to(getattr(torch, machine.fast_dtype())).to(memory_format=torch.channels_last)
     epoch = best["epoch"] if best else 0
     return Trained(net, state["arch"], class_names, image_size, epoch, checkpoint.file_hash(model_dir))
