@@ -22,7 +22,7 @@ from hogwear.pixels import Pixels
 from hogwear.workers import Workers
 
 SAVING_SHARE = 0.02  # of the time may go into saving between epochs
-STEADY_WORKERS = 4  # with more, gradients are so stale that the default rate has to fall: docs/decisions/defaults.md
+STEADY_WORKERS = 4  # with more, or with smaller batches, the default rate has to fall: docs/decisions/defaults.md
 HISTORY = "metrics.csv"
 
 
@@ -87,7 +87,7 @@ class Run:
         }
 
     def course(self, train: Pixels, workers: int) -> Course:
-        steady = min(1.0, STEADY_WORKERS / workers)
+        steady = min(1.0, STEADY_WORKERS / workers, self.choices.batch_size / Choices.batch_size)
         return Course(
             images=train.file,
             rows=train.rows,
