@@ -191,7 +191,7 @@ class EfficientNetLite0(Network):
     weights are float32; the arithmetic is done in `dtype`. Preprocessing: (x - 127) / 128.
     """
 
-    lr, pretrained = 0.03, True
+    lr, pretrained = 0.02, True
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()

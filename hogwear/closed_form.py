@@ -16,7 +16,7 @@ from hogwear.pixels import Pixels
 BATCH = 32
 PHOTOS_A_CLASS = 100  # more would only cost time
 RIDGE = 0.6  # added to the covariance, in units of its mean eigenvalue
-TEMPERATURE = 0.1  # the Gaussian model is far too sure of itself, and would leave training nothing to learn from
+TEMPERATURE = 0.03  # the Gaussian model is far too sure of itself, and would leave training nothing to learn from
 
 
 class Moments:
