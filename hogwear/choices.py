@@ -6,7 +6,7 @@ from typing import Any
 from hogwear.errors import BadInput
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
-FEW = 2000  # photos; where there are fewer, the default is to see that many all the same, in several epochs
+FEW = 4000  # photos; where there are fewer, the default is to see that many all the same, in several epochs
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
 CHECKPOINT = "checkpoint.pt"  # in the model folder
 OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
@@ -17,7 +17,7 @@ class Choices:
     """Defaults for a new run; docs/decisions/defaults.md has the measurements."""
 
     arch: str = "efficientnet_lite0"
-    image_size: int = 128
+    image_size: int = 160
     epochs: int = 1  # more where there are FEW photos
     time_budget: int | None = None  # seconds; the epochs follow from it
     batch_size: int = 32
