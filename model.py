@@ -305,7 +305,7 @@ def load(model_dir: Path) -> Trained:
     image_size = best["image_size"] if best else state["image_size"]
     net = build(state["arch"], len(class_names), image_size)
     net.load_state_dict(best["weights"] if best else state["weights"])
-    for layer in net.modules():  # once and for all what each forward pass would convert: half the time of a single photo
+    for layer in net.modules():  # once and for all, what each forward pass would convert again
         if isinstance(layer, Conv | Pointwise):
             layer.to(getattr(torch, machine.fast_dtype())).to(memory_format=torch.channels_last)
     epoch = best["epoch"] if best else 0

@@ -48,7 +48,9 @@ def median_seconds(work: Callable[[], object], repeats: int = 15) -> float:
 
 
 def spread(values: list[float], form: str = ".2f") -> str:
-    """The median, with minimum and maximum."""
+    """The median, with minimum and maximum where there are several."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 

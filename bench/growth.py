@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.common import FASHION5, ROOT
+from bench.common import FASHION5, ROOT, table
 from hogwear import sample
 
 SHARES = {"train": 0.85, "val": 0.15}
@@ -28,8 +28,7 @@ def growth(counts: tuple[int, ...] = (2_000, 20_000, 200_000), size: int = 64, w
     PSS of all processes together, sampled every second. A warm start lasts from `train.py`'s start, with every photo in
     the cache, until its workers are forked and wait for their first batch.
     """
-    lines = ["| photos | decoding, ms a photo | training, ms a photo | highest PSS, MB | warm start, s | over the smallest's, s |"]
-    lines += ["| ---: " * 6 + "|"]
+    rows = []
     smallest: float | None = None
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
@@ -46,8 +45,8 @@ def growth(counts: tuple[int, ...] = (2_000, 20_000, 200_000), size: int = 64, w
             warm = time.perf_counter() - started
         smallest = smallest or warm
         milliseconds = 1000 * decoding / count
-        lines.append(f"| {count:,} | {milliseconds:.2f} | {training:.2f} | {peak / 1e6:,.0f} | {warm:.2f} | {warm - smallest:+.2f} |")
-    return "\n".join(lines)
+        rows.append([f"{count:,}", f"{milliseconds:.2f}", f"{training:.2f}", f"{peak / 1e6:,.0f}", f"{warm:.2f}", f"{warm - smallest:+.2f}"])
+    return table(["photos", "decoding, ms a photo", "training, ms a photo", "highest PSS, MB", "warm start, s", "over the smallest's, s"], rows)
 
 
 def link(folder: Path, count: int) -> None:
@@ -101,7 +100,3 @@ def pss(pid: int) -> int:
     except OSError:
         return 0
     return 1024 * int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0])
-
-
-if __name__ == "__main__":
-    print(growth(tuple(map(int, sys.argv[1:])) or (2_000, 20_000, 200_000)))

@@ -65,7 +65,7 @@ class Run:
             self.net.load_state_dict(state["weights"])
             self.images_seen, self.first_epoch = state["images_seen"], state["first_epoch"]
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
-            self.length = state.get("length")  # checkpoints of version 0.1 have none
+            self.length = state.get("length")  # older checkpoints have none
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint holds."""
