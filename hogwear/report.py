@@ -68,7 +68,7 @@ def draw_prediction(prediction: Prediction, file: Path) -> None:
     if prediction.true_class is not None:
         verdict = f"wrong: it is {prediction.true_class}" if prediction.is_wrong else "right"
         figure.text(0.98, 0.91, verdict, fontsize=14, color=colour, va="center", ha="right", parse_math=False)
-    draw_bars(figure.add_axes((0.68, 0.12, 0.26, 0.66)), prediction.probabilities, prediction.predicted, colour)
+    draw_bars(figure.add_axes((0.68, 0.12, 0.235, 0.66)), prediction.probabilities, prediction.predicted, colour)
     figure.text(0.03, 0.025, shortened(prediction.file.name, 60), fontsize=9, color="#6B7280", va="center", parse_math=False)
     figure.savefig(file, metadata={"Software": None})
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import CLASSES, Answer, Script, Trained, at, refusal
 from PIL import Image
@@ -173,3 +174,10 @@ def test_without_a_checkpoint_it_asks_for_a_training_run(
 ) -> None:
     answer = call(infer, "--responses-dir", tmp_path, *at(data, tmp_path, tmp_path / "cache"))
     assert answer.code == 3 and "no checkpoint; run train first" in refusal(answer.stderr)
+
+
+def test_a_certain_answer_is_not_cut_off_at_the_edge(photo_files: list[Path], tmp_path: Path) -> None:
+    certain = Prediction(photo_files[0], None, None, {"topwear": 1.0, "footwear": 0.0})
+    report.draw_prediction(certain, tmp_path / "certain.png")
+    with Image.open(tmp_path / "certain.png") as picture:
+        assert (np.asarray(picture.convert("L"))[:, -5:] == 255).all(), "an empty margin on the right"
