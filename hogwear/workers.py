@@ -6,22 +6,31 @@ are handed out again; there is no lock that could die with it.
 
 Workers are forked, which costs milliseconds and lets them inherit all they work on. That is safe because the parent
 stays single-threaded: it computes nothing itself (docs/decisions/fork.md).
+
+Exceptions are not deaths: what a job raises is raised again in the parent.
 """
 
 import multiprocessing
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from hogwear.errors import BadInput
 
 Jobs = Mapping[str, Callable[[int], Any]]
+Blame = Callable[[int, int], bool]
 QUEUED = 2  # items in a worker's hands: the one it works on and the next, so that it never waits for the parent
 DEATHS_IN_A_ROW = 3
 FORK = multiprocessing.get_context("fork")
+
+
+class WorkerDied(BadInput):
+    """The same worker died DEATHS_IN_A_ROW times without an answer between."""
 
 
 class Slot:
@@ -42,10 +51,13 @@ class Workers:
             dict(workers.run("square", range(10)))
 
     Leaving the with-block ends them. They also end by themselves when the parent is gone.
+
+    `blame(rank, exitcode)` is called in the parent when a worker has died, before another takes its place; where it
+    answers True the cause has been dealt with, and the death does not count.
     """
 
-    def __init__(self, count: int, prepare: Callable[[int], Jobs]) -> None:
-        self.prepare = prepare
+    def __init__(self, count: int, prepare: Callable[[int], Jobs], blame: Blame = lambda rank, exitcode: False) -> None:
+        self.prepare, self.blame = prepare, blame
         self.slots = [Slot() for _ in range(count)]
 
     def run(
@@ -58,7 +70,7 @@ class Workers:
         """Yield (item, answer) as they come; once `pause()` is true hand out no more.
 
         `meanwhile` is called once, when the workers have their first items. Ends when all that was handed out is answered, so what has been done is always a prefix of `items`.
-        Raises BadInput when the same worker dies three times in a row.
+        Raises what a job raised, and WorkerDied.
         """
         waiting = iter(items)
         while True:
@@ -81,6 +93,8 @@ class Workers:
                     continue
                 slot.given.remove((job, item))
                 slot.deaths = 0
+                if isinstance(answer, Exception):
+                    raise answer
                 yield item, answer
 
     def give(self, slot: Slot, job: str, item: int) -> None:
@@ -101,22 +115,23 @@ class Workers:
                 slot.pipe.close()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        jobs = self.prepare(rank)
+        with suppress(OSError):  # where memory runs out, the kernel shall take us, and not the parent
+            Path("/proc/self/oom_score_adj").write_text("500")
+        jobs = answer(self.prepare, rank)
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
             while True:
                 job, item = pipe.recv()
-                pipe.send((item, jobs[job](item)))
+                pipe.send((item, jobs if isinstance(jobs, Exception) else answer(jobs[job], item)))
 
     def replace(self, slot: Slot) -> None:
         """A new process for a dead one, with the same items to do."""
         slot.process.join()
         slot.pipe.close()
-        slot.deaths += 1
+        code = slot.process.exitcode
+        slot.deaths += not self.blame(self.slots.index(slot), code)
         if slot.deaths == DEATHS_IN_A_ROW:
-            code = slot.process.exitcode
-            why = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             hint = "; memory ran out: use fewer --workers or a smaller --batch-size" * (code == -signal.SIGKILL)
-            raise BadInput(f"a worker died {DEATHS_IN_A_ROW} times in a row ({why}){hint}")
+            raise WorkerDied(f"a worker died {DEATHS_IN_A_ROW} times in a row ({last_words(code)}){hint}")
         given, slot.given = slot.given, deque()
         self.start(slot)
         for job, item in given:
@@ -134,3 +149,17 @@ class Workers:
             slot.process.join(timeout=0 if any(error) else 5)
             slot.process.kill()
             slot.process.join()
+
+
+def answer(function: Callable[[int], Any], argument: int) -> Any:
+    """What the function returns, or the exception that it raises, with its traceback as a note."""
+    try:
+        return function(argument)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return error
+
+
+def last_words(exitcode: int) -> str:
+    """What killed a process: "SIGKILL", or "exit code 1"."""
+    return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"

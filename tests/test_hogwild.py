@@ -384,6 +384,36 @@ def test_deaths_are_no_longer_in_a_row_after_an_answer(log: Path) -> None:
         assert sorted(workers.run("work", range(4))) == [(n, n) for n in range(4)]
 
 
+def test_a_death_that_is_accounted_for_does_not_count(log: Path) -> None:
+    note = log_to(log)
+    blamed: list[tuple[int, int]] = []
+
+    def job(item: int) -> int:
+        note(str(item))
+        if len(log.read_text().split()) <= 5:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return item
+
+    with Workers(1, lambda rank: {"work": job}, lambda *death: not blamed.append(death)) as workers:
+        assert list(workers.run("work", range(1))) == [(0, 0)]
+    assert blamed == [(0, -signal.SIGSEGV)] * 5
+
+
+@pytest.mark.parametrize("where", ["prepare", "job"])
+def test_what_a_job_raises_is_raised_in_the_parent_and_tells_where(where: str) -> None:
+    def no_space(item: int) -> None:
+        raise OSError(28, "No space left on device", "pixels.npy")
+
+    def prepare(rank: int) -> dict[str, Callable[[int], Any]]:
+        return {"work": no_space} if where == "job" else no_space(rank)  # type: ignore[dict-item]
+
+    with pytest.raises(OSError, match="No space left") as error, Workers(2, prepare) as workers:
+        list(workers.run("work", range(5)))
+    assert error.value.filename == "pixels.npy"
+    assert "in no_space" in error.value.__notes__[0]
+    assert not descendants(os.getpid())
+
+
 @pytest.mark.parametrize("done", [0, 1, 7])
 def test_once_paused_no_more_is_handed_out_and_what_was_done_is_a_prefix(done: int) -> None:
     results: list[int] = []
