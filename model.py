@@ -299,8 +299,9 @@ class Trained:
 
 
 def load(model_dir: Path) -> Trained:
-    """The best weights of model_dir/checkpoint.pt, in the arithmetic this CPU is fast at. Raises as checkpoint.load."""
-    state = checkpoint.load(model_dir)
+    """The best weights of the checkpoint in model_dir, in the arithmetic this CPU is fast at. Raises as checkpoint.load."""
+    loaded = checkpoint.load(model_dir)
+    state = loaded.state
     class_names, best = tuple(state["class_names"]), state["best"]
     image_size = best["image_size"] if best else state["image_size"]
     net = build(state["arch"], len(class_names), image_size)
@@ -309,4 +310,4 @@ def load(model_dir: Path) -> Trained:
         if isinstance(layer, Conv | Pointwise):
             layer.to(getattr(torch, machine.fast_dtype())).to(memory_format=torch.channels_last)
     epoch = best["epoch"] if best else 0
-    return Trained(net, state["arch"], class_names, image_size, epoch, checkpoint.file_hash(model_dir))
+    return Trained(net, state["arch"], class_names, image_size, epoch, loaded.sha256)

@@ -5,6 +5,7 @@
     python train.py --fresh                # starts over; the old checkpoint is kept beside the new one
 """
 
+import fcntl
 import importlib
 import itertools
 import math
@@ -13,10 +14,10 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 from hogwear import dataset, machine, progress, settings
-from hogwear.choices import ARCHITECTURES, CHECKPOINT, Choices, choose
+from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, Choices, choose
 from hogwear.dataset import Photos
 from hogwear.errors import BadInput
 from hogwear.pixels import Pixels
@@ -24,6 +25,7 @@ from hogwear.settings import flag
 
 if TYPE_CHECKING:
     from hogwear.budget import Budget
+    from hogwear.checkpoint import Checkpoint
     from hogwear.run import Run
 
 # torch takes seconds to import. Here that is done while the photos are decoded, so nothing above may import it.
@@ -54,9 +56,10 @@ class Settings:
 def main(settings: Settings) -> None:
     started = time.monotonic()
     machine.keep_freed_memory()
-    require_writable(settings.model_dir)
+    lock = claim(settings.model_dir)
     photos = dataset.find(settings.data_dir, settings.cache_dir)
-    state = saved_state(settings)
+    saved = saved_run(settings)
+    state = saved.state if saved else None
     choices = choose(settings, state, photos.class_names, len(photos.train))
     workers = settings.workers or machine.cpus()
     budget = None
@@ -70,28 +73,38 @@ def main(settings: Settings) -> None:
         return progress.decoded(split, choices.image_size, settings.cache_dir, lambda: importlib.import_module("model"))
 
     train, val = decoded(photos.train), decoded(photos.val)
-    if settings.fresh:
-        keep_beside(settings.model_dir / CHECKPOINT)
-    run = open_run(choices, photos.class_names, state)
+    set_aside(settings.model_dir, saved)
+    run = open_run(choices, photos.class_names, saved)
     with machine.Stop() as stop:
         run.fit(train, val, workers, settings.model_dir, stop, budget)
     if not run.finished:
         print(f"Stopped after {run.images_seen} images; run train again to go on.")
         sys.exit(128 + stop.signal)
+    lock.close()
     print(f"Done: validation accuracy {run.best['val_acc']:.4f} (epoch {run.best['epoch']}). Next: eval, infer.")
 
 
-def require_writable(folder: Path) -> None:
-    """BadInput now rather than after an epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise BadInput(f"{folder}: not writable by uid {os.getuid()}; change its owner or choose another --model-dir")
+def claim(model_dir: Path) -> TextIO:
+    """A lock on the model folder, until it is closed or the process ends. BadInput if it cannot be had.
+
+    It is a POSIX lock, which forked workers do not inherit: one that outlives its parent for a moment holds nothing.
+    """
+    try:
+        model_dir.mkdir(parents=True, exist_ok=True)
+        lock = (model_dir / ".lock").open("w")
+    except OSError as error:
+        raise BadInput(f"{model_dir}: not writable by uid {os.getuid()} ({error.strerror}); change its owner or choose another --model-dir") from None
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise BadInput(f"{model_dir}: another train is at work in it; wait until it has ended, or choose another --model-dir") from None
+    return lock
 
 
-def saved_state(settings: Settings) -> dict[str, Any] | None:
+def saved_run(settings: Settings) -> "Checkpoint | None":
     """The checkpoint to go on from, if there is one and nobody wants to start over. Says what will be done."""
     file = settings.model_dir / CHECKPOINT
-    if not file.exists():
+    if not file.exists() and not file.with_name(PREVIOUS).exists():
         print(f"Starting a new run: there is no {file} yet.")
         return None
     if settings.fresh:
@@ -99,16 +112,26 @@ def saved_state(settings: Settings) -> dict[str, Any] | None:
         return None
     from hogwear import checkpoint
 
-    state = checkpoint.load(settings.model_dir)
-    if state["finished"]:
-        print(f"Resuming from {file}, a finished run with validation accuracy {state['best']['val_acc']:.4f}: training it further.")
+    saved = checkpoint.load(settings.model_dir)
+    if saved.state["finished"]:
+        print(f"Resuming from {saved.file}, a finished run with validation accuracy {saved.state['best']['val_acc']:.4f}: training it further.")
     else:
-        print(f"Resuming the interrupted run in {file} after {state['images_seen']} images.")
-    return state
+        print(f"Resuming the interrupted run in {saved.file} after {saved.state['images_seen']} images.")
+    return saved
+
+
+def set_aside(model_dir: Path, saved: "Checkpoint | None") -> None:
+    """Move what is newer than the checkpoint to go on from out of its way: a damaged one, or, with --fresh, all.
+
+    Not before everything is known to be fit for the run that will write new ones.
+    """
+    files = [model_dir / CHECKPOINT, model_dir / PREVIOUS]
+    for file in itertools.takewhile(lambda file: saved is None or file != saved.file, files):
+        keep_beside(file)
 
 
 def keep_beside(file: Path) -> None:
-    """Move the old checkpoint out of a fresh one's way; not before everything is known to be fit for that one."""
+    """Give an old checkpoint, if it is there, a name of its own."""
     if file.exists():
         stem = time.strftime(f"{file.stem}-%Y%m%d-%H%M%S")
         names = (file.with_name(f"{stem}{f'-{n}' if n > 1 else ''}{file.suffix}") for n in itertools.count(1))
@@ -143,8 +166,8 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
         print(f"Warning: {workers} workers on {cpus} CPUs are slower than {cpus}", file=sys.stderr)
 
 
-def open_run(choices: Choices, class_names: tuple[str, ...], state: dict[str, Any] | None) -> "Run":
-    """A run with a network of its own: as saved in `state`, or from published or random weights."""
+def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint | None") -> "Run":
+    """A run with a network of its own: as it was `saved`, or from published or random weights."""
     import torch
 
     import model
@@ -153,10 +176,10 @@ def open_run(choices: Choices, class_names: tuple[str, ...], state: dict[str, An
     torch.set_num_threads(1)  # for the workers too, which are forked from here
     torch.manual_seed(choices.seed)
     run = Run(model.build(choices.arch, len(class_names), choices.image_size), choices, class_names)
-    if state is None:
+    if saved is None:
         run.net.load_pretrained()
     else:
-        run.restore(state)
+        run.restore(saved.state)
     return run
 
 

@@ -108,7 +108,7 @@ class Training:
     def __init__(self, folder: Path) -> None:
         self.folder, file = folder, folder / "pixels.npy"
         np.save(file, np.random.default_rng(0).integers(0, 256, (512, SIZE, SIZE, 3), dtype=np.uint8))
-        self.course = Course(file, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, 0.9, 0, 0)
+        self.course = Course(file, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, torch.ones(1), 0.9, 0, 0)
 
     def hogwild(self, workers: int, threads: int = 1) -> float:
         """Images/s."""

@@ -8,7 +8,7 @@ from hogwear.errors import BadInput
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
 FEW = 4000  # photos; where there are fewer, the default is to see that many all the same, in several epochs
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
-CHECKPOINT = "checkpoint.pt"  # in the model folder
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"  # in the model folder: the last two that were saved
 OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
 
 

@@ -37,6 +37,7 @@ class Course:
     batch_size: int
     length: Tensor  # (1,) int64, images in all, epoch after epoch; in shared memory, for a time budget moves it
     lr: float
+    lr_scale: Tensor  # (1,) float64, in shared memory; halved where training diverges
     momentum: float
     seed: int
     first_epoch: int  # epochs trained in earlier runs; their shuffles are not repeated
@@ -64,7 +65,7 @@ class Course:
         """Linear warm-up, then half a cosine down to 0, by images seen."""
         done = min(1.0, self.images_before(step) / int(self.length))
         warm_up = min(1.0, (done + 1 / self.steps) / WARM_UP)
-        return self.lr * warm_up * (0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
+        return self.lr * float(self.lr_scale) * warm_up * (0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
 
     def batch(self, step: int, images: Images | Array) -> tuple[Tensor, Tensor]:
         """Augmented pixels (B, S, S, 3) and labels (B,) of a step, the same whichever worker makes them."""

@@ -42,6 +42,10 @@ class TrainingBar:
         """The course has become longer or shorter."""
         self.bar.total = total
 
+    def back_to(self, images: int) -> None:
+        """So many are done, and not more."""
+        self.bar.n = images
+
     def write(self, line: str) -> None:
         """A line above the bar, on stdout."""
         self.bar.write(line, file=sys.stdout)

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import math
+import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hogwear import checkpoint, dataset, hogwild, metrics, predict, progress
+from hogwear import checkpoint, dataset, hogwild, metrics, predict
 from hogwear.budget import Budget
 from hogwear.choices import Choices
 from hogwear.closed_form import Moments
@@ -19,10 +22,13 @@ from hogwear.errors import BadInput
 from hogwear.hogwild import Course
 from hogwear.machine import Stop
 from hogwear.pixels import Pixels
+from hogwear.progress import TrainingBar
 from hogwear.workers import Workers
 
 SAVING_SHARE = 0.02  # of the time may go into saving between epochs
 STEADY_WORKERS = 4  # with more, or with smaller batches, the default rate has to fall: docs/decisions/defaults.md
+DIVERGED = 5.0  # times the loss of guessing: a mean loss above that is taken for training that has come apart
+SETBACKS = 2  # times that it then goes back and tries again with half the learning rate
 HISTORY = "metrics.csv"
 
 
@@ -41,6 +47,16 @@ class Tally:
         self.correct += result.correct
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run can go back to."""
+
+    images_seen: int
+    tally: Tally
+    weights: list[Tensor]
+    momentum: Tensor
+
+
 class Run:
     """One run of `choices.epochs` epochs, maybe after others. `net` is a model.Network."""
 
@@ -52,8 +68,10 @@ class Run:
         self.history: list[dict[str, float]] = []  # a row an epoch, of all runs
         self.best: dict[str, Any] = {}  # epoch, val_acc, val_loss, image_size, weights
         self.tally = Tally()  # of the epoch under way
+        self.session = Tally()  # of this process
         self.momentum: Tensor | None = None  # (workers, trained parameters)
         self.length: int | None = None  # images in all, where a time budget set them
+        self.setbacks = 0  # times that training diverged; each halves the learning rate
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: in the middle of its run, or with a run more if that was finished."""
@@ -65,7 +83,7 @@ class Run:
             self.net.load_state_dict(state["weights"])
             self.images_seen, self.first_epoch = state["images_seen"], state["first_epoch"]
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
-            self.length = state.get("length")  # older checkpoints have none
+            self.length, self.setbacks = state.get("length"), state.get("setbacks", 0)  # older checkpoints have none
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint holds."""
@@ -82,6 +100,7 @@ class Run:
             "best": self.best,
             "tally": asdict(self.tally),
             "length": self.length,
+            "setbacks": self.setbacks,
             "weights": self.net.state_dict(),
             "momentum": None if self.finished else self.momentum,
         }
@@ -95,6 +114,7 @@ class Run:
             batch_size=self.choices.batch_size,
             length=torch.tensor([self.length or self.choices.epochs * len(train)]).share_memory_(),
             lr=self.choices.lr or self.net.lr * steady,
+            lr_scale=torch.tensor([0.5**self.setbacks], dtype=torch.float64).share_memory_(),
             momentum=self.choices.momentum,
             seed=self.choices.seed,
             first_epoch=self.first_epoch,
@@ -110,12 +130,13 @@ class Run:
         if budget:
             self.length = budget.images
         course = self.course(train, workers)
-        step = first_step = course.step_at(self.images_seen)
+        step = course.step_at(self.images_seen)
         if step >= course.steps:
             raise BadInput(
                 f"the interrupted run has seen {self.images_seen} images, and with the photos there are now it would "
                 f"end after {course.images_before(course.steps)}: use --fresh to start over"
             )
+        self.images_seen = course.images_before(step)
         first = step == 0 and not self.history
         moments = Moments(workers, self.net.head.in_features, train, len(self.class_names)) if first and self.net.pretrained else None
         hogwild.share(self.net)
@@ -129,39 +150,86 @@ class Run:
                 "predict": predict.job(self.net, images, val.rows),
             }
 
-        with Workers(workers, prepare) as pool, progress.TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
+        with Workers(workers, prepare) as pool, TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
             if moments:
                 self.start_head(pool, moments, stop)
-            saves, seconds = SaveClock(), 0.0  # spent on training
-            while step < course.steps and not stop.asked:
-                epoch_end = (step // course.steps_per_epoch + 1) * course.steps_per_epoch
-                started = time.monotonic()
-                steps = takewhile(lambda n, end=epoch_end: n < min(end, course.steps), count(step))  # type: ignore[misc]
-                for _, result in pool.run("train", steps, lambda: stop.asked or saves.due()):
-                    step += 1
-                    self.tally.add(result)
-                    bar.show(result.images, result.loss)
-                    if budget:
-                        self.stay_in_time(budget, course, range(first_step, step), seconds + time.monotonic() - started)
-                        bar.end_at(int(course.length))
-                self.tally.seconds += time.monotonic() - started
-                seconds += time.monotonic() - started
-                self.images_seen = course.images_before(step)
+            good, saves = self.snapshot(), SaveClock()
+            while not self.finished and not stop.asked:
+                loss = LossWatch(len(self.class_names))
+                try:
+                    self.train(pool, course, loss, lambda: stop.asked or saves.due(), bar, budget)
+                except Exception:  # no worker stays alive, or memory ran out: what they did until now is kept
+                    if self.is_sound(loss):
+                        checkpoint.save(model_dir, self.state())
+                    raise
+                if not self.is_sound(loss):
+                    self.go_back(good, course, loss)
+                    bar.back_to(self.images_seen)
+                    continue
+                step = course.step_at(self.images_seen)
                 self.finished = step >= course.steps
-                if step == epoch_end or self.finished:
+                if step % course.steps_per_epoch == 0 or self.finished:
                     self.close_epoch(predict.gather(pool, len(val)), val, course.lr_at(step - 1))
                     bar.write(self.epoch_line())
                     write_history(self.history, model_dir / HISTORY)
                 with saves:
                     checkpoint.save(model_dir, self.state())
+                    good = self.snapshot()
 
-    def stay_in_time(self, budget: Budget, course: Course, steps: range, seconds: float) -> None:
-        """Move the end of the course to where the budget ends, at the speed of the `steps` taken so far."""
-        images = course.images_before(steps.stop)
-        more = budget.more(images - course.images_before(steps.start), seconds, len(course.rows))
+    def train(
+        self, pool: Workers, course: Course, loss: "LossWatch", pause: Callable[[], bool], bar: TrainingBar, budget: Budget | None
+    ) -> None:
+        """To the end of the epoch under way, until `pause()`, or until the loss tells of trouble."""
+        started = time.monotonic()
+        step = course.step_at(self.images_seen)
+        epoch_end = (step // course.steps_per_epoch + 1) * course.steps_per_epoch
+        steps = takewhile(lambda n: n < min(epoch_end, course.steps), count(step))
+        for _, result in pool.run("train", steps, lambda: loss.diverged or pause()):
+            step += 1
+            self.images_seen = course.images_before(step)
+            for tally in self.tally, self.session:
+                tally.add(result)
+            loss.add(result.loss)
+            bar.show(result.images, result.loss)
+            if budget:
+                self.stay_in_time(budget, course, time.monotonic() - started)
+                bar.end_at(int(course.length))
+        for tally in self.tally, self.session:
+            tally.seconds += time.monotonic() - started
+
+    def stay_in_time(self, budget: Budget, course: Course, seconds: float) -> None:
+        """Move the end of the course to where the budget ends, at the speed of this process, now so many seconds at it."""
+        more = budget.more(self.session.images, self.session.seconds + seconds, len(course.rows))
         if more is not None:
-            self.length = images + more
+            self.length = self.images_seen + more
             course.length[0] = self.length
+
+    def is_sound(self, loss: "LossWatch") -> bool:
+        """Nothing diverged, and every weight is a number."""
+        return not loss.diverged and all(bool(weights.isfinite().all()) for weights in self.net.state_dict().values())
+
+    def snapshot(self) -> Snapshot:
+        assert self.momentum is not None
+        weights = [p.clone() for p in self.net.state_dict().values()]
+        return Snapshot(self.images_seen, replace(self.tally), weights, self.momentum.clone())
+
+    def go_back(self, good: Snapshot, course: Course, loss: "LossWatch") -> None:
+        """To the last good weights, with half the learning rate. BadInput when that has been done SETBACKS times."""
+        lr = course.lr * float(course.lr_scale)
+        if self.setbacks == SETBACKS:
+            raise BadInput(
+                f"training diverged {SETBACKS + 1} times (loss {loss.mean:.1f}), at last with a learning rate of {lr:g}: "
+                f"start over with a smaller one, --fresh --lr {lr / 10:g}; the checkpoint is from before"
+            )
+        self.setbacks += 1
+        course.lr_scale[0] = 0.5**self.setbacks
+        print(f"Warning: training diverged (loss {loss.mean:.1f}) after {self.images_seen} images: "
+              f"back to {good.images_seen}, with half the learning rate, {lr / 2:g}", file=sys.stderr)  # fmt: skip
+        self.images_seen, self.tally = good.images_seen, replace(good.tally)
+        for weights, good_weights in zip(self.net.state_dict().values(), good.weights, strict=True):
+            weights.copy_(good_weights)
+        assert self.momentum is not None
+        self.momentum.copy_(good.momentum)
 
     def start_head(self, pool: Workers, moments: Moments, stop: Stop) -> None:
         """Give the classifier its closed form, so that the features are not trained against a random one."""
@@ -201,6 +269,20 @@ class Run:
             f"val loss {row['val_loss']:.4f} accuracy {row['val_acc']:.4f}{best}, "
             f"{row['images_per_second']:.0f} images/s"
         )
+
+
+class LossWatch:
+    """The mean loss of the last ten batches or so, and whether training has come apart."""
+
+    def __init__(self, classes: int) -> None:
+        self.mean, self.limit = 0.0, DIVERGED * math.log(classes)
+
+    def add(self, loss: float) -> None:
+        self.mean += 0.1 * (loss - self.mean)
+
+    @property
+    def diverged(self) -> bool:
+        return not self.mean <= self.limit  # also where it is not a number
 
 
 class SaveClock:

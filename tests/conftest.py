@@ -1,6 +1,7 @@
 """What the tests share: a few real photos, the scripts as real processes, and readers of what those leave behind."""
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -27,6 +28,42 @@ FASHION5 = ROOT.parent / "shared" / "data" / "fashion5"
 COUNTS = {"train": 24, "val": 8, "test": 8}  # photos of each class
 CLASSES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
 SIZE = 64
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="tests/faults: as often as `make faults` does, and write docs/faults.md")
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """times(quick, full): how often to inject a fault."""
+    return lambda quick, full: full if request.config.getoption("--full") else quick
+
+
+@pytest.fixture
+def held(request: pytest.FixtureRequest) -> Callable[[str, int, str], None]:
+    """held("SIGKILL of train", 100, "the next run went on"): a row of the table of faults, once a test has passed."""
+    return lambda fault, tried, what: request.node.user_properties.append(("held", (fault, tried, what)))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table: fault, times tried, what held."""
+    passed = [row for report in terminalreporter.getreports("passed") for name, row in report.user_properties if name == "held"]
+    if not config.getoption("--full") or not passed:
+        return
+    rows = [f"| {fault} | {tried:,} | {what} |" for fault, tried, what in passed]
+    table = "\n".join(["| fault | times tried | what held |", "| --- | --- | --- |", *rows])
+    terminalreporter.write_line(f"\n{table}\n")
+    if not terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
+        when = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}, PyTorch {torch.__version__}"
+        (ROOT / "docs" / "faults.md").write_text(f"{FAULTS_HEAD}\n{table}\n\n{when}.\n")
+
+
+FAULTS_HEAD = """# Faults
+
+What `make faults` injects, for real: signals, failing system calls, damaged and hostile files, full disks, containers with too little of
+everything. It writes this page when all of it has held; `make test` runs the same tests with fewer tries.
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +234,7 @@ def refusal(stderr: str) -> str:
 
 
 def saved(model_dir: Path) -> dict[str, Any]:
-    return checkpoint.load(model_dir)
+    return checkpoint.load(model_dir).state
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -37,8 +37,8 @@ def train(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
 def course(train: Pixels) -> Course:
     """Two epochs of 120 photos, the last batch of each with 8 photos."""
     return Course(
-        images=train.file, rows=train.rows, labels=train.labels, batch_size=16, length=torch.tensor([240]), lr=0.01, momentum=0.9,
-        seed=0, first_epoch=0,
+        images=train.file, rows=train.rows, labels=train.labels, batch_size=16, length=torch.tensor([240]), lr=0.01,
+        lr_scale=torch.ones(1), momentum=0.9, seed=0, first_epoch=0,
     )  # fmt: skip
 
 
