@@ -206,8 +206,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)
             Path(file.name).replace(path)
-        except BaseException:
+        except BaseException as error:
             Path(file.name).unlink()
+            if isinstance(error, OSError):  # that of a write names no file
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
 
 

@@ -25,7 +25,7 @@ from hogwear.pixels import Pixels
 from hogwear.progress import TrainingBar
 from hogwear.workers import Workers
 
-SAVING_SHARE = 0.02  # of the time may go into saving between epochs
+SAVING_SHARE = 0.02  # of the time may go into saving
 STEADY_WORKERS = 4  # with more, or with smaller batches, the default rate has to fall: docs/decisions/defaults.md
 DIVERGED = 5.0  # times the loss of guessing: a mean loss above that is taken for training that has come apart
 SETBACKS = 2  # times that it then goes back and tries again with half the learning rate
@@ -123,7 +123,7 @@ class Run:
     def fit(
         self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop, budget: Budget | None = None
     ) -> None:
-        """Train to the end of the run or until `stop`; save after every epoch, and from time to time between.
+        """Train to the end of the run or until `stop`; save then, and as often as costs SAVING_SHARE of the time.
 
         With a `budget` the run ends when the time does.
         """
@@ -163,7 +163,7 @@ class Run:
                         checkpoint.save(model_dir, self.state())
                     raise
                 if not self.is_sound(loss):
-                    self.go_back(good, course, loss)
+                    self.go_back(good, course, loss, model_dir)
                     bar.back_to(self.images_seen)
                     continue
                 step = course.step_at(self.images_seen)
@@ -171,10 +171,11 @@ class Run:
                 if step % course.steps_per_epoch == 0 or self.finished:
                     self.close_epoch(predict.gather(pool, len(val)), val, course.lr_at(step - 1))
                     bar.write(self.epoch_line())
-                    write_history(self.history, model_dir / HISTORY)
-                with saves:
-                    checkpoint.save(model_dir, self.state())
-                    good = self.snapshot()
+                good = self.snapshot()
+                if self.finished or stop.asked or saves.due():
+                    with saves:
+                        checkpoint.save(model_dir, self.state())
+                        write_history(self.history, model_dir / HISTORY)
 
     def train(
         self, pool: Workers, course: Course, loss: "LossWatch", pause: Callable[[], bool], bar: TrainingBar, budget: Budget | None
@@ -213,23 +214,24 @@ class Run:
         weights = [p.clone() for p in self.net.state_dict().values()]
         return Snapshot(self.images_seen, replace(self.tally), weights, self.momentum.clone())
 
-    def go_back(self, good: Snapshot, course: Course, loss: "LossWatch") -> None:
+    def go_back(self, good: Snapshot, course: Course, loss: "LossWatch", model_dir: Path) -> None:
         """To the last good weights, with half the learning rate. BadInput when that has been done SETBACKS times."""
-        lr = course.lr * float(course.lr_scale)
-        if self.setbacks == SETBACKS:
-            raise BadInput(
-                f"training diverged {SETBACKS + 1} times (loss {loss.mean:.1f}), at last with a learning rate of {lr:g}: "
-                f"start over with a smaller one, --fresh --lr {lr / 10:g}; the checkpoint is from before"
-            )
-        self.setbacks += 1
-        course.lr_scale[0] = 0.5**self.setbacks
-        print(f"Warning: training diverged (loss {loss.mean:.1f}) after {self.images_seen} images: "
-              f"back to {good.images_seen}, with half the learning rate, {lr / 2:g}", file=sys.stderr)  # fmt: skip
+        lr, diverged_after = course.lr * float(course.lr_scale), self.images_seen
         self.images_seen, self.tally = good.images_seen, replace(good.tally)
         for weights, good_weights in zip(self.net.state_dict().values(), good.weights, strict=True):
             weights.copy_(good_weights)
         assert self.momentum is not None
         self.momentum.copy_(good.momentum)
+        if self.setbacks == SETBACKS:
+            checkpoint.save(model_dir, self.state())
+            raise BadInput(
+                f"training diverged {SETBACKS + 1} times (loss {loss.mean:.1f}), at last with a learning rate of {lr:g}: start over "
+                f"with a smaller one, --fresh --lr {lr / 10:g}; the checkpoint is from before, after {self.images_seen} images"
+            )
+        self.setbacks += 1
+        course.lr_scale[0] = 0.5**self.setbacks
+        print(f"Warning: training diverged (loss {loss.mean:.1f}) after {diverged_after} images: "
+              f"back to {good.images_seen}, with half the learning rate, {lr / 2:g}", file=sys.stderr)  # fmt: skip
 
     def start_head(self, pool: Workers, moments: Moments, stop: Stop) -> None:
         """Give the classifier its closed form, so that the features are not trained against a random one."""
@@ -286,10 +288,10 @@ class LossWatch:
 
 
 class SaveClock:
-    """Tells when to save within an epoch: not before the last save's cost is 2 % of the time since."""
+    """Tells when to save: not before the last save's cost is 2 % of the time since."""
 
     def __init__(self) -> None:
-        self.cost, self.saved = 0.05, time.monotonic()  # seconds; the first cost is a guess
+        self.cost, self.saved = 0.02, time.monotonic()  # seconds; the first cost is a guess
 
     def due(self) -> bool:
         return time.monotonic() - self.saved > self.cost / SAVING_SHARE
@@ -302,10 +304,13 @@ class SaveClock:
         self.cost = self.saved - self.started
 
 
+HEAD = ("epoch", "images", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "images_per_second")
+
+
 def write_history(history: list[dict[str, float]], file: Path) -> None:
     """metrics.csv: all epochs of all runs into this checkpoint, a row each."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]))
+    writer = csv.DictWriter(text, fieldnames=HEAD)
     writer.writeheader()
     writer.writerows(history)
     dataset.write_atomically(file, text.getvalue().encode())

@@ -10,6 +10,7 @@
 """
 
 import argparse
+import errno
 import inspect
 import os
 import sys
@@ -23,6 +24,13 @@ from hogwear.errors import BadInput
 
 S = TypeVar("S")
 METAVARS: dict[Any, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
+MENDED_BY = {
+    errno.ENOSPC: "free some space, or choose another folder",
+    errno.EDQUOT: "free some of your quota, or choose another folder",
+    errno.EROFS: "mount it writable, or choose another folder",
+    errno.EACCES: "give this user the right to it, or choose another folder",
+    errno.EIO: "the disk fails; choose a folder on another one",
+}
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -134,7 +142,17 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
         message, code = str(error), error.exit_code
     except KeyboardInterrupt:
         message, code = "interrupted", 130
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message, code = "memory ran out: use fewer --workers, a smaller --batch-size or --image-size", 2
     except OSError as error:
         message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
+        message += f"; {MENDED_BY[error.errno]}" if error.errno in MENDED_BY else ""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     return code
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """NumPy and Pillow raise MemoryError, torch a RuntimeError of its allocator."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)

@@ -151,7 +151,7 @@ class Script:
         assert re.search(line, self.stdout, re.MULTILINE), f"no {line!r} in:\n{self.stdout}{self.stderr}"
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -239,6 +239,19 @@ def saved(model_dir: Path) -> dict[str, Any]:
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in weights.values()])
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
+
+
+def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two checkpoints hold the same weights, best weights and history, to the last bit."""
+    return (
+        torch.equal(flat(one["weights"]), flat(other["weights"]))
+        and torch.equal(flat(one["best"]["weights"]), flat(other["best"]["weights"]))
+        and without_times(one["history"]) == without_times(other["history"])
+    )
 
 
 def descendants(pid: int) -> set[int]:

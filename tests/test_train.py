@@ -4,7 +4,6 @@ import csv
 import ctypes
 import os
 import pty
-import random
 import re
 import resource
 import shutil
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +27,9 @@ from conftest import (
     Script,
     Trained,
     at,
-    descendants,
     flat,
-    is_running,
     refusal,
+    same_run,
     saved,
     wait_until,
     without_test,
@@ -45,22 +42,8 @@ from hogwear.choices import Choices
 from hogwear.pixels import Pixels
 from hogwear.run import Run, Tally
 
-KILLS = int(os.environ.get("KILLS", "3"))
 Start = Callable[..., Script]
 Call = Callable[..., Answer]
-
-
-def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
-
-
-def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two checkpoints hold the same weights, best weights and history, to the last bit."""
-    return (
-        torch.equal(flat(one["weights"]), flat(other["weights"]))
-        and torch.equal(flat(one["best"]["weights"]), flat(other["best"]["weights"]))
-        and without_times(one["history"]) == without_times(other["history"])
-    )
 
 
 def copy_of(folder: Path, name: Path) -> Path:
@@ -253,62 +236,6 @@ def test_an_interrupted_run_comes_to_an_end_when_most_photos_were_deleted(
     answer = call(train, "--workers", 1, *at(few, folder, tmp_path / "cache"))
     assert answer.code in (0, 2), answer
     assert saved(folder)["finished"] or "--fresh" in refusal(answer.stderr)
-
-
-# --- killed
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One kill -9: images saved before it and after it, and what the run had started and mapped."""
-
-    before: int
-    after: int
-    resumed_from: int | None
-    processes: set[int]
-    shared_memory: set[str]
-
-
-def shared_memory(pids: set[int]) -> set[str]:
-    """Files in /dev/shm that these processes have mapped."""
-    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids if is_running(pid))
-    return set(re.findall(r"/dev/shm/\S+", maps))
-
-
-@pytest.fixture(scope="module")
-def kills(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> list[Kill]:
-    """Runs of 1 and 2 workers into one checkpoint, killed at random moments; the last is terminated, and saves."""
-    folder, kills = tmp_path_factory.mktemp("killed"), []
-    for number in range(KILLS + 1):
-        last, workers = number == KILLS, 2 - number % 2
-        script = start("train.py", *SMALL_RUN, "--epochs", 1000, "--workers", workers, *at(data, folder, trained.cache))
-        # One is killed as soon as it has begun, the next after an epoch or more.
-        script.wait_for("^Resuming" if number % 2 and not last else "^epoch")
-        wait_until((folder / "checkpoint.pt").exists)
-        time.sleep(random.uniform(0, 1))
-        processes = descendants(script.pid)
-        mapped = shared_memory({script.pid, *processes})
-        before = saved(folder)["images_seen"]
-        os.kill(script.pid, signal.SIGTERM if last else signal.SIGKILL)
-        assert script.process.wait(10) == (143 if last else -signal.SIGKILL)
-        resumed = re.search(r"Resuming .* after (\d+) images", script.stdout)
-        kills.append(
-            Kill(before, saved(folder)["images_seen"], int(resumed[1]) if resumed else None, processes, mapped)
-        )
-    return kills
-
-
-def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers_and_never_goes_back(kills: list[Kill]) -> None:
-    assert len(kills) == KILLS + 1 and kills[0].resumed_from is None
-    assert all(0 < kill.before <= kill.after for kill in kills)
-    assert [kill.resumed_from for kill in kills[1:]] == [kill.after for kill in kills[:-1]]
-    assert kills[-1].after > kills[0].after
-
-
-def test_a_killed_run_leaves_no_process_and_no_shared_memory(kills: list[Kill]) -> None:
-    assert len(kills[0].processes) == 2 and kills[0].shared_memory
-    wait_until(lambda: not any(is_running(pid) for kill in kills for pid in kill.processes), seconds=5)
-    assert not [file for kill in kills for file in kill.shared_memory if Path(file).exists()]
 
 
 # --- a finished run

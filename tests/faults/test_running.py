@@ -1,0 +1,328 @@
+"""Runs whose processes are killed, whose weights are spoilt, or that are started twice: training goes on, or ends with the reason."""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import (
+    CLASSES,
+    FASHION5,
+    SIZE,
+    SMALL_RUN,
+    Answer,
+    Script,
+    Trained,
+    at,
+    descendants,
+    is_running,
+    refusal,
+    same_run,
+    saved,
+    wait_until,
+)
+
+import model
+from hogwear.run import SETBACKS
+
+Start = Callable[..., Script]
+Call = Callable[..., Answer]
+Times = Callable[[int, int], int]
+Held = Callable[[str, int, str], None]
+
+
+# --- train is killed
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill -9: images saved before it and after it, and what the run had started and mapped."""
+
+    before: int
+    after: int
+    resumed_from: int | None
+    processes: set[int]
+    shared_memory: set[str]
+
+
+def shared_memory(pids: set[int]) -> set[str]:
+    """Files in /dev/shm that these processes have mapped."""
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids if is_running(pid))
+    return set(re.findall(r"/dev/shm/\S+", maps))
+
+
+def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
+) -> None:
+    """Runs of 1 and 2 workers into one checkpoint; the last is terminated, and saves."""
+    kills: list[Kill] = []
+    tries = times(3, 100)
+    for number in range(tries + 1):
+        last, workers = number == tries, 2 - number % 2
+        script = start("train.py", *SMALL_RUN, "--epochs", 1000, "--workers", workers, *at(data, tmp_path, trained.cache))
+        # One is killed as soon as it has begun, the next after an epoch or more.
+        script.wait_for("^Resuming" if number % 2 and not last else "^epoch")
+        wait_until((tmp_path / "checkpoint.pt").exists)
+        time.sleep(random.uniform(0, 1))
+        processes = descendants(script.pid)
+        mapped = shared_memory({script.pid, *processes})
+        before = saved(tmp_path)["images_seen"]
+        os.kill(script.pid, signal.SIGTERM if last else signal.SIGKILL)
+        assert script.process.wait(10) == (143 if last else -signal.SIGKILL)
+        resumed = re.search(r"Resuming .* after (\d+) images", script.stdout)
+        after = saved(tmp_path)["images_seen"]
+        kills.append(Kill(before, after, int(resumed[1]) if resumed else None, processes, mapped))
+
+    assert kills[0].resumed_from is None
+    assert all(0 < kill.before <= kill.after for kill in kills)
+    assert [kill.resumed_from for kill in kills[1:]] == [kill.after for kill in kills[:-1]], "never goes back"
+    assert kills[-1].after > kills[0].after
+    held("SIGKILL of train at a random moment", tries, "the next run went on from the last image saved, and never from an earlier one")
+
+    assert len(kills[0].processes) == 2 and kills[0].shared_memory
+    wait_until(lambda: not any(is_running(pid) for kill in kills for pid in kill.processes), seconds=5)
+    assert not [file for kill in kills for file in kill.shared_memory if Path(file).exists()]
+    held("SIGKILL of train: its workers, and its files in /dev/shm", tries, "none was left")
+
+
+INTERRUPTIONS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
+
+
+def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
+) -> None:
+    """As `trained`, which was not interrupted."""
+    arguments = *SMALL_RUN, "--workers", 1, *at(data, tmp_path, trained.cache)
+    tries, done = times(2, 10), 0
+    while done < tries:
+        script = start("train.py", *arguments)
+        script.wait_for("^(Plan|epoch)")
+        time.sleep(random.uniform(0, 2.5 / tries + 2))  # 720 images take about 4 s, the start another 2
+        if script.process.poll() is not None or "Done" in script.stdout:  # too late: once more from the start
+            script.ok()
+            shutil.rmtree(tmp_path)
+            done = 0
+            continue
+        os.kill(script.pid, INTERRUPTIONS[done % 3])
+        script.code()
+        done += 1
+    start("train.py", *arguments).ok()
+    assert same_run(saved(tmp_path), saved(trained.model))
+    held("one worker interrupted (SIGINT, SIGTERM, SIGKILL) and resumed", tries, "to the bit the weights of the run that was not interrupted")
+
+
+def accuracy_of(script: Script) -> float:
+    found = re.search(r"validation accuracy ([\d.]+)", script.ok().stdout)
+    assert found
+    return float(found[1])
+
+
+@pytest.mark.skipif(not FASHION5.is_dir(), reason="NO FASHION5 to compare accuracies on")
+def test_two_workers_interrupted_are_as_accurate_as_not_interrupted(start: Start, tmp_path: Path, times: Times, held: Held) -> None:
+    if not (seeds := times(0, 5)):
+        pytest.skip("minutes: only under make faults")
+    accuracies: dict[str, list[float]] = {"not interrupted": [], "interrupted": []}
+    for seed in range(seeds):
+        for how, found in accuracies.items():
+            arguments = "--epochs", 2, "--image-size", 128, "--workers", 2, "--seed", seed, *at(FASHION5, tmp_path / f"{how}-{seed}", tmp_path / "cache")
+            for number in range(10 if how == "interrupted" else 0):
+                script = start("train.py", *arguments)
+                script.wait_for("^Plan")
+                wait_until(lambda script=script: script.process.poll() is not None or len(descendants(script.pid)) >= 2)  # type: ignore[misc]
+                time.sleep(random.uniform(0, 3))
+                os.kill(script.pid, INTERRUPTIONS[number % 3])
+                script.code()
+                if script.process.returncode == 0:
+                    break
+            found.append(accuracy_of(start("train.py", *arguments)) if not finished(tmp_path / f"{how}-{seed}") else best(tmp_path / f"{how}-{seed}"))
+    means = {how: float(np.mean(found)) for how, found in accuracies.items()}
+    assert abs(means["interrupted"] - means["not interrupted"]) <= 0.003, accuracies
+    held(
+        "two workers on fashion5 interrupted ten times and resumed, five seeds", 10 * seeds,
+        f"mean validation accuracy {means['interrupted']:.4f}, not interrupted {means['not interrupted']:.4f}",
+    )  # fmt: skip
+
+
+def finished(model_dir: Path) -> bool:
+    return (model_dir / "checkpoint.pt").exists() and saved(model_dir)["finished"]
+
+
+def best(model_dir: Path) -> float:
+    return float(saved(model_dir)["best"]["val_acc"])
+
+
+# --- workers are killed
+
+
+def test_killed_workers_are_replaced_and_the_run_comes_to_its_end(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
+) -> None:
+    tries = times(3, 50)
+    epochs = 4 * tries
+    script = start("train.py", *SMALL_RUN, "--epochs", epochs, "--workers", 2, *at(data, tmp_path, trained.cache))
+    script.wait_for("^epoch 1/")
+    seen: set[int] = set()
+    for _ in range(tries):
+        wait_until(lambda: len(descendants(script.pid)) == 2)
+        time.sleep(random.uniform(0, 0.5))
+        workers = descendants(script.pid)
+        seen |= workers
+        os.kill(random.choice(sorted(workers)), signal.SIGKILL)
+    assert script.code(60 + 10 * tries) == 0, script.stderr
+    state = saved(tmp_path)
+    assert state["finished"] and state["images_seen"] == 120 * epochs, "every image of every epoch counted once"
+    assert [row["images"] for row in state["history"]] == [120] * epochs
+    assert state["best"]["val_acc"] >= 0.7, "and what was learnt was kept"
+    assert len(seen) >= tries + 1 and not any(map(is_running, seen))
+    held("SIGKILL of a worker at a random moment", tries, "replaced; the run ended with every image of every epoch trained on")
+
+
+def test_three_deaths_in_a_row_end_the_run_with_the_reason_and_a_checkpoint(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
+) -> None:
+    slow = "--image-size", SIZE, "--batch-size", 120, "--epochs", 300, "--workers", 1  # a step takes half a second
+    script = start("train.py", *slow, *at(data, tmp_path, trained.cache))
+    script.wait_for("^epoch 2/")
+    killed: set[int] = set()
+    while script.process.poll() is None:
+        for worker in descendants(script.pid) - killed:
+            killed.add(worker)
+            os.kill(worker, signal.SIGKILL)
+    assert script.code() == 2 and len(killed) == 3
+    assert re.search(r"a worker died 3 times in a row \(SIGKILL\); memory ran out: use fewer --workers", script.stderr)
+    before = saved(tmp_path)["images_seen"]
+    assert before >= 240
+    again = start("train.py", "--workers", 1, *at(data, tmp_path, trained.cache))
+    again.wait_for(f"Resuming .* after {before} images")
+    again.wait_for("^epoch")
+    held("SIGKILL of each of three workers in one place", 3, "the run ended with the reason and a checkpoint; the next went on")
+
+
+# --- training comes apart
+
+
+def spoil_weights(pid: int, bytes_of_weights: int) -> None:
+    """Write NaN into the weights that a running train and its workers share."""
+    page = os.sysconf("SC_PAGESIZE")
+    size = -(-bytes_of_weights // page) * page
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        first, last = (int(part, 16) for part in line.split()[0].split("-"))
+        if "/dev/shm/torch" in line and last - first == size:
+            with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+                memory.seek(first + bytes_of_weights // 8 * 4)
+                memory.write(np.full(1000, np.nan, np.float32).tobytes())
+            return
+    raise AssertionError("no weights in its shared memory")
+
+
+def weights_size() -> int:
+    return sum(p.nbytes for p in model.build("efficientnet_lite0", len(CLASSES), SIZE).parameters())
+
+
+def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
+) -> None:
+    arguments = *SMALL_RUN, "--epochs", 1000, "--lr", 0.02, "--workers", 2, *at(data, tmp_path, trained.cache)
+    script = start("train.py", *arguments)
+    for setback in range(1, SETBACKS + 1):
+        epochs = script.stdout.count("\nepoch ")
+        wait_until(lambda epochs=epochs: script.stdout.count("\nepoch ") > epochs)  # type: ignore[misc]
+        spoil_weights(script.pid, weights_size())
+        wait_until(lambda setback=setback: script.stderr.count("Warning: training diverged") == setback)  # type: ignore[misc]
+        assert f"half the learning rate, {0.02 / 2**setback:g}" in script.stderr
+    script.wait_for(r"(?s)\nepoch .*\nepoch .*\nepoch ")
+    assert "nan" not in script.stdout
+    spoil_weights(script.pid, weights_size())
+    assert script.code() == 2
+    assert re.search(r"training diverged 3 times .* --fresh --lr 0\.0005", script.stderr)
+    state = saved(tmp_path)
+    assert all(bool(weights.isfinite().all()) for weights in state["weights"].values())
+    assert state["setbacks"] == SETBACKS and state["history"]
+    held("NaN written into the shared weights of a run", SETBACKS + 1, "back to the last good ones with half the learning rate, twice; then ended with the reason, the checkpoint good")
+
+
+def test_a_learning_rate_that_is_far_too_high_is_halved(data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held) -> None:
+    arch = "--arch", "tinyvgg", "--image-size", SIZE, "--batch-size", 8, "--epochs", 12
+    script = start("train.py", *arch, "--lr", 9.9, "--workers", 1, *at(data, tmp_path, tmp_path / "cache"))
+    assert script.code() in (0, 2), script.stderr
+    assert re.search(r"Warning: training diverged \(loss [\d.]+\) after \d+ images: back to \d+, with half the learning rate, 4\.95", script.stderr)
+    assert saved(tmp_path)["setbacks"] >= 1
+    held("a learning rate of 9.9", 1, "noticed within an epoch, and halved")
+
+
+# --- two at once
+
+
+def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_lock(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
+) -> None:
+    arguments = *SMALL_RUN, "--epochs", 1000, "--workers", 2, *at(data, tmp_path, trained.cache)
+    first = start("train.py", *arguments)
+    first.wait_for("^epoch 1/")
+    second = start("train.py", *arguments)
+    assert second.code() == 2 and second.stdout == ""
+    assert f"{tmp_path}: another train is at work in it" in refusal(second.stderr)
+
+    for name in ("eval.py", "infer.py"):
+        where = at(data, tmp_path, trained.cache) + (("--responses-dir", tmp_path / "responses") if name == "infer.py" else ())
+        script = start(name, *where).ok()
+        assert script.stderr == ""
+    assert first.process.poll() is None
+
+    workers = descendants(first.pid)
+    for worker in workers:  # they outlive their parent, as one in the middle of a long step would
+        os.kill(worker, signal.SIGSTOP)
+    os.kill(first.pid, signal.SIGKILL)
+    first.process.wait(10)
+    third = start("train.py", *arguments)
+    third.wait_for("^Resuming")
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
+    wait_until(lambda: not any(map(is_running, workers)))
+    held("a second train on the same model folder", 2, "refused at once; after SIGKILL of the first, whose workers still lived, it went on. Eval and infer worked meanwhile")
+
+
+# --- the disk and memory of a whole run
+
+
+def test_a_disk_that_fails_ends_the_run_with_the_reason_and_the_next_goes_on(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
+) -> None:
+    if not shutil.which("strace"):
+        pytest.skip("NO STRACE: the failing of a disk was not tested")
+    script = start("train.py", *SMALL_RUN, "--epochs", 1000, "--workers", 1, *at(data, tmp_path, trained.cache))
+    script.wait_for("^epoch 1/")
+    wait_until((tmp_path / "checkpoint.pt").exists)
+    with subprocess.Popen(["strace", "-qq", "-e", "trace=fsync", "-e", "inject=fsync:error=EIO", "-p", str(script.pid)], stderr=subprocess.DEVNULL):
+        assert script.code() == 2
+    assert re.search(r"checkpoint\.pt: could not be saved \(Input/output error\); .* intact", script.stderr.splitlines()[-1])
+    before = saved(tmp_path)["images_seen"]
+    again = start("train.py", "--workers", 1, *at(data, tmp_path, trained.cache))
+    again.wait_for(f"Resuming .* after {before} images")
+    again.wait_for("^epoch")
+    held("EIO from fsync in the middle of a run", 1, "ended with the reason and the checkpoint before intact; the next run went on")
+
+
+def test_memory_that_runs_out_ends_the_run_with_the_reason(data: Path, start: Start, tmp_path: Path, times: Times, held: Held) -> None:
+    """By a limit of address space, which torch alone takes gigabytes of; those of containers are in test_containers.py."""
+
+    if not times(0, 1):
+        pytest.skip("half a minute: only under make faults")
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+
+    large = "--image-size", 512, "--batch-size", 120, "--epochs", 1, "--workers", 1
+    script = start("train.py", *large, *at(data, tmp_path, tmp_path / "cache"), preexec_fn=limited)
+    assert script.code() == 2
+    assert "memory ran out: use fewer --workers, a smaller --batch-size" in refusal(script.stderr)
+    held("an allocation that fails in a worker", 1, "ended in one line with the reason and the fix")
