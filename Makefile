@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-docker demo-venv build smoke test lint bench clean
+.PHONY: help demo demo-docker demo-venv build smoke test faults lint bench clean
 
 PYTHON ?= python3
 SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
@@ -40,6 +40,9 @@ test: .venv/tools ## All tests; those of the containers only where a Docker engi
 	else \
 	  printf '\n%s\n' '!!! NO DOCKER ENGINE ANSWERS: the container tests and the smoke test were SKIPPED !!!'; \
 	fi
+
+faults: .venv/tools ## Inject every fault many times, and write what held to docs/faults.md (an hour)
+	.venv/bin/python -m pytest tests/faults --full
 
 lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, docker compose config
 	.venv/bin/ruff check .
