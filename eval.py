@@ -33,7 +33,7 @@ def main(settings: Settings) -> None:
 
     machine.keep_freed_memory()
     torch.set_num_threads(1)
-    trained = model.load(settings.model_dir)
+    trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
     photos = dataset.find(settings.data_dir, settings.cache_dir)
     if photos.is_sample:
         print("Photos: the built-in sample (data/ is empty)")

@@ -55,7 +55,7 @@ def main(settings: Settings) -> None:
 
     machine.keep_freed_memory()
     torch.set_num_threads(1)
-    trained = model.load(settings.model_dir)
+    trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
     photos = given(settings, trained) if settings.images else drawn(settings, trained)
     if not any(photo.image is not None for photo in photos):
         raise BadInput("; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3]) + ": no photo could be read")

@@ -4,12 +4,15 @@ A network here has two parts. The *trunk* turns pixels into activations and is n
 those into logits and is. Every network takes letterboxed RGB pixels, (B, S, S, 3) uint8, gives (B, num_classes)
 float32 logits, and normalises the pixels itself, so that no script can do it differently.
 
-    net = build("efficientnet_lite0", num_classes=5, image_size=128)
+    net = build("efficientnet_lite0", num_classes=5, image_size=128, dtype=fast_dtype(cache_dir))
     net.load_pretrained()
     logits = net(pixels)
 """
 
 import hashlib
+import json
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hogwear import checkpoint, machine
+from hogwear import checkpoint, dataset, machine
 from hogwear.errors import BadInput
+from hogwear.workers import Workers
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -35,6 +39,7 @@ STAGES = (
 )
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
+CLEARLY_FASTER = 1.25  # a noisy machine shall not choose bfloat16 one day and float32 the next
 TRUNK_BATCH = 8  # photos at a time, so that their activations stay in the cache
 TRUNK_BLOCKS = 8  # of the 16; see docs/decisions/frozen-trunk.md
 
@@ -267,12 +272,52 @@ class TinyVGG(Network):
         return self.layers(x)
 
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ARCHITECTURES: dict[str, type[Network]] = {"efficientnet_lite0": EfficientNetLite0, "tinyvgg": TinyVGG}
 
 
-def build(arch: str, num_classes: int, image_size: int) -> Network:
-    """A network with its initial weights: random (seed torch first) but for what `load_pretrained` replaces."""
-    return ARCHITECTURES[arch](num_classes, image_size, getattr(torch, machine.fast_dtype()))
+def build(arch: str, num_classes: int, image_size: int, dtype: torch.dtype = torch.float32) -> Network:
+    """A network with its initial weights: random (seed torch first) but for what `load_pretrained` replaces.
+
+    `dtype` is that of the trunk and of the top's matrix products.
+    """
+    return ARCHITECTURES[arch](num_classes, image_size, dtype)
+
+
+def fast_dtype(cache_dir: Path) -> torch.dtype:
+    """bfloat16 or float32, whichever this CPU runs the trunk faster in: measured once, and kept in `cache_dir`."""
+    file, cpu = cache_dir / "fast-dtype.json", f"{machine.cpu_identity()}, torch {torch.__version__}"
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(file.read_text())
+    if cpu not in known:
+        with Workers(1, lambda rank: {"measure": lambda item: faster_dtype()}) as workers:  # computing does not go with forking
+            [(_, known[cpu])] = workers.run("measure", range(1))
+        with suppress(OSError):  # a cache that may not be written: measured again next time
+            dataset.write_atomically(file, json.dumps(known).encode())
+    return DTYPES[known[cpu]]
+
+
+def faster_dtype() -> str:
+    """The name of the dtype for `fast_dtype`, by the best of five times that 8 photos of 128 px take through the trunk.
+
+    bfloat16 has to be clearly faster, as it is with AVX-512 BF16 or AMX; where only AVX2 is, torch refuses it.
+    """
+    pixels = torch.zeros(TRUNK_BATCH, 128, 128, 3, dtype=torch.uint8)
+
+    def seconds(dtype: torch.dtype) -> float:
+        net, times = build("efficientnet_lite0", 2, 128, dtype), []
+        with torch.no_grad():
+            for _ in range(6):  # the first time oneDNN makes its kernels
+                started = time.perf_counter()
+                net.trunk(pixels)
+                times.append(time.perf_counter() - started)
+        return min(times)
+
+    try:
+        return "bfloat16" if seconds(torch.bfloat16) * CLEARLY_FASTER < seconds(torch.float32) else "float32"
+    except RuntimeError:
+        return "float32"
 
 
 def pretrained_weights() -> dict[str, Tensor]:
@@ -298,16 +343,16 @@ class Trained:
     sha256: str  # of the checkpoint file
 
 
-def load(model_dir: Path) -> Trained:
-    """The best weights of the checkpoint in model_dir, in the arithmetic this CPU is fast at. Raises as checkpoint.load."""
+def load(model_dir: Path, dtype: torch.dtype) -> Trained:
+    """The best weights of the checkpoint in model_dir, to predict with in `dtype`. Raises as checkpoint.load."""
     loaded = checkpoint.load(model_dir)
     state = loaded.state
     class_names, best = tuple(state["class_names"]), state["best"]
     image_size = best["image_size"] if best else state["image_size"]
-    net = build(state["arch"], len(class_names), image_size)
+    net = build(state["arch"], len(class_names), image_size, dtype)
     net.load_state_dict(best["weights"] if best else state["weights"])
     for layer in net.modules():  # once and for all, what each forward pass would convert again
         if isinstance(layer, Conv | Pointwise):
-            layer.to(getattr(torch, machine.fast_dtype())).to(memory_format=torch.channels_last)
+            layer.to(dtype).to(memory_format=torch.channels_last)
     epoch = best["epoch"] if best else 0
     return Trained(net, state["arch"], class_names, image_size, epoch, loaded.sha256)

@@ -65,7 +65,7 @@ def main(settings: Settings) -> None:
     budget = None
     if choices.time_budget and (state is None or state["finished"]):
         free = state is None and settings.image_size is None
-        budget = plan_in_time(choices, photos, workers, started + choices.time_budget, free)
+        budget = plan_in_time(choices, photos, workers, started + choices.time_budget, free, settings.cache_dir)
         choices = replace(choices, image_size=budget.image_size, epochs=math.ceil(budget.images / len(photos.train)))
     print_plan(choices, workers, photos)
 
@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
 
     train, val = decoded(photos.train), decoded(photos.val)
     set_aside(settings.model_dir, saved)
-    run = open_run(choices, photos.class_names, saved)
+    run = open_run(choices, photos.class_names, saved, settings.cache_dir)
     with machine.Stop() as stop:
         run.fit(train, val, workers, settings.model_dir, stop, budget)
     if not run.finished:
@@ -140,12 +140,12 @@ def keep_beside(file: Path) -> None:
         print(f"The old checkpoint is kept as {kept}.")
 
 
-def plan_in_time(choices: Choices, photos: Photos, workers: int, deadline: float, free: bool) -> "Budget":
+def plan_in_time(choices: Choices, photos: Photos, workers: int, deadline: float, free: bool, cache_dir: Path) -> "Budget":
     """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
     import model
     from hogwear import budget, closed_form
 
-    net = model.build(choices.arch, len(photos.class_names), budget.PROBED_SIZE)
+    net = model.build(choices.arch, len(photos.class_names), budget.PROBED_SIZE, model.fast_dtype(cache_dir))
     speed = budget.probe(net, photos.train.paths, workers)
     head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
     sizes = budget.SIZES if free else ((choices.image_size, 0.25),)
@@ -159,14 +159,14 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
     print(f"Classes: {', '.join(photos.class_names)}.")
     length = f"{choices.epochs} epochs" if choices.time_budget is None else f"about {choices.epochs} epochs in {choices.time_budget} s"
     print(
-        f"Plan: {choices.arch} at {choices.image_size} px in {machine.fast_dtype()}, {length} in batches "
+        f"Plan: {choices.arch} at {choices.image_size} px, {length} in batches "
         f"of {choices.batch_size}, {workers} workers of one thread on {cpus} CPUs."
     )
     if workers > cpus:
         print(f"Warning: {workers} workers on {cpus} CPUs are slower than {cpus}", file=sys.stderr)
 
 
-def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint | None") -> "Run":
+def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint | None", cache_dir: Path) -> "Run":
     """A run with a network of its own: as it was `saved`, or from published or random weights."""
     import torch
 
@@ -175,7 +175,9 @@ def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint 
 
     torch.set_num_threads(1)  # for the workers too, which are forked from here
     torch.manual_seed(choices.seed)
-    run = Run(model.build(choices.arch, len(class_names), choices.image_size), choices, class_names)
+    dtype = model.fast_dtype(cache_dir)
+    print(f"Arithmetic: {str(dtype).removeprefix('torch.')}, the fastest on this CPU as measured.")
+    run = Run(model.build(choices.arch, len(class_names), choices.image_size, dtype), choices, class_names)
     if saved is None:
         run.net.load_pretrained()
     else:

@@ -20,14 +20,14 @@ from hogwear.hogwild import Course
 from hogwear.workers import Workers
 
 SIZE, BATCH = 160, 32
+DTYPE = model.DTYPES[model.faster_dtype()]
 
 
 def phases() -> str:
     """What each phase of a training step reaches on one thread, beside the matrix product of the same run."""
-    dtype = getattr(torch, machine.fast_dtype())
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    a, b = (torch.randn(2048, 2048).to(DTYPE) for _ in range(2))
     roof = 2 * 2048**3 / median_seconds(lambda: a @ b, 5) / 1e9
-    net = model.build("efficientnet_lite0", 5, SIZE)
+    net = model.build("efficientnet_lite0", 5, SIZE, DTYPE)
     net.load_pretrained()
     hogwild.share(net)
     images = np.random.default_rng(0).integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)
@@ -70,7 +70,7 @@ def phases() -> str:
         share = [f"{rate * flop / 1e9:.0f}", f"{rate * flop / 1e9 / roof:.0%}"] if flop else ["", ""]
         rows.append([name, f"{rate:.0f}", *share])
     return "\n\n".join([
-        f"GEMM 2048x2048x2048 in {dtype}: {roof:.0f} GF/s on one thread. {SIZE} px, batches of {BATCH}.",
+        f"GEMM 2048x2048x2048 in {DTYPE}: {roof:.0f} GF/s on one thread. {SIZE} px, batches of {BATCH}.",
         table(["phase", "images/s a thread", "GF/s", "share of GEMM"], rows),
         f"The trunk's layers, one after the other, on {model.TRUNK_BATCH} photos:",
         table(["layer", "us a photo", "GF/s", "share of GEMM", "GB/s in and out"], trunk_layers(net, pixels[: model.TRUNK_BATCH], roof)),
@@ -157,7 +157,7 @@ class Training:
 
 
 def shared_network() -> Any:
-    net = model.build("efficientnet_lite0", 5, SIZE)
+    net = model.build("efficientnet_lite0", 5, SIZE, DTYPE)
     net.load_pretrained()
     hogwild.share(net)
     return net

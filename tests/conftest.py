@@ -19,11 +19,13 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import model  # noqa: E402
 from hogwear import checkpoint, sample, settings  # noqa: E402
 from hogwear.workers import FORK  # noqa: E402
 
 torch.set_num_threads(1)  # as the scripts do: a process with threads must not fork
 
+FAST = model.DTYPES[model.faster_dtype()]
 FASHION5 = ROOT.parent / "shared" / "data" / "fashion5"
 COUNTS = {"train": 24, "val": 8, "test": 8}  # photos of each class
 CLASSES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
@@ -113,8 +115,8 @@ class Script:
         env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
         with self.out.open("w") as out, self.err.open("w") as err:
-            files = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
-            self.process = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **files | options)
+            files = {"env": env, "stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            self.process = subprocess.Popen(command, cwd=folder, start_new_session=True, **files | options)
 
     @property
     def pid(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, SIZE, Answer, Script, Trained, at, refusal, saved, wait_until, without_test
+from conftest import CLASSES, FAST, SIZE, Answer, Script, Trained, at, refusal, saved, wait_until, without_test
 
 import eval
 import model
@@ -62,7 +62,7 @@ def test_the_figures_agree_with_each_other(results: dict[str, Any]) -> None:
 def test_the_figures_are_those_of_photos_predicted_one_by_one(
     results: dict[str, Any], data: Path, trained: Trained
 ) -> None:
-    net = model.load(trained.model).net
+    net = model.load(trained.model, FAST).net
     matrix, losses = np.zeros((5, 5), int), []
     for photo in sorted(data.glob("test/*/*")):
         image = torch.from_numpy(pixels.decode(photo, SIZE).copy())[None]

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch._dynamo  # SGD imports it when first used: better once here than in every worker
 import torch.nn.functional as F
-from conftest import CLASSES, SIZE, Elsewhere, descendants, flat, is_running, wait_until
+from conftest import CLASSES, FAST, SIZE, Elsewhere, descendants, flat, is_running, wait_until
 
 import model
 from hogwear import dataset, hogwild
@@ -139,7 +139,7 @@ def test_a_batch_is_the_same_whoever_makes_it(course: Course) -> None:
 
 def network(arch: str) -> Any:
     torch.manual_seed(0)
-    net = model.build(arch, 5, SIZE)
+    net = model.build(arch, 5, SIZE, FAST)
     net.load_pretrained()
     return net
 

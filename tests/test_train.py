@@ -21,6 +21,7 @@ import torch
 import torch._dynamo  # SGD imports it when first used: better once here than in every worker of `call`
 from conftest import (
     CLASSES,
+    FAST,
     SIZE,
     SMALL_RUN,
     Answer,
@@ -89,7 +90,7 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
     state = saved(trained.model)
     accuracies = [row["val_acc"] for row in state["history"]]
     assert state["best"]["val_acc"] == max(accuracies) == accuracies[state["best"]["epoch"] - 1]
-    loaded = model.load(trained.model)
+    loaded = model.load(trained.model, FAST)
     assert loaded.epoch == state["best"]["epoch"]
     for name, weight in loaded.net.state_dict().items():
         assert torch.equal(weight, state["best"]["weights"][name].to(weight.dtype)), name
@@ -255,7 +256,7 @@ def second_runs(
     for name in CLASSES:
         (photos / "test" / name).mkdir(parents=True)
         (photos / "test" / name / "broken.jpg").write_bytes(b"not a photo")
-    ruin = "--epochs", 1, "--workers", 2, "--lr", 9, "--batch-size", 2
+    ruin = "--epochs", 1, "--workers", 2, "--lr", 2, "--batch-size", 2
     worse = start("train.py", *ruin, *at(data, models[0], trained.cache))
     tinyvgg = "--fresh", "--arch", "tinyvgg", "--image-size", SIZE, "--epochs", 1, "--workers", 1
     fresh = start("train.py", *tinyvgg, *at(photos, models[1], folder / "cache"))
@@ -320,7 +321,7 @@ def test_the_checkpoint_is_evaluated_at_the_size_its_best_weights_were_measured_
     assert answer.code in (0, 2), answer
     best = saved(folder)["best"]
     assert call(eval, *at(photos, folder, trained.cache)).code == 0
-    assert model.load(folder).image_size == (32 if best.get("epoch") == 7 else SIZE)
+    assert model.load(folder, FAST).image_size == (32 if best.get("epoch") == 7 else SIZE)
 
 
 # --- fresh, and from scratch
@@ -434,6 +435,12 @@ def test_a_missing_data_folder_is_refused_before_training(start: Start, tmp_path
     script = start("train.py", *at(tmp_path / "nowhere", tmp_path / "model", tmp_path / "cache"))
     assert script.code() == 2
     assert f"train.py: {tmp_path}/nowhere: no such folder; make it" in refusal(script.stderr) and script.stdout == ""
+
+
+def test_a_cpu_that_lacks_bfloat16_trains_in_float32(data: Path, trained: Trained, start: Start, tmp_path: Path) -> None:
+    few = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    script = start("train.py", *SMALL_RUN, "--epochs", 1, *at(data, tmp_path, trained.cache), env=few).ok()
+    assert "Arithmetic: float32" in script.stdout and "epoch 1/1" in script.stdout
 
 
 def test_a_wrong_flag_is_refused_by_the_real_process_in_one_line(start: Start) -> None:
