@@ -63,6 +63,17 @@ def test_code_in_the_image_belongs_to_root_and_only_root_writes_it(checkout: Pat
 
 
 @pytest.mark.engine
+def test_the_sbom_lists_what_is_installed_in_the_image(checkout: Path, tmp_path: Path) -> None:
+    run("make", "--assume-old=.venv/tools", "--assume-old=build", "sbom", f"SBOM={tmp_path / 'sbom.json'}")
+    components = json.loads((tmp_path / "sbom.json").read_text())["components"]
+    listed = {f"{component['name'].lower()}=={component['version'].partition('+')[0]}" for component in components}
+    pinned = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-weights.txt").read_text()
+    pins = set(re.findall(r"^[\w-]+==[\w.]+", pinned, re.MULTILINE))
+    assert len(pins) == 7 and pins <= listed
+    assert {"jinja2", "filelock"} <= {pin.partition("==")[0] for pin in listed}, "what torch brings with it, too"
+
+
+@pytest.mark.engine
 @OWNERS
 def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders: list[Path], owner: int, container: str) -> None:
     run("docker", "compose", "run", "--detach", "--name", container, "train", "--epochs", "1000", cwd=checkout)
