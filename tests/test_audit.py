@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from containers import ROOT
 
-FLAW = {"id": "PYSEC-2026-1", "affected": [{"ranges": [{"events": [{"fixed": "1.1"}]}], "package": {"name": "leaky", "ecosystem": "PyPI"}}]}
+RANGE = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.1"}]}
+FLAW = {"id": "PYSEC-2026-1", "affected": [{"package": {"name": "leaky", "ecosystem": "PyPI"}, "ranges": [RANGE]}]}
 
 
 class Service(BaseHTTPRequestHandler):

@@ -17,6 +17,7 @@ from conftest import saved
 from containers import PROJECT, SERVICES, attempt, image, run, wait_for_output
 
 pytestmark = pytest.mark.engine
+QUICK = ("--image-size", "64", "--epochs", "1")
 Service = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # Runs in the place of the script: behind the entry point, as the same user with the same rights.
@@ -31,10 +32,14 @@ def write(folder):
     except OSError as error:
         return errno.errorcode[error.errno]
 
+def status(pid):
+    return dict(line.split(":\\t", 1) for line in lines(f"/proc/{pid}/status") if ":\\t" in line)
+
 lines = lambda file: pathlib.Path(file).read_text().splitlines()
 folders = ["/", "/app", "/etc", "/opt/venv", "/opt/mount/data", "/opt/mount/model", "/opt/mount/responses", "/tmp"]
 print(json.dumps({
-    "status": dict(line.split(":\\t", 1) for line in lines("/proc/self/status") if ":\\t" in line),
+    "script": status("self"),
+    "init": status(1),
     "write": {folder: write(folder) for folder in folders},
     "mounts": {line.split()[1]: line.split()[3].split(",") for line in lines("/proc/mounts")},
     "interfaces": os.listdir("/sys/class/net"),
@@ -62,7 +67,7 @@ def service(checkout: Path, container: str) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def finished(checkout: Path) -> Path:
     """The checkpoint of a finished run."""
-    run("docker", "compose", "run", "--rm", "train", "--epochs", "1", cwd=checkout)
+    run("docker", "compose", "run", "--rm", "train", *QUICK, cwd=checkout)
     return (checkout / "model" / "checkpoint.pt").rename(checkout / "finished.pt")
 
 
@@ -86,11 +91,11 @@ def test_a_service_can_do_nothing_but_write_its_own_folders(
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
 
-    status = seen["status"]
-    assert set(status["Uid"].split()) == {str(owner)}
-    assert [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
-    assert status["NoNewPrivs"] == "1"
-    assert status["Seccomp"] == "2", "the engine's filter of system calls"
+    assert set(seen["script"]["Uid"].split()) == {str(owner)}
+    assert [int(seen["script"][name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
+    assert int(seen["init"]["CapBnd"], 16) == sum(1 << number for number in (5, 6, 7, 8)), "KILL, SETGID, SETUID, SETPCAP"
+    assert seen["script"]["NoNewPrivs"] == seen["init"]["NoNewPrivs"] == "1"
+    assert seen["script"]["Seccomp"] == "2", "the engine's filter of system calls"
     assert seen["interfaces"] == ["lo"]
 
     may_write = {"train": {"/tmp", "/opt/mount/model"}, "eval": {"/tmp", "/opt/mount/model"}, "infer": {"/tmp", "/opt/mount/responses"}}
@@ -118,12 +123,12 @@ def test_out_of_processes_train_ends_with_the_reason(service: Service, model: Pa
 
 @pytest.mark.parametrize("memory, batch_size", [("1g", 300), ("400m", 32)], ids=["for workers", "even to begin"])
 def test_out_of_memory_train_ends_with_the_reason(service: Service, model: Path, memory: str, batch_size: int) -> None:
-    done = service("train", "--workers", 2, "--batch-size", batch_size, HOGWEAR_MEMORY=memory)
+    done = service("train", "--image-size", 160, "--workers", 2, "--batch-size", batch_size, HOGWEAR_MEMORY=memory)
     assert "memory" in reason(done, "train")
     assert is_intact(model)
     if memory == "1g":
         assert "fewer --workers or a smaller --batch-size" in done.stderr
-        assert "Resuming" in succeeded(service("train", "--epochs", 1)).stdout
+        assert "Resuming" in succeeded(service("train", *QUICK)).stdout
 
 
 @pytest.mark.parametrize("cpus", ["1", "1.5"])
@@ -131,17 +136,17 @@ def test_no_more_threads_compute_than_the_quota_has_cpus(checkout: Path, contain
     if int(run("docker", "info", "--format", "{{.NCPU}}")) < 2:
         pytest.skip("the engine has one CPU: every quota is all of it")
     monkeypatch.setenv("HOGWEAR_CPUS", cpus)
-    run("docker", "compose", "run", "--detach", "--name", container, "train", "--fresh", "--epochs", "1000", cwd=checkout)
+    run("docker", "compose", "run", "--detach", "--name", container, "train", "--fresh", "--image-size", "64", "--epochs", "1000", cwd=checkout)
     wait_for_output(container, r"(?s)1 workers of one thread on 1 CPUs.*epoch 1/")
     before = cpu_time(container)
-    time.sleep(4)
+    time.sleep(3)
     spent = {thread: time - before.get(thread, 0) for thread, time in cpu_time(container).items()}
     assert len([t for t in spent.values() if t > 0.2 * sum(spent.values())]) == 1, spent
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_default_shared_memory_is_enough_for_a_few_workers(service: Service, model: Path, workers: int) -> None:
-    succeeded(service("train", "--epochs", 1, "--workers", workers, override=changed("train", shm_size="64m")))
+    succeeded(service("train", *QUICK, "--workers", workers, override=changed("train", shm_size="64m")))
 
 
 def test_too_little_shared_memory_is_refused_with_the_fix(service: Service, model: Path) -> None:
@@ -168,7 +173,7 @@ def small_disk(checkout: Path, request: pytest.FixtureRequest) -> Iterator[str]:
 def test_on_a_full_disk_the_previous_checkpoint_survives(service: Service, small_disk: str, model: Path) -> None:
     held = ("docker", "exec", f"{PROJECT}-holder", "cp", "-r")
     run(*held, "/checkout/model/checkpoint.pt", "/small")
-    done = service("train", "--epochs", 1, override=on(small_disk, "/opt/mount/model"))
+    done = service("train", *QUICK, override=on(small_disk, "/opt/mount/model"))
     line = reason(done, "train")
     assert "No space left on device" in line and "model" in line
     run(*held, "/small/.", "/checkout/model")
@@ -179,7 +184,7 @@ def test_on_a_full_disk_the_previous_checkpoint_survives(service: Service, small
 
 @pytest.mark.parametrize("small_disk", [1, 12], indirect=True)
 def test_no_room_for_the_cache_ends_train_with_the_reason(service: Service, small_disk: str, model: Path) -> None:
-    done = service("train", "--epochs", 1, override=on(small_disk, "/opt/mount"))
+    done = service("train", "--image-size", 160, override=on(small_disk, "/opt/mount"))
     line = reason(done, "train")
     assert "No space left on device" in line and ".cache" in line
     assert is_intact(model)
