@@ -2,10 +2,11 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-docker demo-venv build smoke test faults lint bench clean
+.PHONY: help demo demo-docker demo-venv build smoke test faults lint audit sbom bench clean
 
 PYTHON ?= python3
 SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
+SBOM ?= sbom.json
 ENGINE := docker compose version > /dev/null 2>&1 && docker info > /dev/null 2>&1
 
 help: ## List these targets
@@ -44,12 +45,21 @@ test: .venv/tools ## All tests; those of the containers only where a Docker engi
 faults: .venv/tools ## Inject every fault many times, and write what held to docs/faults.md (an hour)
 	.venv/bin/python -m pytest tests/faults --full
 
-lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, docker compose config
+lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, compose-lint, docker compose config
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile.*
 	.venv/bin/shellcheck $(SCRIPTS)
+	.venv/bin/compose-lint --fail-on low --strict-config --skip-suppressed docker-compose.yml
 	if docker compose version > /dev/null 2>&1; then docker compose config --quiet; fi
+
+audit: .venv/tools ## Look for known vulnerabilities of the run-time packages; loud where it cannot
+	.venv/bin/python .ci/audit --requirement requirements.txt
+	.venv/bin/python .ci/audit --requirement requirements-weights.txt
+
+sbom: .venv/tools build ## List what is installed in the images, which share it, in sbom.json (CycloneDX)
+	docker compose run --rm -T --entrypoint pip train freeze --all \
+	  | .venv/bin/cyclonedx-py requirements --output-file $(SBOM) -
 
 bench: .venv/bench ## Measure, side by side, and write bench/RESULTS.md
 	.venv/bin/python -m bench

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from containers import PROJECT, ROOT, copy_checkout, engine_answers, give, run
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import model  # noqa: E402
-from hogwear import checkpoint, sample, settings  # noqa: E402
-from hogwear.workers import FORK  # noqa: E402
+import model
+from hogwear import checkpoint, sample, settings
+from hogwear.workers import FORK
 
 torch.set_num_threads(1)  # as the scripts do: a process with threads must not fork
 
@@ -298,3 +298,40 @@ class Elsewhere:
             return self.pipe.recv()
         finally:
             self.process.join()
+
+
+@pytest.fixture(scope="module")
+def engine() -> None:
+    if not engine_answers():
+        pytest.skip("NO DOCKER ENGINE ANSWERS (docker info, docker compose version): nothing here was tested")
+
+
+@pytest.fixture(scope="module")
+def checkout(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of the checkout with its images built, and with a volume that the tests share as a user's runs do."""
+    folder = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    try:
+        run("docker", "compose", "build", cwd=folder, timeout=1500)
+        yield folder
+    finally:
+        run("docker", "compose", "down", "--volumes", "--rmi", "local", cwd=folder)
+
+
+@pytest.fixture
+def container(checkout: Path) -> Iterator[str]:
+    name = f"{PROJECT}-one"
+    yield name
+    subprocess.run(["docker", "rm", "--force", name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def owned_folders(checkout: Path, owner: int) -> Iterator[list[Path]]:
+    """Empty data/, model/ and responses/ that belong to `owner`."""
+    folders = [checkout / name for name in ("data", "model", "responses")]
+    give(folders, os.getuid())
+    for folder in folders:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    give(folders, owner)
+    yield folders
+    give(folders, os.getuid())

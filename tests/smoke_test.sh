@@ -13,7 +13,8 @@ cd "$(dirname "$0")/.."
 
 fashion5=${FASHION5:-../shared/data/fashion5}
 export COMPOSE_PROJECT_NAME=hogwear-smoke-$$
-unset COMPOSE_FILE HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,WORKERS,BATCH_SIZE,LR,MOMENTUM,SEED,FRESH,NUM_IMAGES,IMAGES} # the defaults
+unset COMPOSE_FILE HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,TIME_BUDGET,WORKERS,BATCH_SIZE,LR,MOMENTUM,SEED,FRESH} # the defaults
+unset HOGWEAR_{NUM_IMAGES,IMAGES,MAX_MEGAPIXELS,MAX_MEGABYTES,PIDS}
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/hogwear-smoke.XXXXXX")
 log=$work/log
@@ -105,6 +106,10 @@ if ! docker info > /dev/null 2>&1 || ! docker compose version > /dev/null 2>&1; 
   echo 'error: no Docker engine with Compose answers; start Docker and try again' >&2
   exit 2
 fi
+
+# A limit of every kind, and all that the engine has within it.
+HOGWEAR_MEMORY=$(docker info --format '{{.MemTotal}}') HOGWEAR_CPUS=$(docker info --format '{{.NCPU}}')
+export HOGWEAR_MEMORY HOGWEAR_CPUS
 
 cp -R docker-compose.yml Dockerfile.* .dockerignore docker requirements*.txt ./*.py hogwear "$work"
 photos=

@@ -7,106 +7,14 @@ its own, and removes them afterwards. Image builds take minutes the first time a
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from containers import ROOT, SERVICES, image, python_processes, run, wait_for_output
 
-ROOT = Path(__file__).parent.parent
-SERVICES = ("train", "eval", "infer")
-PROJECT = f"hogwear-test-{os.getpid()}"
 OWNERS = pytest.mark.parametrize("owner", [1000, 1234, 0], ids=["uid1000", "uid1234", "root"])
-
-
-def run(*command: str, cwd: Path = ROOT, timeout: float = 300) -> str:
-    """The command's output, standard error included; fails the test with it when the command fails."""
-    done = subprocess.run(command, check=False, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"COMPOSE_PROJECT_NAME": PROJECT})  # fmt: skip
-    assert done.returncode == 0, f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}"
-    return done.stdout
-
-
-def engine_answers() -> bool:
-    commands = (["docker", "compose", "version"], ["docker", "info"])
-    return bool(shutil.which("docker")) and not any(subprocess.run(c, check=False, capture_output=True).returncode for c in commands)
-
-
-@pytest.fixture(scope="module")
-def engine() -> None:
-    if not engine_answers():
-        pytest.skip("NO DOCKER ENGINE ANSWERS (docker info, docker compose version): nothing here was tested")
-
-
-@pytest.fixture(scope="module")
-def checkout(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the checkout with its images built, and with a volume that the tests share as a user's runs do."""
-    folder = copy_checkout(tmp_path_factory.mktemp("checkout"))
-    try:
-        run("docker", "compose", "build", cwd=folder, timeout=1500)
-        yield folder
-    finally:
-        run("docker", "compose", "down", "--volumes", "--rmi", "local", cwd=folder)
-
-
-def copy_checkout(folder: Path) -> Path:
-    for name in ("docker-compose.yml", ".dockerignore", *(f"Dockerfile.{s}" for s in SERVICES)):
-        shutil.copy(ROOT / name, folder)
-    for file in (*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt")):
-        shutil.copy(file, folder)
-    for name in ("hogwear", "docker"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("data", "model", "responses"):
-        (folder / name).mkdir()
-    return folder
-
-
-def image(service: str) -> str:
-    return f"{PROJECT}-{service}"
-
-
-def give(folders: list[Path], owner: int) -> None:
-    """chown, through the engine, so that these tests need not be root."""
-    mounts = [argument for f in folders for argument in ("--volume", f"{f}:/given/{f.name}")]
-    run("docker", "run", "--rm", *mounts, "--entrypoint", "chown", image("train"), "-R", f"{owner}:{owner}", "/given")
-
-
-@pytest.fixture
-def container(checkout: Path) -> Iterator[str]:
-    name = f"{PROJECT}-one"
-    yield name
-    subprocess.run(["docker", "rm", "--force", name], check=False, capture_output=True)
-
-
-@pytest.fixture
-def owned_folders(checkout: Path, owner: int) -> Iterator[list[Path]]:
-    """Empty model/ and responses/ that belong to `owner`."""
-    folders = [checkout / "model", checkout / "responses"]
-    give(folders, os.getuid())
-    for folder in folders:
-        shutil.rmtree(folder)
-        folder.mkdir()
-    give(folders, owner)
-    yield folders
-    give(folders, os.getuid())
-
-
-def wait_for_output(container: str, pattern: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not re.search(pattern, output := run("docker", "logs", container)):
-        running = run("docker", "inspect", "--format", "{{.State.Running}}", container) == "true\n"
-        assert running and time.monotonic() < deadline, f"no {pattern!r} within {seconds:.0f} s in:\n{output}"
-        time.sleep(0.2)
-
-
-def python_processes(container: str) -> list[dict[str, str]]:
-    """/proc/PID/status of the script and its workers, as dictionaries."""
-    statuses = run("docker", "exec", container, "sh", "-c", "for f in /proc/[0-9]*; do cat $f/status; echo; done")
-    parsed = [dict(line.split(":\t", 1) for line in s.splitlines() if ":\t" in line) for s in statuses.split("\n\n")]
-    return [status for status in parsed if status.get("Name", "").startswith(("python", "pt_"))]
 
 
 def dependency_stage(service: str) -> str:
@@ -155,6 +63,17 @@ def test_code_in_the_image_belongs_to_root_and_only_root_writes_it(checkout: Pat
 
 
 @pytest.mark.engine
+def test_the_sbom_lists_what_is_installed_in_the_image(checkout: Path, tmp_path: Path) -> None:
+    run("make", "--assume-old=.venv/tools", "--assume-old=build", "sbom", f"SBOM={tmp_path / 'sbom.json'}")
+    components = json.loads((tmp_path / "sbom.json").read_text())["components"]
+    listed = {f"{component['name'].lower()}=={component['version'].partition('+')[0]}" for component in components}
+    pinned = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-weights.txt").read_text()
+    pins = set(re.findall(r"^[\w-]+==[\w.]+", pinned, re.MULTILINE))
+    assert len(pins) == 7 and pins <= listed
+    assert {"jinja2", "filelock"} <= {pin.partition("==")[0] for pin in listed}, "what torch brings with it, too"
+
+
+@pytest.mark.engine
 @OWNERS
 def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders: list[Path], owner: int, container: str) -> None:
     run("docker", "compose", "run", "--detach", "--name", container, "train", "--epochs", "1000", cwd=checkout)
@@ -171,7 +90,7 @@ def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders
     run("docker", "stop", container)
     run("docker", "compose", "run", "--rm", "eval", cwd=checkout)
     run("docker", "compose", "run", "--rm", "infer", cwd=checkout)
-    model, responses = owned_folders
+    _, model, responses = owned_folders
     written = [*model.rglob("*"), *responses.rglob("*")]
     assert {"checkpoint.pt", "eval_results.json", "predictions.json"} <= {file.name for file in written}
     assert {(file.stat().st_uid, file.stat().st_gid) for file in written} == {(owner, owner)}

@@ -1,0 +1,232 @@
+"""The walls around the three services, looked at from inside, and what happens at their limits.
+
+As users run them: docker-compose.yml with all its restrictions, and variables of the shell. Where the fault is one that
+no variable makes (a full disk, a small /dev/shm), an override file makes it.
+"""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import saved
+from containers import PROJECT, SERVICES, attempt, image, run, wait_for_output
+
+pytestmark = pytest.mark.engine
+QUICK = ("--image-size", "64", "--epochs", "1")
+Service = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# Runs in the place of the script: behind the entry point, as the same user with the same rights.
+PROBE = """
+import errno, json, os, pathlib
+
+def write(folder):
+    try:
+        with open(os.path.join(folder, "probe"), "w") as file:
+            os.unlink(file.name)
+        return "written"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+def status(pid):
+    return dict(line.split(":\\t", 1) for line in lines(f"/proc/{pid}/status") if ":\\t" in line)
+
+lines = lambda file: pathlib.Path(file).read_text().splitlines()
+folders = ["/", "/app", "/etc", "/opt/venv", "/opt/mount/data", "/opt/mount/model", "/opt/mount/responses", "/tmp"]
+print(json.dumps({
+    "script": status("self"),
+    "init": status(1),
+    "write": {folder: write(folder) for folder in folders},
+    "mounts": {line.split()[1]: line.split()[3].split(",") for line in lines("/proc/mounts")},
+    "interfaces": os.listdir("/sys/class/net"),
+    "responses": os.path.exists("/opt/mount/responses") and os.listdir("/opt/mount/responses"),
+}))
+"""
+
+
+@pytest.fixture
+def service(checkout: Path, container: str) -> Iterator[Service]:
+    """service("train", "--epochs", 1, HOGWEAR_PIDS=3): `docker compose run`, with what an override file changes."""
+    file = checkout / "docker-compose.override.yml"
+
+    def service(
+        *arguments: object, override: dict[str, Any] | None = None, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
+        file.write_text(json.dumps({"services": {}, **(override or {})}))
+        command = ["docker", "compose", "--progress", "quiet", "run", "--rm", "-T", "--name", container]
+        return attempt(*command, *map(str, arguments), cwd=checkout, timeout=120, **variables)
+
+    yield service
+    file.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def finished(checkout: Path) -> Path:
+    """The checkpoint of a finished run."""
+    run("docker", "compose", "run", "--rm", "train", *QUICK, cwd=checkout)
+    return (checkout / "model" / "checkpoint.pt").rename(checkout / "finished.pt")
+
+
+@pytest.fixture
+def model(checkout: Path, finished: Path) -> Path:
+    """model/ with that checkpoint and nothing else."""
+    folder = checkout / "model"
+    for file in folder.iterdir():
+        file.unlink()
+    shutil.copy(finished, folder / "checkpoint.pt")
+    return folder
+
+
+@pytest.mark.parametrize("owner", [1000, 0], ids=["uid1000", "root"])
+@pytest.mark.parametrize("script", SERVICES)
+def test_a_service_can_do_nothing_but_write_its_own_folders(
+    checkout: Path, service: Service, owned_folders: list[Path], owner: int, script: str
+) -> None:
+    (checkout / "probe.py").write_text(PROBE)
+    done = service("--volume", f"{checkout / 'probe.py'}:/app/{script}.py:ro", script)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+
+    assert set(seen["script"]["Uid"].split()) == {str(owner)}
+    assert [int(seen["script"][name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
+    assert int(seen["init"]["CapBnd"], 16) == sum(1 << number for number in (5, 6, 7, 8)), "KILL, SETGID, SETUID, SETPCAP"
+    assert seen["script"]["NoNewPrivs"] == seen["init"]["NoNewPrivs"] == "1"
+    assert seen["script"]["Seccomp"] == "2", "the engine's filter of system calls"
+    assert seen["interfaces"] == ["lo"]
+
+    may_write = {"train": {"/tmp", "/opt/mount/model"}, "eval": {"/tmp", "/opt/mount/model"}, "infer": {"/tmp", "/opt/mount/responses"}}
+    assert {folder for folder, outcome in seen["write"].items() if outcome == "written"} == may_write[script]
+    assert {seen["write"][folder] for folder in ("/", "/app", "/etc", "/opt/venv")} <= {"EROFS", "EACCES"}
+    read_only = {"/", "/opt/mount/data"} | ({"/opt/mount/model"} if script == "infer" else set())
+    assert {folder for folder in read_only if "ro" in seen["mounts"][folder]} == read_only, "not by the owner alone"
+    assert {"noexec", "nosuid", "nodev", "size=1048576k"} <= set(seen["mounts"]["/tmp"])
+    assert ("/opt/mount/responses" in seen["mounts"]) == (script == "infer")
+
+
+def test_train_and_eval_see_no_responses(checkout: Path, service: Service) -> None:
+    (checkout / "probe.py").write_text(PROBE)
+    (checkout / "responses" / "secret.png").touch()
+    seen = {s: json.loads(service("--volume", f"{checkout / 'probe.py'}:/app/{s}.py:ro", s).stdout) for s in SERVICES}
+    assert seen["infer"]["responses"] == ["secret.png"]
+    assert not seen["train"]["responses"] and not seen["eval"]["responses"]
+
+
+def test_out_of_processes_train_ends_with_the_reason(service: Service, model: Path) -> None:
+    done = service("train", "--workers", 4, HOGWEAR_PIDS="4")
+    assert "HOGWEAR_PIDS" in reason(done, "train")
+    assert is_intact(model)
+
+
+@pytest.mark.parametrize("memory, batch_size", [("1g", 300), ("400m", 32)], ids=["for workers", "even to begin"])
+def test_out_of_memory_train_ends_with_the_reason(service: Service, model: Path, memory: str, batch_size: int) -> None:
+    done = service("train", "--image-size", 160, "--workers", 2, "--batch-size", batch_size, HOGWEAR_MEMORY=memory)
+    assert "memory" in reason(done, "train")
+    assert is_intact(model)
+    if memory == "1g":
+        assert "fewer --workers or a smaller --batch-size" in done.stderr
+        assert "Resuming" in succeeded(service("train", *QUICK)).stdout
+
+
+@pytest.mark.parametrize("cpus", ["1", "1.5"])
+def test_no_more_threads_compute_than_the_quota_has_cpus(checkout: Path, container: str, cpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if int(run("docker", "info", "--format", "{{.NCPU}}")) < 2:
+        pytest.skip("the engine has one CPU: every quota is all of it")
+    monkeypatch.setenv("HOGWEAR_CPUS", cpus)
+    run("docker", "compose", "run", "--detach", "--name", container, "train", "--fresh", "--image-size", "64", "--epochs", "1000", cwd=checkout)
+    wait_for_output(container, r"(?s)1 workers of one thread on 1 CPUs.*epoch 1/")
+    before = cpu_time(container)
+    time.sleep(3)
+    spent = {thread: time - before.get(thread, 0) for thread, time in cpu_time(container).items()}
+    assert len([t for t in spent.values() if t > 0.2 * sum(spent.values())]) == 1, spent
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_default_shared_memory_is_enough_for_a_few_workers(service: Service, model: Path, workers: int) -> None:
+    succeeded(service("train", *QUICK, "--workers", workers, override=changed("train", shm_size="64m")))
+
+
+def test_too_little_shared_memory_is_refused_with_the_fix(service: Service, model: Path) -> None:
+    done = service("train", "--workers", 8, override=changed("train", shm_size="64m"))
+    assert "/dev/shm" in reason(done, "train") and "--shm-size" in reason(done, "train")
+    assert is_intact(model)
+
+
+@pytest.fixture
+def small_disk(checkout: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A volume of so many MB. Its files are gone when no container mounts it, so that one does all the while."""
+    name, holder = f"{PROJECT}-small", f"{PROJECT}-holder"
+    run("docker", "volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", f"o=size={request.param}m", name)
+    try:
+        mounts = ("--volume", f"{name}:/small", "--volume", f"{checkout}:/checkout")
+        run("docker", "run", "--detach", "--init", "--name", holder, *mounts, "--entrypoint", "sleep", image("train"), "inf")
+        yield name
+    finally:
+        run("docker", "rm", "--force", holder)
+        run("docker", "volume", "rm", name)
+
+
+@pytest.mark.parametrize("small_disk", [40], indirect=True)
+def test_on_a_full_disk_the_previous_checkpoint_survives(service: Service, small_disk: str, model: Path) -> None:
+    held = ("docker", "exec", f"{PROJECT}-holder", "cp", "-r")
+    run(*held, "/checkout/model/checkpoint.pt", "/small")
+    done = service("train", *QUICK, override=on(small_disk, "/opt/mount/model"))
+    line = reason(done, "train")
+    assert "No space left on device" in line and "model" in line
+    run(*held, "/small/.", "/checkout/model")
+    assert is_intact(model)
+    left = {file.name for file in model.iterdir()}
+    assert not [name for name in left if name.startswith(".")], "no half of a file that keeps the disk full"
+
+
+@pytest.mark.parametrize("small_disk", [1, 12], indirect=True)
+def test_no_room_for_the_cache_ends_train_with_the_reason(service: Service, small_disk: str, model: Path) -> None:
+    done = service("train", "--image-size", 160, override=on(small_disk, "/opt/mount"))
+    line = reason(done, "train")
+    assert "No space left on device" in line and ".cache" in line
+    assert is_intact(model)
+
+
+@pytest.mark.parametrize("script, folder", [("train", "model"), ("eval", "model"), ("infer", "responses")])
+def test_a_read_only_folder_is_named_in_one_line(service: Service, model: Path, script: str, folder: str) -> None:
+    done = service(script, override=changed(script, volumes=[f"./{folder}:/opt/mount/{folder}:ro"]))
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert folder in reason(done, script)
+    assert is_intact(model)
+
+
+def changed(script: str, **settings: object) -> dict[str, Any]:
+    return {"services": {script: settings}}
+
+
+def on(volume: str, folder: str) -> dict[str, Any]:
+    return changed("train", volumes=[f"{volume}:{folder}"]) | {"volumes": {volume: {"name": volume, "external": True}}}
+
+
+def reason(done: "subprocess.CompletedProcess[str]", script: str) -> str:
+    """The line that a service which cannot go on ends with."""
+    assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"{script}.py: "), done.stderr
+    return line
+
+
+def succeeded(done: "subprocess.CompletedProcess[str]") -> "subprocess.CompletedProcess[str]":
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def is_intact(model: Path) -> bool:
+    """The first run is not lost: what is saved loads, and remembers it."""
+    return len(saved(model)["history"]) >= 1
+
+
+def cpu_time(container: str) -> dict[str, int]:
+    """Clock ticks that each thread in the container has computed for."""
+    stats = run("docker", "exec", container, "sh", "-c", "cat /proc/[0-9]*/task/*/stat 2> /dev/null || true")
+    fields = [(line.split()[0], line.rpartition(")")[2].split()) for line in stats.splitlines()]
+    return {thread: int(f[11]) + int(f[12]) for thread, f in fields}  # utime and stime
