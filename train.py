@@ -62,6 +62,7 @@ def main(settings: Settings) -> None:
     state = saved.state if saved else None
     choices = choose(settings, state, photos.class_names, len(photos.train))
     workers = settings.workers or machine.cpus()
+    machine.require_memory(workers)
     budget = None
     if choices.time_budget and (state is None or state["finished"]):
         free = state is None and settings.image_size is None

@@ -2,26 +2,29 @@
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hogwear.errors import BadInput
 
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
+LEAST_MEMORY, LEAST_MEMORY_A_WORKER = 350 << 20, 100 << 20  # bytes; docs/decisions/memory.md
 
 
-def cpus(cgroup: Path = CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int:
+def cpus(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
     """CPUs that affinity and every cgroup quota above us allow, floored, at least 1.
 
     A quota (docker run --cpus) shows in neither os.cpu_count() nor sched_getaffinity(). Version 2 has it in
     cpu.max, "QUOTA PERIOD" or "max PERIOD"; version 1 in cpu.cfs_quota_us (-1: none) and cpu.cfs_period_us.
     """
     allowed = float(len(os.sched_getaffinity(0)))
-    for folder in cgroup_folders(cgroup, membership):
+    for folder in cgroup_folders("cpu", cgroup, membership):
         try:
             if (folder / "cpu.max").exists():
                 quota, period = (folder / "cpu.max").read_text().split()
@@ -34,12 +37,22 @@ def cpus(cgroup: Path = CGROUP, membership: Path = Path("/proc/self/cgroup")) ->
     return max(1, int(allowed))
 
 
-def cgroup_folders(cgroup: Path, membership: Path) -> list[Path]:
-    """The folders of our cgroup and of all above it, for version 2 and for version 1's cpu controller."""
+def memory_limit(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> float:
+    """Bytes that every cgroup above us allows (docker run --memory); infinity where none says."""
+    limit = math.inf
+    for folder in cgroup_folders("memory", cgroup, membership):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # version 2, "max" for none, and 1, a huge number for none
+            with suppress(OSError, ValueError):
+                limit = min(limit, int((folder / name).read_text()))
+    return limit
+
+
+def cgroup_folders(controller: str, cgroup: Path, membership: Path) -> list[Path]:
+    """The folders of our cgroup and of all above it, for version 2 and for this controller of version 1."""
     folders = []
     for line in membership.read_text().splitlines() if membership.exists() else []:
         _, controllers, path = line.split(":", 2)
-        if controllers == "" or "cpu" in controllers.split(","):
+        if controllers == "" or controller in controllers.split(","):
             root = cgroup / controllers if controllers else cgroup
             inner = root / path.lstrip("/")
             # In a cgroup namespace the path may lie outside what is mounted; the mount's root is then ours.
@@ -53,6 +66,16 @@ def cpu_identity() -> str:
     first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if Path("/proc/cpuinfo").exists() else []
     lines = [platform.machine(), os.environ.get("ONEDNN_MAX_CPU_ISA", ""), *(line for line in first if line.startswith(told))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def require_memory(workers: int) -> None:
+    """BadInput where the cgroup has less memory than training takes at the least: the kernel would kill it without a word."""
+    limit, needed = memory_limit(), LEAST_MEMORY + workers * LEAST_MEMORY_A_WORKER
+    if limit < needed:
+        raise BadInput(
+            f"this container may take {int(limit) >> 20} MiB of memory, training with {workers} workers needs more than "
+            f"{needed >> 20}: raise the limit (HOGWEAR_MEMORY in compose, docker run --memory), or use fewer --workers"
+        )
 
 
 def require_shared_memory(needed: int, folder: Path = SHARED_MEMORY) -> None:

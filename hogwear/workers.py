@@ -104,9 +104,17 @@ class Workers:
 
     def start(self, slot: Slot) -> None:
         slot.pipe, theirs = FORK.Pipe()
-        slot.process = FORK.Process(target=self.work, args=(self.slots.index(slot), theirs), daemon=True)
-        slot.process.start()
-        theirs.close()
+        process = FORK.Process(target=self.work, args=(self.slots.index(slot), theirs), daemon=True)
+        try:
+            process.start()
+        except OSError as error:
+            raise BadInput(
+                f"no process could be started for another worker ({error.strerror}): use fewer --workers, or allow "
+                f"more processes and memory (HOGWEAR_PIDS and HOGWEAR_MEMORY in compose)"
+            ) from error
+        finally:
+            theirs.close()
+        slot.process = process
 
     def work(self, rank: int, pipe: Connection) -> None:
         """A worker's life."""
@@ -138,14 +146,19 @@ class Workers:
             self.give(slot, job, item)
 
     def __enter__(self) -> "Workers":
-        for slot in self.slots:
-            self.start(slot)
+        try:
+            for slot in self.slots:
+                self.start(slot)
+        except BaseException as error:
+            self.__exit__(error)
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        for slot in self.slots:
+        started = [slot for slot in self.slots if hasattr(slot, "process")]
+        for slot in started:
             slot.pipe.close()
-        for slot in self.slots:
+        for slot in started:
             slot.process.join(timeout=0 if any(error) else 5)
             slot.process.kill()
             slot.process.join()

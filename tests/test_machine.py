@@ -12,13 +12,18 @@ from hogwear.errors import BadInput
 CPUS = len(os.sched_getaffinity(0))
 
 
-def cpus_under(folder: Path, files: dict[str, str], membership: str) -> int:
-    """machine.cpus() in a cgroup tree of these files, with this /proc/self/cgroup, on a machine with CPUs to spare."""
+def tree(folder: Path, files: dict[str, str], membership: str) -> tuple[Path, Path]:
+    """A cgroup tree of these files, and a /proc/self/cgroup."""
     for name, text in files.items():
         (folder / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "cgroup" / name).write_text(text + "\n")
     (folder / "membership").write_text(membership + "\n")
-    return machine.cpus(folder / "cgroup", folder / "membership")
+    return folder / "cgroup", folder / "membership"
+
+
+def cpus_under(folder: Path, files: dict[str, str], membership: str) -> int:
+    """machine.cpus() there, on a machine with CPUs to spare."""
+    return machine.cpus(*tree(folder, files, membership))
 
 
 @pytest.fixture
@@ -67,6 +72,30 @@ def test_without_cgroups_affinity_decides(tmp_path: Path) -> None:
     finally:
         os.sched_setaffinity(0, before)
     assert machine.cpus(tmp_path, tmp_path / "none") == CPUS
+
+
+@pytest.mark.parametrize(
+    ("files", "membership"),
+    [
+        ({"memory.max": "max", "box/memory.max": "419430400"}, "0::/box"),
+        ({"box/memory.max": "max", "memory.max": "419430400"}, "0::/box"),
+        ({"memory/docker/1/memory.limit_in_bytes": "419430400", "memory/memory.limit_in_bytes": "9223372036854771712"}, "4:memory:/docker/1\n0::/"),
+    ],
+    ids=["version 2", "the outer one", "version 1"],
+)
+def test_a_limit_of_memory_is_found_and_too_low_a_one_refused(
+    files: dict[str, str], membership: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = tree(tmp_path, files, membership)
+    assert machine.memory_limit(*folders) == 400 << 20
+    monkeypatch.setattr(machine, "memory_limit", lambda: 400 << 20)
+    with pytest.raises(BadInput, match=r"400 MiB of memory, training with 2 workers needs more than \d+: .*HOGWEAR_MEMORY"):
+        machine.require_memory(2)
+
+
+def test_without_a_limit_memory_is_not_refused(tmp_path: Path) -> None:
+    assert machine.memory_limit(*tree(tmp_path, {"memory.max": "max"}, "0::/")) == float("inf")
+    machine.require_memory(2)
 
 
 def test_too_little_shared_memory_is_refused_with_the_fix() -> None:
