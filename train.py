@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hogwear import dataset, machine, progress, settings
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, Choices, choose
 from hogwear.dataset import Photos
+from hogwear.decoding import Limits
 from hogwear.errors import BadInput
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
@@ -39,6 +40,8 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
+    max_megapixels: int = settings.max_megapixels()
+    max_megabytes: int = settings.max_megabytes()
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
     image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
     epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="1, more for under 4,000 photos")
@@ -56,18 +59,19 @@ def main(settings: Settings) -> None:
     machine.keep_freed_memory()
     require_writable(settings.model_dir)
     photos = dataset.find(settings.data_dir, settings.cache_dir)
+    limits = Limits(settings.max_megapixels, settings.max_megabytes)
     state = saved_state(settings)
     choices = choose(settings, state, photos.class_names, len(photos.train))
     workers = settings.workers or machine.cpus()
     budget = None
     if choices.time_budget and (state is None or state["finished"]):
         free = state is None and settings.image_size is None
-        budget = plan_in_time(choices, photos, workers, started + choices.time_budget, free)
+        budget = plan_in_time(choices, photos, limits, workers, started + choices.time_budget, free)
         choices = replace(choices, image_size=budget.image_size, epochs=math.ceil(budget.images / len(photos.train)))
     print_plan(choices, workers, photos)
 
     def decoded(split: dataset.Split) -> Pixels:
-        return progress.decoded(split, choices.image_size, settings.cache_dir, lambda: importlib.import_module("model"))
+        return progress.decoded(split, choices.image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"))
 
     train, val = decoded(photos.train), decoded(photos.val)
     if settings.fresh:
@@ -117,13 +121,13 @@ def keep_beside(file: Path) -> None:
         print(f"The old checkpoint is kept as {kept}.")
 
 
-def plan_in_time(choices: Choices, photos: Photos, workers: int, deadline: float, free: bool) -> "Budget":
+def plan_in_time(choices: Choices, photos: Photos, limits: Limits, workers: int, deadline: float, free: bool) -> "Budget":
     """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
     import model
     from hogwear import budget, closed_form
 
     net = model.build(choices.arch, len(photos.class_names), budget.PROBED_SIZE)
-    speed = budget.probe(net, photos.train.paths, workers)
+    speed = budget.probe(net, photos.train, limits, workers)
     head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
     sizes = budget.SIZES if free else ((choices.image_size, 0.25),)
     return budget.plan(speed, deadline, len(photos.train), len(photos.val), head, sizes)

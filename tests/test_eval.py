@@ -16,7 +16,7 @@ from conftest import CLASSES, SIZE, Answer, Script, Trained, at, refusal, saved,
 
 import eval
 import model
-from hogwear import pixels
+from hogwear.decoding import decode
 
 Call = Callable[..., Answer]
 
@@ -65,7 +65,7 @@ def test_the_figures_are_those_of_photos_predicted_one_by_one(
     net = model.load(trained.model).net
     matrix, losses = np.zeros((5, 5), int), []
     for photo in sorted(data.glob("test/*/*")):
-        image = torch.from_numpy(pixels.decode(photo, SIZE).copy())[None]
+        image = torch.from_numpy(decode(photo, SIZE).copy())[None]
         with torch.no_grad():
             logits = net(image)[0]
         label = CLASSES.index(photo.parent.name)
