@@ -37,8 +37,8 @@ TURNS: dict[object, Image.Transpose] = {  # EXIF orientation -> what puts the ph
 }
 WHITE = (255, 255, 255)
 STRIP = 1 << 22  # pixels made RGB at a time: all of a large photo at once would be in memory several times
-SECONDS = 10.0  # of CPU time for a photo; the slowest honest ones within the default limits take 2
-BYTES_A_PIXEL, BYTES_AT_LEAST = 24, 512 << 20  # of memory for a photo; honest ones take at most 16 a pixel
+SECONDS = 10.0  # of CPU time for a photo; the slowest honest ones within the default limits take 4
+BYTES_A_PIXEL, BYTES_AT_LEAST = 24, 512 << 20  # of memory for a photo; honest ones take at most 18 a pixel
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 NOBODY = -1  # no row: this worker is not decoding
 
