@@ -12,6 +12,7 @@ import signal
 import stat
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -175,8 +176,9 @@ class Guard:
             warnings.simplefilter("ignore")  # Pillow's, about what is strange in a photo
             signal.signal(signal.SIGPROF, signal.SIG_DFL)
             lower(resource.RLIMIT_CORE, 0)
-            mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
-            lower(resource.RLIMIT_AS, mapped + max(BYTES_AT_LEAST, int(BYTES_A_PIXEL * 1e6 * self.limits.megapixels)))
+            with suppress(FileNotFoundError):  # only Linux tells what is mapped, and keeps this limit
+                mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+                lower(resource.RLIMIT_AS, mapped + max(BYTES_AT_LEAST, int(BYTES_A_PIXEL * 1e6 * self.limits.megapixels)))
             return jobs
 
         return Workers(self.processes, prepare, self.blame)
