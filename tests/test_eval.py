@@ -122,8 +122,7 @@ def test_other_classes_than_the_checkpoints_are_refused(
     photos = tmp_path / "data"
     for split in ("train", "val"):
         for old, new in {"eyewear": "glasses", "handbag": "handbag"}.items():
-            (photos / split).mkdir(parents=True, exist_ok=True)
-            (photos / split / new).symlink_to(data / split / old)
+            shutil.copytree(data / split / old, photos / split / new)
     answer = call(eval, *at(photos, trained.model, trained.cache))
     assert (
         answer.code == 2

@@ -153,7 +153,7 @@ def test_a_photo_takes_no_more_memory_than_the_limit_of_pixels_allows(
     photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: Held
 ) -> None:
     large, small, huge = (tmp_path / name for name in ("large.png", "small.png", "huge.webp"))
-    photo.resize((4000, 2000)).save(large)
+    large.write_bytes(png(7000, 7000, 8, 0, bytes(7000 * 7001)))  # 250 MB as RGB
     photo.save(small)
     canvas = struct.pack("<I", 1 << 4)[:4] + 2 * struct.pack("<I", 65_000)[:3]  # 4.2 gigapixels
     huge.write_bytes(b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + canvas)
@@ -179,7 +179,7 @@ BOMBS: dict[str, Callable[[bytes], bytes]] = {
     ),
     "a colour profile of 128 MB": lambda rows: png(8, 8, 8, 2, rows, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 27), 1))),
     "an EXIF block of 20 MB": lambda rows: png(8, 8, 8, 2, rows, chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + bytes(20 << 20))),
-    "500,000 chunks": lambda rows: png(8, 8, 8, 2, rows, *[chunk(b"abCd", b"")] * 500_000),
+    "200,000 chunks": lambda rows: png(8, 8, 8, 2, rows, *[chunk(b"abCd", b"")] * 200_000),
     "more pixels than were promised": lambda rows: png(8, 8, 8, 2, bytes(1 << 27)),
     "a run-length BMP of 200,000 x 200": lambda rows: (
         b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + struct.pack("<IiiHHIIiiII", 40, 200_000, 200, 1, 8, 1, 0, 1, 1, 256, 0)
@@ -311,16 +311,15 @@ def test_one_photo_never_hangs_the_run(
     """The real limit, 10 s of CPU time, is waited for where all faults are tried."""
     seconds = times(1, 10)
     monkeypatch.setattr(pixels, "Guard", partial(Guard, seconds=seconds))
-    for name in ("second.jpg", "third.jpg"):
-        shutil.copy(endless, endless.with_name(name))
+    shutil.copy(endless, endless.with_name("second.jpg"))
     started = time.monotonic()
     why = f"takes more than {seconds} s to decode"
-    assert skipped(folder, tmp_path / "cache") == dict.fromkeys(("endless.jpg", "second.jpg", "third.jpg"), why)
+    assert skipped(folder, tmp_path / "cache") == {"endless.jpg": why, "second.jpg": why}
     assert time.monotonic() - started < 30 * seconds
     opened = Pixels.open(dataset.find(folder, tmp_path).train, SIZE, tmp_path / "cache", 2)
     others = [decode(path, SIZE) for path in sorted(folder.glob("train/?/?.jpg"))]
     assert len(others) == 8 and same(opened.images[opened.rows], np.array(others))
-    held("a JPEG with 20,000 scans, stuck in C", 3, f"skipped after {seconds} s of CPU time, the others read")
+    held("a JPEG with 20,000 scans, stuck in C", 2, f"skipped after {seconds} s of CPU time, the others read")
 
 
 def kill_while_decoding(guard: Guard, pid: int, row: int, number: int) -> None:
@@ -345,15 +344,22 @@ def test_a_photo_that_crashes_its_decoder_is_skipped(
 
 
 def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(folder: Path, endless: Path, quiet_crashes: None, held: Held) -> None:
-    guard = Guard(Paths([endless]), SIZE, LIMITS, 1, [folder], seconds=0.5)
+    files = [endless, folder / "train" / "a" / "0.jpg"]
+    guard = Guard(Paths(files), SIZE, LIMITS, 1, [folder], seconds=0.5)
     with guard.workers({"decode": guard.decode}) as workers:
         killer = FORK.Process(target=kill_while_decoding, args=(guard, workers.slots[0].process.pid, 0, signal.SIGKILL))
         killer.start()
         answers = dict(workers.run("decode", [0]))
         killer.join()
     assert answers == {0: "takes more than 0.5 s to decode"}, "tried again by the next worker"
-    with guard.workers({"die": lambda row: os.kill(os.getpid(), signal.SIGSEGV)}) as workers, pytest.raises(WorkerDied, match="SIGSEGV"):
-        list(workers.run("die", [0]))
+
+    def die(row: int) -> None:
+        assert same(guard.decode(row), decode(files[row], SIZE))
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    with guard.workers({"die": die}) as workers, pytest.raises(WorkerDied, match="SIGSEGV"):
+        list(workers.run("die", [1]))
+    assert 1 not in guard.condemned
     held("SIGKILL while a photo is decoded; SIGSEGV while none is", 2, "tried again; counted as a death")
 
 
@@ -408,6 +414,8 @@ def test_a_photo_may_link_only_into_the_data_folder(folder: Path, photo_files: l
     (photos / "out.jpg").unlink()
     (photos / "out.jpg").symlink_to("0.jpg")
     assert set(skipped(folder, tmp_path / "cache")) == set(expected) - {"out.jpg", "out-chain.jpg"}, "a link that changed is looked at again"
+    (folder / "val" / "b" / "0.jpg").write_bytes(b"")
+    assert skipped(folder, tmp_path / "cache")["absolute.jpg"] == "empty file", "and one whose target changed"
     held("links out of the data folder, to nowhere, to itself, to a device", len(expected), "skipped with the reason")
 
 
@@ -589,14 +597,12 @@ def test_the_random_photos_are_the_first_readable_ones_of_a_seed(
 ) -> None:
     for i in range(12):
         (folder / "test" / "ab"[i % 2] / f"broken{i}.jpg").write_bytes(b"")
-    def files() -> list[str]:
-        answer = call(infer, *at(folder, model_dir, tmp_path), "--responses-dir", tmp_path / "responses", "--seed", 5, "--num-images", 2)
-        assert answer.code == 0, answer.stderr
-        return [row["file"] for row in json.loads((tmp_path / "responses" / "predictions.json").read_text())]
-
+    answer = call(infer, *at(folder, model_dir, tmp_path), "--responses-dir", tmp_path / "responses", "--seed", 5, "--num-images", 2)
+    assert answer.code == 0, answer.stderr
+    files = [row["file"] for row in json.loads((tmp_path / "responses" / "predictions.json").read_text())]
     split = dataset.find(folder, tmp_path).evaluated
     order = [str(split.paths[i]) for i in np.random.default_rng(5).permutation(len(split))]
-    assert files() == files() == [file for file in order if "broken" not in file][:2]
+    assert files == [file for file in order if "broken" not in file][:2]
 
 
 def test_a_folder_of_very_many_files_that_are_no_photos(folder: Path, tmp_path: Path, times: Times, held: Held) -> None:
