@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hogwear import dataset, machine, metrics, progress, settings
+from hogwear.decoding import Limits
 from hogwear.errors import BadInput
 
 RESULTS = "eval_results.json"
@@ -23,6 +24,8 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
+    max_megapixels: int = settings.max_megapixels()
+    max_megabytes: int = settings.max_megabytes()
 
 
 def main(settings: Settings) -> None:
@@ -46,7 +49,8 @@ def main(settings: Settings) -> None:
     if split is not photos.test:
         print(f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights", file=sys.stderr)
     started = time.perf_counter()
-    pixels = progress.decoded(split, trained.image_size, settings.cache_dir)
+    limits = Limits(settings.max_megapixels, settings.max_megabytes)
+    pixels = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
     logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     results = measure(logits, pixels.labels, trained.class_names) | {

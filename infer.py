@@ -5,16 +5,19 @@
 """
 
 import json
+import os
 import statistics
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, machine, metrics, pixels, report, settings
+from hogwear import dataset, machine, metrics, report, settings
+from hogwear.dataset import Paths
+from hogwear.decoding import Array, Guard, Limits
 from hogwear.errors import BadInput
 from hogwear.report import Prediction
 from hogwear.settings import flag
@@ -31,7 +34,7 @@ class Photo:
 
     file: Path
     true_class: str | None
-    image: pixels.Array | None  # (S, S, 3) uint8
+    image: Array | None  # (S, S, 3) uint8
     unread: str | None
 
 
@@ -42,6 +45,8 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
+    max_megapixels: int = settings.max_megapixels()
+    max_megabytes: int = settings.max_megabytes()
     responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
     images: tuple[Path, ...] = flag("photos or folders to predict, instead of random ones of the test split", (), kind=Path)
     num_images: int = flag("how many random photos", 5, kind=int, at_least=1)
@@ -60,7 +65,7 @@ def main(settings: Settings) -> None:
     if not any(photo.image is not None for photo in photos):
         raise BadInput("; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3]) + ": no photo could be read")
     predictions = answer(trained, photos)
-    write(predictions, settings.responses_dir)
+    write(predictions, photos, settings)
     for p in predictions:
         print(p.line())
     read = sum(p.unread is None for p in predictions)
@@ -74,11 +79,29 @@ def given(settings: Settings, trained: "Trained") -> list[Photo]:
     for path in settings.images:
         if not path.exists():
             raise BadInput(f"--images: {path} does not exist; give photos or folders of photos")
-        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
-        files |= dict.fromkeys(found)
+        files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
     if not files:
         raise BadInput(f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos")
-    return [read(file, trained, file.absolute().parent.name) for file in files]
+    guard = guarded(Paths(files), trained.image_size, settings, min(machine.cpus(), len(files)))
+    with guard.workers({"decode": guard.decode}) as workers:
+        images = dict(workers.run("decode", range(len(files))))
+    return [photo(file, images[i], trained, file.absolute().parent.name) for i, file in enumerate(files)]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """What is in it that is not hidden, and in its folders, sorted; a link to a folder is not followed, and a file that will not be read.
+
+    Raises OSError for a folder that may not be opened.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        found += [Path(parent, name) for name in names + links if not name.startswith(".")]
+    return sorted(found)
 
 
 def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
@@ -88,24 +111,30 @@ def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
     print(f"Photos: {min(settings.num_images, len(split))} at random from the {split.name} split of "
           f"{'the built-in sample (data/ is empty)' if photos.is_sample else photos.folder}")  # fmt: skip
     chosen: list[Photo] = []
-    for i in np.random.default_rng(settings.seed).permutation(len(split)):
-        photo = read(split.paths[i], trained, photos.class_names[split.labels[i]])
-        if photo.image is None:
-            print(f"Warning: skipped {str(photo.file)!r}: {photo.unread}", file=sys.stderr)
-        else:
-            chosen.append(photo)
-        if len(chosen) == settings.num_images:
-            break
+    guard = guarded(split.paths, trained.image_size, settings, processes=1)  # which answers in order, so a seed chooses the same
+    order = np.random.default_rng(settings.seed).permutation(len(split))
+    with guard.workers({"decode": guard.decode}) as workers:
+        for i, image in workers.run("decode", order.tolist(), pause=lambda: len(chosen) == settings.num_images):
+            if len(chosen) == settings.num_images:
+                continue  # it was on its way when there were enough
+            found = photo(split.paths[i], image, trained, photos.class_names[split.labels[i]])
+            if found.image is None:
+                print(f"Warning: skipped {str(found.file)!r}: {found.unread}", file=sys.stderr)
+            else:
+                chosen.append(found)
     return chosen
 
 
-def read(file: Path, trained: "Trained", folder: str) -> Photo:
-    """Decode one photo; its true class is known where the name of its folder is one of the classes."""
+def guarded(files: Paths, size: int, settings: Settings, processes: int) -> Guard:
+    """Links may lead only to what was given: a link that is given itself is its user's own choice."""
+    limits = Limits(settings.max_megapixels, settings.max_megabytes)
+    return Guard(files, size, limits, processes, within=settings.images or [settings.data_dir])
+
+
+def photo(file: Path, image: Array | str, trained: "Trained", folder: str) -> Photo:
+    """What was decoded, or why nothing was; its true class is known where the name of its folder is one of the classes."""
     true_class = folder if folder in trained.class_names else None
-    try:
-        return Photo(file, true_class, pixels.decode(file, trained.image_size), None)
-    except pixels.UNREADABLE as error:
-        return Photo(file, true_class, None, pixels.reason(error, file))
+    return Photo(file, true_class, None, image) if isinstance(image, str) else Photo(file, true_class, image, None)
 
 
 def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
@@ -122,19 +151,30 @@ def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
     ]  # fmt: skip
 
 
-def write(predictions: list[Prediction], responses_dir: Path) -> None:
+def write(predictions: list[Prediction], photos: list[Photo], settings: Settings) -> None:
     """The pictures, in place of those of an earlier run, and predictions.json."""
-    folder = responses_dir / RESULTS
+    folder = settings.responses_dir / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    rows = []
-    for p in predictions:
-        picture = None if p.unread else report.free_name(folder, p)
-        if picture:
-            report.draw_prediction(p, picture)
-        rows.append(p.as_json() | {"picture": picture and picture.name})
-    dataset.write_atomically(responses_dir / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
+    pictures: dict[int, Path] = {}
+    for i, p in enumerate(predictions):
+        if p.unread is None:
+            pictures[i] = report.free_name(folder, p)
+            pictures[i].touch()
+    guard = guarded(Paths(p.file for p in predictions), report.PHOTO_SIDE, settings, min(machine.cpus(), len(pictures)))
+
+    def draw(i: int) -> None:
+        image: Any = guard.decode(i)
+        if isinstance(image, str):  # that it could be read a moment ago is no promise
+            image = photos[i].image
+        report.draw_prediction(predictions[i], image, pictures[i])
+
+    with guard.workers({"draw": draw}) as workers:
+        for _ in workers.run("draw", pictures):
+            pass
+    rows = [p.as_json() | {"picture": pictures[i].name if i in pictures else None} for i, p in enumerate(predictions)]
+    dataset.write_atomically(settings.responses_dir / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
 
 
 def latency(trained: "Trained", photos: list[Photo], repeats: int = 9) -> float:

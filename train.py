@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 from hogwear import dataset, machine, progress, settings
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, Choices, choose
 from hogwear.dataset import Photos
+from hogwear.decoding import Limits
 from hogwear.errors import BadInput
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
@@ -41,6 +42,8 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
+    max_megapixels: int = settings.max_megapixels()
+    max_megabytes: int = settings.max_megabytes()
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
     image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
     epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="1, more for under 4,000 photos")
@@ -58,6 +61,7 @@ def main(settings: Settings) -> None:
     machine.keep_freed_memory()
     lock = claim(settings.model_dir)
     photos = dataset.find(settings.data_dir, settings.cache_dir)
+    limits = Limits(settings.max_megapixels, settings.max_megabytes)
     saved = saved_run(settings)
     state = saved.state if saved else None
     choices = choose(settings, state, photos.class_names, len(photos.train))
@@ -66,12 +70,12 @@ def main(settings: Settings) -> None:
     budget = None
     if choices.time_budget and (state is None or state["finished"]):
         free = state is None and settings.image_size is None
-        budget = plan_in_time(choices, photos, workers, started + choices.time_budget, free, settings.cache_dir)
+        budget = plan_in_time(choices, free, photos, limits, settings.cache_dir, workers, started + choices.time_budget)
         choices = replace(choices, image_size=budget.image_size, epochs=math.ceil(budget.images / len(photos.train)))
     print_plan(choices, workers, photos)
 
     def decoded(split: dataset.Split) -> Pixels:
-        return progress.decoded(split, choices.image_size, settings.cache_dir, lambda: importlib.import_module("model"))
+        return progress.decoded(split, choices.image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"))
 
     train, val = decoded(photos.train), decoded(photos.val)
     set_aside(settings.model_dir, saved)
@@ -141,13 +145,15 @@ def keep_beside(file: Path) -> None:
         print(f"The old checkpoint is kept as {kept}.")
 
 
-def plan_in_time(choices: Choices, photos: Photos, workers: int, deadline: float, free: bool, cache_dir: Path) -> "Budget":
+def plan_in_time(
+    choices: Choices, free: bool, photos: Photos, limits: Limits, cache_dir: Path, workers: int, deadline: float
+) -> "Budget":
     """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
     import model
     from hogwear import budget, closed_form
 
     net = model.build(choices.arch, len(photos.class_names), budget.PROBED_SIZE, model.fast_dtype(cache_dir))
-    speed = budget.probe(net, photos.train.paths, workers)
+    speed = budget.probe(net, photos.train, limits, workers)
     head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
     sizes = budget.SIZES if free else ((choices.image_size, 0.25),)
     return budget.plan(speed, deadline, len(photos.train), len(photos.val), head, sizes)

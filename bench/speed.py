@@ -16,6 +16,7 @@ import model
 from bench.common import FASHION5, evaluate, median_seconds, spread, table, train
 from hogwear import augment, dataset, hogwild, machine
 from hogwear import pixels as pixels_of
+from hogwear.decoding import decode
 from hogwear.hogwild import Course
 from hogwear.workers import Workers
 
@@ -57,7 +58,7 @@ def phases() -> str:
     random = np.random.default_rng(0)
     paths = list(dataset.find(FASHION5, FASHION5).train.paths)[:100]
     kinds: list[tuple[str, Callable[[], object], int, float]] = [
-        ("decode (224 px JPEG)", lambda: [pixels_of.decode(path, SIZE) for path in paths], len(paths), 0),
+        ("decode (224 px JPEG)", lambda: [decode(path, SIZE) for path in paths], len(paths), 0),
         ("augment", lambda: augment.augment(images, random), BATCH, 0),
         ("trunk", trunk, BATCH, 160e6),  # FLOP an image
         ("top, forward without gradients", top_forward, BATCH, 231e6),

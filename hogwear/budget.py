@@ -1,15 +1,15 @@
 """A time budget: how fast this machine trains, the size of photos that suits the time, and the length that fits into it."""
 
+import statistics
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hogwear import pixels
-from hogwear.dataset import Paths
+from hogwear.dataset import Split
+from hogwear.decoding import Guard, Limits
 from hogwear.errors import BadInput
 from hogwear.workers import Workers
 
@@ -18,6 +18,7 @@ Sizes = tuple[tuple[int, float], ...]
 SIZES: Sizes = ((224, 3.0), (192, 2.5), (160, 2.0), (128, 1.0), (96, 0.25))
 PROBED_SIZE, PROBED_BATCH = 160, 16
 START_UP, SAVING = 1.5, 0.3  # seconds that a run takes beside what grows with the photos; from the last validation to the exit
+PROBED_SECONDS = 1.0  # for a photo to be decoded while the clock is running; the cache, later, has more patience
 WARM_UP = 256  # images before the speed of training is believed
 
 
@@ -30,13 +31,14 @@ class Speed:
     training: float
 
 
-def probe(net: nn.Module, paths: Paths, workers: int) -> Speed:
+def probe(net: nn.Module, split: Split, limits: Limits, workers: int) -> Speed:
     """Measure the speeds with so many processes at once, in about a second."""
+    guard = Guard(split.paths, PROBED_SIZE, limits, workers, [split.root], PROBED_SECONDS)
     images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
 
-    def decode(item: int) -> None:
-        with suppress(pixels.UNREADABLE):
-            pixels.decode(paths[item % len(paths)], PROBED_SIZE)
+    def decode(item: int) -> float | None:
+        started = time.perf_counter()
+        return None if isinstance(guard.decode(item % len(split)), str) else time.perf_counter() - started
 
     def predict(item: int) -> None:
         with torch.inference_mode():
@@ -46,7 +48,10 @@ def probe(net: nn.Module, paths: Paths, workers: int) -> Speed:
         logits: Tensor = net(images)
         F.cross_entropy(logits, torch.zeros(PROBED_BATCH, dtype=torch.int64)).backward()
 
-    with Workers(workers, lambda rank: {"decode": decode, "predict": predict, "train": train}) as pool:
+    with guard.workers({"decode": decode}) as pool:
+        decoding = [seconds for _, seconds in pool.run("decode", range(8 * workers)) if seconds is not None]
+
+    with Workers(workers, lambda rank: {"predict": predict, "train": train}) as pool:
 
         def seconds(job: str, items: int) -> float:
             started = time.perf_counter()
@@ -56,7 +61,9 @@ def probe(net: nn.Module, paths: Paths, workers: int) -> Speed:
 
         seconds("train", workers), seconds("predict", workers)  # the first time, oneDNN makes its kernels
         return Speed(
-            seconds("decode", 8 * workers), seconds("predict", 2 * workers) / PROBED_BATCH, seconds("train", 2 * workers) / PROBED_BATCH
+            statistics.fmean(decoding or [0]) / workers,
+            seconds("predict", 2 * workers) / PROBED_BATCH,
+            seconds("train", 2 * workers) / PROBED_BATCH,
         )
 
 

@@ -54,6 +54,7 @@ class Split:
     name: str
     paths: Paths
     labels: npt.NDArray[np.int64]  # (n,) indices into class_names
+    root: Path  # the folder that no link of a photo may lead out of
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -108,12 +109,25 @@ def visible(folder: Path) -> list[os.DirEntry[str]]:
         return [e for e in entries if not e.name.startswith(".")]
 
 
-def classes_in(folder: Path) -> dict[str, list[str]]:
-    """{class: names of its files} for folder/CLASS/*, both sorted. BadInput if a class is empty."""
+def require_inside(folder: Path, root: Path) -> None:
+    """BadInput for a folder that is a link to somewhere outside of `root`."""
+    if folder.is_symlink() and not (target := folder.resolve()).is_relative_to(root.resolve()):
+        raise BadInput(f"{folder}: a link that leads out of {root}, to {target}; put the folder itself there, or mount it there")
+
+
+def classes_in(folder: Path, root: Path) -> dict[str, list[str]]:
+    """{class: names of its files} for folder/CLASS/*, both sorted.
+
+    BadInput if a class is empty, leads out of `root`, or has a name that cannot be printed.
+    """
     found = {}
     for entry in sorted(visible(folder), key=lambda e: e.name):
         if entry.is_dir():
-            found[entry.name] = sorted(e.name for e in visible(Path(entry.path)) if e.is_file())
+            if not entry.name.isprintable():
+                raise BadInput(f"{folder}: the name of the class folder {entry.name!r} cannot be printed; rename it")
+            require_inside(folder / entry.name, root)
+            # Links, FIFOs and what else is no folder are named as skipped later, when nobody can exchange them any more.
+            found[entry.name] = sorted(e.name for e in visible(Path(entry.path)) if not e.is_dir(follow_symlinks=False))
             if not found[entry.name]:
                 raise BadInput(f"{entry.path}: no photos in this class; add some or remove the folder")
     if not found:
@@ -121,10 +135,10 @@ def classes_in(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def make_split(name: str, folder: Path, class_names: tuple[str, ...], found: dict[str, list[str]]) -> Split:
+def make_split(name: str, folder: Path, class_names: tuple[str, ...], found: dict[str, list[str]], root: Path) -> Split:
     files = {str(folder / c): found.get(c, []) for c in class_names}
     paths = Paths(f"{parent}/{file}" for parent, names in files.items() for file in names)
-    return Split(name, paths, np.repeat(np.arange(len(files)), [len(names) for names in files.values()]))
+    return Split(name, paths, np.repeat(np.arange(len(files)), [len(names) for names in files.values()]), root)
 
 
 def from_split_folders(data_dir: Path, parts: dict[str, list[str]], is_sample: bool) -> Photos:
@@ -132,7 +146,9 @@ def from_split_folders(data_dir: Path, parts: dict[str, list[str]], is_sample: b
         if len(names) > 1:
             raise BadInput(f"{data_dir}: both {' and '.join(names)} are there; keep one of them as the {split} split")
     folders = {split: data_dir / names[0] for split, names in parts.items() if names}
-    found = {split: classes_in(folder) for split, folder in folders.items()}
+    for folder in folders.values():
+        require_inside(folder, data_dir)
+    found = {split: classes_in(folder, data_dir) for split, folder in folders.items()}
     class_names = tuple(found["train"])
     for split in found:
         if unknown := sorted(set(found[split]) - set(class_names)):
@@ -140,7 +156,7 @@ def from_split_folders(data_dir: Path, parts: dict[str, list[str]], is_sample: b
     if "val" not in found:
         folders["val"] = folders["train"]
         found["train"], found["val"] = divide(folders["train"], found["train"], SHARES["val"])
-    splits = {name: make_split(name, folders[name], class_names, classes) for name, classes in found.items()}
+    splits = {name: make_split(name, folders[name], class_names, classes, data_dir) for name, classes in found.items()}
     return Photos(data_dir, class_names, splits["train"], splits["val"], splits.get("test"), is_sample)
 
 
@@ -162,7 +178,7 @@ def from_class_folders(data_dir: Path, cache_dir: Path, is_sample: bool) -> Phot
 
     New photos are divided among themselves, so that adding some never moves another from test to train.
     """
-    found = classes_in(data_dir)
+    found = classes_in(data_dir, data_dir)
     slot = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:12]
     manifest = cache_dir / f"split-{slot}.json"
     known: dict[str, str] = json.loads(manifest.read_text()) if manifest.exists() else {}
@@ -180,7 +196,7 @@ def from_class_folders(data_dir: Path, cache_dir: Path, is_sample: bool) -> Phot
         write_atomically(manifest, json.dumps(known, indent=1).encode())
         parts = by_split(found, known)
     class_names = tuple(found)
-    train, val, test = (make_split(split, data_dir, class_names, parts[split]) for split in FOLDER_NAMES)
+    train, val, test = (make_split(split, data_dir, class_names, parts[split], data_dir) for split in FOLDER_NAMES)
     if missing := set(range(len(class_names))) - set(np.unique(train.labels).tolist()):
         folder = data_dir / class_names[min(missing)]
         raise BadInput(f"{folder}: all its photos to train on are gone; add some, or delete {manifest} to split anew")

@@ -11,3 +11,8 @@ class NoCheckpoint(BadInput):
     """There is nothing to evaluate or to predict with yet."""
 
     exit_code = 3
+
+
+def printable(text: str) -> str:
+    """Text from strangers for one line of a terminal: what would end the line, move the cursor or colour it is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,7 +1,7 @@
 """Photos as pixels: decoded once, by all CPUs, into a cache.
 
 A cache is a folder <split>-<size>-<slot>/<key>/ with pixels.npy, (N, S, S, 3) uint8, and skipped.json, {row: reason}. The key is
-a hash of every file's name, size and time, so a changed photo makes a new cache; the old one is then removed.
+a hash of every file's name, size, time and rights, and of the limits, so a changed photo makes a new cache; the old one is then removed.
 """
 
 import errno
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,66 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hogwear.dataset import Split
+from hogwear.decoding import LIMITS, Guard, Limits
+from hogwear.decoding import Array as Array
 from hogwear.errors import BadInput
-from hogwear.workers import QUEUED, Workers
+from hogwear.workers import QUEUED
 
 CACHE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
-UNREADABLE = Exception  # a decoder fed by strangers may raise anything
-TURNS: dict[object, Image.Transpose] = {  # EXIF orientation -> what puts the photo upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it need not be answered for seconds
-WHITE = (255, 255, 255)
 
-Array = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
-
-
-def decode(path: Path, size: int) -> Array:
-    """One photo -> (size, size, 3) uint8 RGB: upright, its first frame, over white, its longer side fitted to `size`.
-
-    Raises any exception (UNREADABLE) for what is not a readable photo.
-    """
-    with Image.open(path, formats=FORMATS) as image:
-        scale = size / max(image.size)
-        image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))  # JPEG: decodes at 1/2, 1/4, 1/8
-        upright = image.transpose(turn) if (turn := TURNS.get(orientation(image))) is not None else image
-        if upright.mode.startswith("I;16"):
-            upright = Image.fromarray((np.asarray(upright, dtype=np.uint16) >> 8).astype(np.uint8))
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, WHITE), upright)
-        scale = size / max(upright.size)
-        side = max(1, round(upright.width * scale)), max(1, round(upright.height * scale))
-        fitted = upright.convert("RGB").resize(side, Image.Resampling.BILINEAR)
-        square = Image.new("RGB", (size, size), WHITE)
-        square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
-        return np.asarray(square)
-
-
-def orientation(image: Image.Image) -> object:
-    """The EXIF orientation, 1 to 8, or whatever stands there instead; None where EXIF is missing or broken."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF data fail in as many ways as there are; the pixels may still be good
-        return None
-
-
-def reason(error: Exception, path: Path) -> str:
-    """Why a photo was not read, in a few words."""
-    if isinstance(error, UnidentifiedImageError):
-        return "empty file" if path.stat().st_size == 0 else f"not one of {', '.join(FORMATS)}"
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
 
 
 class Images:
@@ -132,13 +84,14 @@ class Pixels:
         processes: int,
         on_photos: Callable[[int], object] = lambda count: None,
         meanwhile: Callable[[], object] = lambda: None,
+        limits: Limits = LIMITS,
     ) -> "Pixels":
         """The split's pixels, decoded now by so many processes unless the cache has them.
 
         `on_photos` is told how many more are done; `meanwhile` is called once while the processes decode, if they do.
         Raises BadInput for a class without one readable photo.
         """
-        folder = cached(split, size, cache_dir, processes, on_photos, meanwhile)
+        folder = cached(split, size, cache_dir, processes, on_photos, meanwhile, limits)
         skipped = {int(row): why for row, why in json.loads((folder / "skipped.json").read_text()).items()}
         rows = np.delete(np.arange(len(split)), list(skipped))
         labels = split.labels[rows]
@@ -156,12 +109,12 @@ def cached(
     processes: int,
     on_photos: Callable[[int], object],
     meanwhile: Callable[[], object],
+    limits: Limits,
 ) -> Path:
     """The cache folder of this split at this size, made if need be; one process makes it, others wait for that one."""
     paths = split.paths.texts()
-    statuses = ((status.st_size, status.st_mtime_ns) for status in map(os.stat, paths))
-    key = hashlib.sha256(f"{CACHE_VERSION} {size} {len(split)} ".encode() + split.paths.encoded)
-    key.update(np.fromiter(statuses, "q, q", len(split)).tobytes())
+    key = hashlib.sha256(f"{CACHE_VERSION} {size} {len(split)} {limits} ".encode() + split.paths.encoded)
+    key.update(np.fromiter(map(fingerprint, paths), "Q, Q, Q", len(split)).tobytes())
     common = os.path.commonpath({path.rpartition("/")[0] for path in paths})  # of folders, because of 200,000 photos it takes a second
     slot = hashlib.sha256(os.fsencode(common)).hexdigest()[:12]
     parent = cache_dir / "pixels" / f"{split.name}-{size}-{slot}"
@@ -173,10 +126,22 @@ def cached(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             others = [entry for entry in parent.iterdir() if entry.is_dir()]
-            fill(folder, split, size, processes, on_photos, meanwhile)
+            fill(folder, split, size, processes, on_photos, meanwhile, limits)
             for other in others:  # of photos as they were, or of a build that was killed
                 shutil.rmtree(other, ignore_errors=True)
     return folder
+
+
+def fingerprint(path: str) -> tuple[int, int, int]:
+    """What changes with a photo: its size, its time and who may read it; all 0 for one that is not there."""
+    try:
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):  # changes with its target, and when it gets another
+            target = Path(path).stat()
+            return target.st_size, (target.st_mtime_ns + status.st_mtime_ns) % 2**64, target.st_mode
+    except OSError:
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns % 2**64, status.st_mode  # a file can be older than 1970, and from beyond 2262
 
 
 def fill(
@@ -186,27 +151,28 @@ def fill(
     processes: int,
     on_photos: Callable[[int], object],
     meanwhile: Callable[[], object],
+    limits: Limits,
 ) -> None:
     """Decode every photo into `folder`, which appears only when it is whole."""
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
     temporary.chmod(0o755)
     np.lib.format.open_memmap(temporary / "pixels.npy", "w+", np.uint8, (len(split), size, size, 3))  # header and holes
     images = Images(temporary / "pixels.npy", "r+b")
+    guard = Guard(split.paths, size, limits, processes, within=[split.root])
     chunk = min(LARGEST_CHUNK, -(-len(split) // (QUEUED * processes)))
 
     def decode_chunk(start: int) -> dict[int, str]:
         skipped = {}
         for row in range(start, min(start + chunk, len(split))):
-            try:
-                image = decode(split.paths[row], size)
-            except UNREADABLE as error:
-                skipped[row] = reason(error, split.paths[row])
-            else:  # not above: a full disk does not make a photo unreadable
+            image = guard.decode(row)
+            if isinstance(image, str):
+                skipped[row] = image
+            else:
                 images[row] = image
         return skipped
 
     skipped: dict[int, str] = {}
-    with Workers(processes, lambda rank: {"decode": decode_chunk}) as workers:
+    with guard.workers({"decode": decode_chunk}) as workers:
         for start, missed in workers.run("decode", range(0, len(split), chunk), meanwhile=meanwhile):
             skipped |= missed
             on_photos(min(chunk, len(split) - start))

@@ -8,16 +8,17 @@ from tqdm import tqdm
 
 from hogwear import machine
 from hogwear.dataset import Split
+from hogwear.decoding import Limits
 from hogwear.pixels import Pixels
 
 SKIPPED_SHOWN = 10
 tqdm.monitor_interval = 0  # its thread is the one thing that would make forking unsafe
 
 
-def decoded(split: Split, size: int, cache_dir: Path, meanwhile: Callable[[], object] = lambda: None) -> Pixels:
+def decoded(split: Split, size: int, limits: Limits, cache_dir: Path, meanwhile: Callable[[], object] = lambda: None) -> Pixels:
     """`Pixels.open` on all CPUs with a bar, naming the photos that could not be read."""
     with tqdm(total=len(split), desc=f"decoding {split.name}", unit=" photos", disable=None, delay=0.5, leave=False) as bar:
-        pixels = Pixels.open(split, size, cache_dir, machine.cpus(), bar.update, meanwhile)
+        pixels = Pixels.open(split, size, cache_dir, machine.cpus(), bar.update, meanwhile, limits)
     for path, why in list(pixels.skipped.items())[:SKIPPED_SHOWN]:
         print(f"Warning: skipped {str(path)!r}: {why}", file=sys.stderr)
     if (more := len(pixels.skipped) - SKIPPED_SHOWN) > 0:

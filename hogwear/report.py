@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hogwear import pixels
+from hogwear.decoding import Array
 
 RIGHT, WRONG, OTHERS, INK = "#0072B2", "#D55E00", "#BFC5CC", "#22262B"  # Okabe-Ito blue and vermillion, told apart by all
 TOP_CLASSES = 5
@@ -45,20 +45,21 @@ class Prediction:
 
 
 def free_name(folder: Path, prediction: Prediction) -> Path:
-    """folder/<stem>_<predicted class>.png, with a number where two photos have one name."""
+    """folder/<stem>_<predicted class>.png, with a number where two photos have one name, and _ for what cannot be printed."""
     name = "_".join(os.fsencode(part)[:110].decode(errors="ignore") for part in (prediction.file.stem, prediction.predicted))
+    name = "".join(c if c.isprintable() and c != "/" else "_" for c in name)  # a class may be called anything by a checkpoint
     candidates = (folder / f"{name}{f'_{n}' if n > 1 else ''}.png" for n in range(1, 1 << 30))
     return next(path for path in candidates if not path.exists())
 
 
-def draw_prediction(prediction: Prediction, file: Path) -> None:
-    """The photo, its predicted class and probability, the true class where known, and the runners-up."""
+def draw_prediction(prediction: Prediction, image: Array, file: Path) -> None:
+    """The photo, `image` (S, S, 3), its predicted class and probability, the true class where known, and the runners-up."""
     from matplotlib.figure import Figure  # half a second
 
     colour = WRONG if prediction.is_wrong else RIGHT
     figure = Figure(figsize=(8, 4.4), dpi=120, facecolor="white")
     photo = figure.add_axes((0.03, 0.06, 0.47, 0.78))
-    photo.imshow(pixels.decode(prediction.file, PHOTO_SIDE))
+    photo.imshow(image)
     photo.set_anchor("W")
     photo.set(xticks=[], yticks=[])
     for spine in photo.spines.values():

@@ -20,7 +20,8 @@ from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from hogwear.errors import BadInput
+from hogwear.decoding import LIMITS
+from hogwear.errors import BadInput, printable
 
 S = TypeVar("S")
 METAVARS: dict[Any, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
@@ -121,8 +122,18 @@ def cache_dir() -> Any:
     return flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
 
 
+def max_megapixels() -> Any:
+    return flag("skip larger photos; a worker needs up to 18 MB a megapixel", LIMITS.megapixels, kind=int, at_least=1, below=100_001)
+
+
+def max_megabytes() -> Any:
+    return flag("skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001)
+
+
 def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     """Call `main` and leave the process with its exit code."""
+    for stream in sys.stdout, sys.stderr:  # names of photos and classes are not always words of the terminal's encoding
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = exit_code(main, settings)
     for stream in sys.stdout, sys.stderr:
         with suppress(OSError):
@@ -149,7 +160,7 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
     except OSError as error:
         message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
         message += f"; {MENDED_BY[error.errno]}" if error.errno in MENDED_BY else ""
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {printable(message)}", file=sys.stderr)
     return code
 
 

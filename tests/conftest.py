@@ -225,7 +225,7 @@ def without_test(data: Path, folder: Path) -> Path:
     """The same photos without a test split."""
     folder.mkdir(parents=True)
     for split in ("train", "val"):
-        (folder / split).symlink_to(data / split)
+        shutil.copytree(data / split, folder / split, copy_function=os.link)
     return folder
 
 

@@ -142,7 +142,7 @@ def test_paths_come_out_as_they_went_in(tmp_path: Path) -> None:
 def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
     files = {name: [f"{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000)] for name in ("a", "b")}
     tracemalloc.start()
-    split = dataset.make_split("train", Path("/data/photos/of/somebody"), ("a", "b"), files)
+    split = dataset.make_split("train", Path("/data/photos/of/somebody"), ("a", "b"), files, Path("/data"))
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(split) == 100_000 and taken < 10e6

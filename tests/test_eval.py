@@ -16,7 +16,7 @@ from conftest import CLASSES, FAST, SIZE, Answer, Script, Trained, at, refusal, 
 
 import eval
 import model
-from hogwear import pixels
+from hogwear.decoding import decode
 
 Call = Callable[..., Answer]
 
@@ -65,7 +65,7 @@ def test_the_figures_are_those_of_photos_predicted_one_by_one(
     net = model.load(trained.model, FAST).net
     matrix, losses = np.zeros((5, 5), int), []
     for photo in sorted(data.glob("test/*/*")):
-        image = torch.from_numpy(pixels.decode(photo, SIZE).copy())[None]
+        image = torch.from_numpy(decode(photo, SIZE).copy())[None]
         with torch.no_grad():
             logits = net(image)[0]
         label = CLASSES.index(photo.parent.name)
@@ -122,8 +122,7 @@ def test_other_classes_than_the_checkpoints_are_refused(
     photos = tmp_path / "data"
     for split in ("train", "val"):
         for old, new in {"eyewear": "glasses", "handbag": "handbag"}.items():
-            (photos / split).mkdir(parents=True, exist_ok=True)
-            (photos / split / new).symlink_to(data / split / old)
+            shutil.copytree(data / split / old, photos / split / new)
     answer = call(eval, *at(photos, trained.model, trained.cache))
     assert (
         answer.code == 2

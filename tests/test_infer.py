@@ -13,6 +13,7 @@ from PIL import Image
 
 import infer
 from hogwear import report
+from hogwear.decoding import decode
 from hogwear.report import Prediction
 
 Infer = Callable[..., Answer]
@@ -135,7 +136,7 @@ def test_right_and_wrong_pictures_look_different(
 ) -> None:
     prediction = Prediction(photo_files[0], true_class, None, {"a": 0.75, "b": 0.25})
     assert (prediction.predicted, prediction.is_wrong) == ("a", wrong)
-    report.draw_prediction(prediction, tmp_path / "picture.png")
+    report.draw_prediction(prediction, decode(photo_files[0], report.PHOTO_SIDE), tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
         colours = {colour for count, colour in picture.convert("RGB").getcolors(1 << 24) or () if count > 1000}
     right, warning = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
@@ -178,6 +179,6 @@ def test_without_a_checkpoint_it_asks_for_a_training_run(
 
 def test_a_certain_answer_is_not_cut_off_at_the_edge(photo_files: list[Path], tmp_path: Path) -> None:
     certain = Prediction(photo_files[0], None, None, {"topwear": 1.0, "footwear": 0.0})
-    report.draw_prediction(certain, tmp_path / "certain.png")
+    report.draw_prediction(certain, decode(photo_files[0], report.PHOTO_SIDE), tmp_path / "certain.png")
     with Image.open(tmp_path / "certain.png") as picture:
         assert (np.asarray(picture.convert("L"))[:, -5:] == 255).all(), "an empty margin on the right"

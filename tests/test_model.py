@@ -13,8 +13,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 import model
-from hogwear import pixels
 from hogwear.closed_form import RIDGE, TEMPERATURE, Moments
+from hogwear.decoding import decode
 from hogwear.errors import BadInput
 from hogwear.pixels import Array, Pixels
 from hogwear.predict import predict
@@ -24,7 +24,7 @@ ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
 
 
 def photos(files: list[Path], count: int, size: int) -> Array:
-    return np.stack([pixels.decode(path, size) for path in files[:: len(files) // count][:count]])
+    return np.stack([decode(path, size) for path in files[:: len(files) // count][:count]])
 
 
 def pretrained(dtype: torch.dtype, head: nn.Linear) -> model.EfficientNetLite0:

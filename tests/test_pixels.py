@@ -16,11 +16,12 @@ import pytest
 from conftest import SIZE, Elsewhere
 from PIL import Image, ImageOps
 
-from hogwear import pixels
+from hogwear import decoding
 from hogwear.augment import augment
 from hogwear.dataset import Paths, Split
+from hogwear.decoding import Array, decode
 from hogwear.errors import BadInput
-from hogwear.pixels import Array, Images, Pixels
+from hogwear.pixels import Images, Pixels
 from hogwear.workers import FORK, Workers
 
 Flip = Image.Transpose
@@ -46,7 +47,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def decoded(file: Path) -> npt.NDArray[np.int64]:
-    array = pixels.decode(file, SIZE)
+    array = decode(file, SIZE)
     assert array.shape == (SIZE, SIZE, 3) and array.dtype == np.uint8
     return array.astype(np.int64)
 
@@ -152,7 +153,7 @@ def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(photo_files: 
 
 
 def split_of(files: list[Path], labels: list[int] | None = None) -> Split:
-    return Split("train", Paths(files), np.array(labels or [0] * len(files)))
+    return Split("train", Paths(files), np.array(labels or [0] * len(files)), files[0].parent)
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_an_unreadable_photo_is_skipped_with_a_reason(
         assert list(opened.skipped) == [copies[3]] and why in opened.skipped[copies[3]]
         assert opened.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8] and len(opened) == 8
         assert opened.labels.tolist() == [0] * 4 + [1] * 4
-        assert np.array_equal(opened.images[opened.rows], [pixels.decode(copies[i], SIZE) for i in opened.rows])
+        assert np.array_equal(opened.images[opened.rows], [decode(copies[i], SIZE) for i in opened.rows])
 
 
 def test_a_class_without_one_readable_photo_is_refused(copies: list[Path], tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_every_photo_is_decoded_once_by_any_number_of_processes(
     counts: list[int] = []
     opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", processes, counts.append)
     assert sum(counts) == len(opened) == 9
-    assert np.array_equal(opened.images[opened.rows], [pixels.decode(path, SIZE) for path in copies])
+    assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
 
 
 def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(copies: list[Path], tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_a_build_killed_half_way_leaves_nothing_that_counts(copies: list[Path], 
     assert killed.process.exitcode == -signal.SIGKILL
     [unfinished] = caches(cache)
     opened = Pixels.open(split_of(copies), SIZE, cache, 1)
-    assert np.array_equal(opened.images[opened.rows], [pixels.decode(path, SIZE) for path in copies])
+    assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
     assert len(caches(cache)) == 1 and caches(cache) != [unfinished]
 
 
@@ -318,11 +319,11 @@ def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) ->
 
 
 def test_decoding_maps_no_file_into_memory(copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(path: Path, size: int) -> Array:
+    def decode(path: Path, size: int, *limits: object) -> Array:
         assert "pixels.npy" not in Path("/proc/self/maps").read_text()
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr(pixels, "decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
     assert not Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2).skipped
 
 
@@ -344,7 +345,7 @@ def test_a_full_disk_makes_no_photo_unreadable(
 
 @pytest.fixture(scope="module")
 def batch(photo_files: list[Path]) -> Array:
-    return np.stack([pixels.decode(path, SIZE) for path in photo_files[:8]])
+    return np.stack([decode(path, SIZE) for path in photo_files[:8]])
 
 
 def test_augmented_photos_have_the_shape_and_range_of_photos(batch: Array) -> None:
@@ -388,4 +389,4 @@ def test_at_least_four_fifths_of_a_photo_are_kept() -> None:
 @pytest.mark.parametrize("size", [(1000, 4), (4, 1000)])
 def test_a_strip_keeps_at_least_one_row_of_pixels(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, "black").save(tmp_path / "strip.png")
-    assert (pixels.decode(tmp_path / "strip.png", 64) < 128).any()
+    assert (decode(tmp_path / "strip.png", 64) < 128).any()

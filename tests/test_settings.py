@@ -24,7 +24,7 @@ WRONG = [
     ("epochs", "0"), ("epochs", "many"), ("epochs", "1.5"), ("epochs", "-1"), ("image_size", "16"),
     ("image_size", "4096"), ("workers", "0"), ("workers", "two"), ("batch_size", "0"), ("lr", "nan"), ("lr", "inf"),
     ("lr", "0"), ("lr", "fast"), ("momentum", "1"), ("momentum", "-0.1"), ("seed", "-1"), ("seed", str(2**64)),
-    ("arch", "resnet50"),
+    ("arch", "resnet50"), ("max_megapixels", "0"), ("max_megabytes", "-1"),
 ]  # fmt: skip
 Refuse = Callable[..., str]
 
@@ -111,12 +111,12 @@ def test_help_tells_every_flag_with_its_default_and_how_to_name_its_variable(
 
 
 def test_every_script_has_the_flags_it_is_documented_with() -> None:
-    folders = {"data_dir", "model_dir", "cache_dir"}
-    assert {f.name for f in fields(train.Settings)} == folders | {
+    common = {"data_dir", "model_dir", "cache_dir", "max_megapixels", "max_megabytes"}
+    assert {f.name for f in fields(train.Settings)} == common | {
         "arch", "image_size", "epochs", "time_budget", "workers", "batch_size", "lr", "momentum", "seed", "fresh",
     }  # fmt: skip
-    assert {f.name for f in fields(eval.Settings)} == folders
-    assert {f.name for f in fields(infer.Settings)} == folders | {"responses_dir", "images", "num_images", "seed"}
+    assert {f.name for f in fields(eval.Settings)} == common
+    assert {f.name for f in fields(infer.Settings)} == common | {"responses_dir", "images", "num_images", "seed"}
 
 
 @pytest.mark.parametrize(

@@ -229,11 +229,11 @@ def test_an_interrupted_run_comes_to_an_end_when_most_photos_were_deleted(
 ) -> None:
     """It has seen more images than the whole run has now: it must finish or say what to do, and not stop again."""
     folder, few = copy_of(interrupted.before, tmp_path), without_test(data, tmp_path / "data")
-    (few / "train").unlink()
+    shutil.rmtree(few / "train")
     for name in CLASSES:
         (few / "train" / name).mkdir(parents=True)
         for photo in sorted((data / "train" / name).iterdir())[:3]:
-            (few / "train" / name / photo.name).symlink_to(photo)
+            shutil.copy(photo, few / "train" / name)
     answer = call(train, "--workers", 1, *at(few, folder, tmp_path / "cache"))
     assert answer.code in (0, 2), answer
     assert saved(folder)["finished"] or "--fresh" in refusal(answer.stderr)
@@ -338,7 +338,7 @@ def test_a_fresh_start_that_is_refused_leaves_the_checkpoint_in_its_place(
     trained: Trained, data: Path, call: Call, tmp_path: Path
 ) -> None:
     folder, photos = copy_of(trained.model, tmp_path), without_test(data, tmp_path / "data")
-    (photos / "val").unlink()
+    shutil.rmtree(photos / "val")
     for name in CLASSES:
         (photos / "val" / name).mkdir(parents=True)
         (photos / "val" / name / "broken.jpg").touch()
@@ -401,12 +401,10 @@ def test_another_architecture_is_refused_naming_both(trained: Trained, data: Pat
 
 
 def test_other_classes_are_refused_naming_both(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
-    photos = without_test(data, tmp_path / "data")
+    photos = tmp_path / "data"
     for split in ("train", "val"):
-        (photos / split).unlink()
-        (photos / split).mkdir()
         for old, new in {"eyewear": "glasses", "handbag": "handbag"}.items():
-            (photos / split / new).symlink_to(data / split / old)
+            shutil.copytree(data / split / old, photos / split / new)
     answer = call(train, *at(photos, trained.model, trained.cache))
     assert answer.code == 2 and "glasses, handbag" in refusal(answer.stderr) and ", ".join(CLASSES) in answer.stderr
 

@@ -1,0 +1,217 @@
+"""One photo from a stranger -> pixels, or the reason why not; within limits of size, memory and time.
+
+`decode` is the one way from a file to pixels. `Guard` calls it in forked workers, where a photo that crashes its decoder or
+keeps it busy for ever costs a worker and not the run. Why so: docs/decisions/hostile-photos.md.
+"""
+
+import errno
+import mmap
+import os
+import resource
+import signal
+import stat
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from hogwear.dataset import Paths
+from hogwear.errors import printable
+from hogwear.workers import Jobs, Workers
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
+UNREADABLE = Exception  # a decoder fed by strangers may raise anything
+TURNS: dict[object, Image.Transpose] = {  # EXIF orientation -> what puts the photo upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+WHITE = (255, 255, 255)
+STRIP = 1 << 22  # pixels made RGB at a time: all of a large photo at once would be in memory several times
+SECONDS = 10.0  # of CPU time for a photo; the slowest honest ones within the default limits take 4
+BYTES_A_PIXEL, BYTES_AT_LEAST = 24, 512 << 20  # of memory for a photo; honest ones take at most 18 a pixel
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+NOBODY = -1  # no row: this worker is not decoding
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which only warns at first; ours is `Limits`
+
+Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a photo may have; one with more is not decoded."""
+
+    megapixels: int = 50
+    megabytes: int = 100  # of the file
+
+
+LIMITS = Limits()
+
+
+class Refused(Exception):
+    """Not even tried to decode; the message says why."""
+
+
+def decode(path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str] | None = None) -> Array:
+    """One photo -> (size, size, 3) uint8 RGB: upright, its first frame, over white, its longer side fitted to `size`.
+
+    A link may lead only to the real paths `within`, or into them; None: anywhere.
+    Raises any exception (UNREADABLE) for what is not a readable photo; `reason` puts it into words.
+    """
+    with opened(path, limits, within) as file:
+        image: Image.Image = Image.open(file, formats=FORMATS)
+        if (megapixels := image.width * image.height / 1e6) > limits.megapixels:
+            raise Refused(f"{megapixels:.1f} megapixels, over the limit of {limits.megapixels} (--max-megapixels)")
+        scale = size / max(image.size)
+        image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))  # JPEG: decodes at 1/2, 1/4, 1/8
+        turn = TURNS.get(orientation(image))
+        image.load()
+    if turn is not None:
+        image = image.transpose(turn)
+    image = over_white(image)
+    scale = size / max(image.size)
+    fitted = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
+    square = Image.new("RGB", (size, size), WHITE)
+    square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
+    return np.asarray(square)
+
+
+def opened(path: Path, limits: Limits, within: frozenset[str] | None) -> BinaryIO:
+    """The file, looked at only once it is open, so that nobody can put another in its place between."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO would wait for somebody to write
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        real = os.path.realpath(path)
+        if within is not None and within.isdisjoint((real, *map(str, Path(real).parents))):
+            raise Refused("a link that leads out of the folder; put the photo itself there") from None
+        descriptor = os.open(real, flags)
+    if why := objection(os.fstat(descriptor), limits):
+        os.close(descriptor)
+        raise Refused(why)
+    return os.fdopen(descriptor, "rb")
+
+
+def objection(status: os.stat_result, limits: Limits) -> str | None:
+    """What speaks against reading a file, if anything does."""
+    if not stat.S_ISREG(status.st_mode):
+        return "not a file"
+    if (megabytes := status.st_size / 1e6) > limits.megabytes:
+        return f"{megabytes:.1f} megabytes, over the limit of {limits.megabytes} (--max-megabytes)"
+    return None if status.st_size else "empty file"
+
+
+def orientation(image: Image.Image) -> object:
+    """The EXIF orientation, 1 to 8, or whatever stands there instead; None where EXIF is missing or broken."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF data fail in as many ways as there are; the pixels may still be good
+        return None
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """The image as RGB, white where it is transparent; made in strips, which changes no pixel."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    flat = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if strip.mode.startswith("I;16"):
+            strip = Image.fromarray((np.asarray(strip, dtype=np.uint16) >> 8).astype(np.uint8))
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, WHITE), strip)
+        flat.paste(strip.convert("RGB"), (0, top))
+    return flat
+
+
+def reason(error: Exception) -> str:
+    """Why a photo was not read, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not one of {', '.join(FORMATS)}"
+    if isinstance(error, MemoryError):
+        return "needs too much memory to decode"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return printable(text)[:200]
+
+
+class Guard:
+    """Decodes photos in forked workers: one that crashes its decoder or takes too long is condemned, and the rest go on.
+
+        guard = Guard(paths, 160, LIMITS, processes, within=[data_dir])
+        with guard.workers({"decode": guard.decode}) as workers:
+            dict(workers.run("decode", range(len(paths))))     # {row: pixels, or the reason why there are none}
+
+    Such a photo costs the `seconds`, and what its worker had in hand besides is done again. Workers killed otherwise are
+    no photo's fault: `Workers` counts their deaths.
+    """
+
+    def __init__(self, paths: Paths, size: int, limits: Limits, processes: int, within: Iterable[Path], seconds: float = SECONDS) -> None:
+        self.paths, self.size, self.limits, self.processes, self.seconds = paths, size, limits, processes, seconds
+        self.within = frozenset(map(os.path.realpath, within))
+        self.rank = NOBODY  # in a worker: its own
+        self.condemned: dict[int, str] = {}  # {row: why}; a worker knows those from before it was forked
+        self.busy = np.frombuffer(mmap.mmap(-1, 8 * processes), np.int64)  # (processes,) the row that each worker is decoding, shared
+        self.busy[:] = NOBODY
+
+    def workers(self, jobs: Jobs) -> Workers:
+        """Workers for jobs that call `decode`."""
+
+        def prepare(rank: int) -> Jobs:
+            self.rank = rank
+            warnings.simplefilter("ignore")  # Pillow's, about what is strange in a photo
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            lower(resource.RLIMIT_CORE, 0)
+            with suppress(FileNotFoundError):  # only Linux tells what is mapped, and keeps this limit
+                mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+                lower(resource.RLIMIT_AS, mapped + max(BYTES_AT_LEAST, int(BYTES_A_PIXEL * 1e6 * self.limits.megapixels)))
+            return jobs
+
+        return Workers(self.processes, prepare, self.blame)
+
+    def decode(self, row: int) -> Array | str:
+        """In a worker: the photo as `decode` gives it, or why there is none."""
+        if row in self.condemned:
+            return self.condemned[row]
+        self.busy[self.rank] = row
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)  # ends the process; a Python handler would wait for a decoder in C to return
+        try:
+            return decode(self.paths[row], self.size, self.limits, self.within)
+        except UNREADABLE as error:
+            return reason(error)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            self.busy[self.rank] = NOBODY
+
+    def blame(self, rank: int, exitcode: int) -> bool:
+        """Condemn the photo that a worker has died of; False where it was none, or where anything may have killed it (SIGKILL)."""
+        row = int(self.busy[rank])
+        self.busy[rank] = NOBODY
+        if row == NOBODY or -exitcode not in (signal.SIGPROF, *CRASHES):
+            return False
+        slow = -exitcode == signal.SIGPROF
+        self.condemned[row] = (
+            f"takes more than {self.seconds:g} s to decode" if slow else f"its decoder crashed ({signal.Signals(-exitcode).name})"
+        )
+        return True
+
+
+def lower(what: int, limit: int) -> None:
+    """Lower a limit of this process; one that is lower already stays."""
+    soft, hard = resource.getrlimit(what)
+    if soft == resource.RLIM_INFINITY or soft > limit:
+        resource.setrlimit(what, (limit, hard))
