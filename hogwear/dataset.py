@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hogwear import sample
-from hogwear.errors import BadInput
+from hogwear.errors import BadInput, naming
 
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARES = {"val": 0.15, "test": 0.15}  # of each class, where the split is ours
@@ -215,17 +215,15 @@ def by_split(found: dict[str, list[str]], known: dict[str, str]) -> dict[str | N
 def write_atomically(path: Path, content: bytes) -> None:
     """All of it or nothing, whoever else writes at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with naming(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)
             Path(file.name).replace(path)
-        except BaseException as error:
+        except BaseException:
             Path(file.name).unlink()
-            if isinstance(error, OSError):  # that of a write names no file
-                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
 
 

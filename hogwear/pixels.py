@@ -23,7 +23,7 @@ import numpy.typing as npt
 from hogwear.dataset import Split
 from hogwear.decoding import LIMITS, Guard, Limits
 from hogwear.decoding import Array as Array
-from hogwear.errors import BadInput
+from hogwear.errors import BadInput, naming
 from hogwear.workers import QUEUED
 
 CACHE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels
@@ -123,10 +123,17 @@ def cached(
         return folder
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # not flock: forked workers would hold it too, and may outlive us by seconds
         if not folder.exists():
             others = [entry for entry in parent.iterdir() if entry.is_dir()]
-            fill(folder, split, size, processes, on_photos, meanwhile, limits)
+            temporary = Path(tempfile.mkdtemp(dir=parent, prefix="."))
+            try:
+                with naming(folder):
+                    fill(temporary, split, size, processes, on_photos, meanwhile, limits)
+                temporary.rename(folder)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)  # half a cache would keep a full disk full
+                raise
             for other in others:  # of photos as they were, or of a build that was killed
                 shutil.rmtree(other, ignore_errors=True)
     return folder
@@ -153,11 +160,10 @@ def fill(
     meanwhile: Callable[[], object],
     limits: Limits,
 ) -> None:
-    """Decode every photo into `folder`, which appears only when it is whole."""
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
-    temporary.chmod(0o755)
-    np.lib.format.open_memmap(temporary / "pixels.npy", "w+", np.uint8, (len(split), size, size, 3))  # header and holes
-    images = Images(temporary / "pixels.npy", "r+b")
+    """Decode every photo into `folder`."""
+    folder.chmod(0o755)
+    np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (len(split), size, size, 3))  # header and holes
+    images = Images(folder / "pixels.npy", "r+b")
     guard = Guard(split.paths, size, limits, processes, within=[split.root])
     chunk = min(LARGEST_CHUNK, -(-len(split) // (QUEUED * processes)))
 
@@ -177,5 +183,4 @@ def fill(
             skipped |= missed
             on_photos(min(chunk, len(split) - start))
     os.fsync(images.file.fileno())
-    (temporary / "skipped.json").write_text(json.dumps(skipped))
-    temporary.rename(folder)
+    (folder / "skipped.json").write_text(json.dumps(skipped))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from hogwear.errors import BadInput
+from hogwear.errors import BadInput, naming
 
 CLASS_NAMES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
 PHOTOS_PER_CLASS = {"train": 60, "val": 15, "test": 15}
@@ -48,7 +48,8 @@ def ensure(folder: Path, *, seed: int = 0) -> Path:
     try:
         for split, label, index, path in photos(unfinished):
             path.parent.mkdir(parents=True, exist_ok=True)
-            draw(label, index, np.random.default_rng((seed, split, label, index))).save(path, quality=88)
+            with naming(path):
+                draw(label, index, np.random.default_rng((seed, split, label, index))).save(path, quality=88)
         unfinished.chmod(0o755)  # mkdtemp lets nobody else in, but eval may run as another user than train
         try:
             unfinished.rename(folder)

@@ -132,8 +132,8 @@ def max_megabytes() -> Any:
 
 def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     """Call `main` and leave the process with its exit code."""
-    for stream in sys.stdout, sys.stderr:  # names of photos and classes are not always words of the terminal's encoding
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in sys.stdout, sys.stderr:  # names need not be of the terminal's encoding; and a log file shall show each line at once
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     code = exit_code(main, settings)
     for stream in sys.stdout, sys.stderr:
         with suppress(OSError):
