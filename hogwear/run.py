@@ -49,16 +49,18 @@ class Tally:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a run can go back to."""
+    """A copy of what has been learnt, made while no worker was at work: what is saved, and what can be gone back to."""
 
     images_seen: int
     tally: Tally
-    weights: list[Tensor]
-    momentum: Tensor
+    weights: dict[str, Tensor]
+    momentum: Tensor  # (workers, trained parameters)
 
 
 class Run:
     """One run of `choices.epochs` epochs, maybe after others. `net` is a model.Network."""
+
+    good: Snapshot  # the last one that was sound
 
     def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...]) -> None:
         self.net, self.choices, self.class_names = net, choices, class_names
@@ -101,8 +103,8 @@ class Run:
             "tally": asdict(self.tally),
             "length": self.length,
             "setbacks": self.setbacks,
-            "weights": self.net.state_dict(),
-            "momentum": None if self.finished else self.momentum,
+            "weights": self.good.weights,
+            "momentum": None if self.finished else self.good.momentum,
         }
 
     def course(self, train: Pixels, workers: int) -> Course:
@@ -153,25 +155,25 @@ class Run:
         with Workers(workers, prepare) as pool, TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
             if moments:
                 self.start_head(pool, moments, stop)
-            good, saves = self.snapshot(), SaveClock()
+            self.keep(LossWatch(len(self.class_names)))
+            saves = SaveClock()
             while not self.finished and not stop.asked:
                 loss = LossWatch(len(self.class_names))
                 try:
                     self.train(pool, course, loss, lambda: stop.asked or saves.due(), bar, budget)
                 except Exception:  # no worker stays alive, or memory ran out: what they did until now is kept
-                    if self.is_sound(loss):
+                    if self.keep(loss):
                         checkpoint.save(model_dir, self.state())
                     raise
-                if not self.is_sound(loss):
-                    self.go_back(good, course, loss, model_dir)
+                if not self.keep(loss):
+                    self.go_back(course, loss, model_dir)
                     bar.back_to(self.images_seen)
                     continue
                 step = course.step_at(self.images_seen)
                 self.finished = step >= course.steps
-                if step % course.steps_per_epoch == 0 or self.finished:
+                if (step % course.steps_per_epoch == 0 and self.tally.images) or self.finished:
                     self.close_epoch(predict.gather(pool, len(val)), val, course.lr_at(step - 1))
                     bar.write(self.epoch_line())
-                good = self.snapshot()
                 if self.finished or stop.asked or saves.due():
                     with saves:
                         checkpoint.save(model_dir, self.state())
@@ -205,23 +207,22 @@ class Run:
             self.length = self.images_seen + more
             course.length[0] = self.length
 
-    def is_sound(self, loss: "LossWatch") -> bool:
-        """Nothing diverged, and every weight is a number."""
-        return not loss.diverged and all(bool(weights.isfinite().all()) for weights in self.net.state_dict().values())
-
-    def snapshot(self) -> Snapshot:
+    def keep(self, loss: "LossWatch") -> bool:
+        """Copy what has been learnt, as `good`; False, and the copy before stays, where it diverged or a weight is no number."""
         assert self.momentum is not None
-        weights = [p.clone() for p in self.net.state_dict().values()]
-        return Snapshot(self.images_seen, replace(self.tally), weights, self.momentum.clone())
+        weights = {name: p.clone() for name, p in self.net.state_dict().items()}
+        sound = not loss.diverged and all(bool(p.isfinite().all()) for p in weights.values())
+        if sound:
+            self.good = Snapshot(self.images_seen, replace(self.tally), weights, self.momentum.clone())
+        return sound
 
-    def go_back(self, good: Snapshot, course: Course, loss: "LossWatch", model_dir: Path) -> None:
-        """To the last good weights, with half the learning rate. BadInput when that has been done SETBACKS times."""
+    def go_back(self, course: Course, loss: "LossWatch", model_dir: Path) -> None:
+        """To the last `good` weights, with half the learning rate. BadInput when that has been done SETBACKS times."""
         lr, diverged_after = course.lr * float(course.lr_scale), self.images_seen
-        self.images_seen, self.tally = good.images_seen, replace(good.tally)
-        for weights, good_weights in zip(self.net.state_dict().values(), good.weights, strict=True):
-            weights.copy_(good_weights)
+        self.images_seen, self.tally = self.good.images_seen, replace(self.good.tally)
+        self.net.load_state_dict(self.good.weights)
         assert self.momentum is not None
-        self.momentum.copy_(good.momentum)
+        self.momentum.copy_(self.good.momentum)
         if self.setbacks == SETBACKS:
             checkpoint.save(model_dir, self.state())
             raise BadInput(
@@ -231,7 +232,7 @@ class Run:
         self.setbacks += 1
         course.lr_scale[0] = 0.5**self.setbacks
         print(f"Warning: training diverged (loss {loss.mean:.1f}) after {diverged_after} images: "
-              f"back to {good.images_seen}, with half the learning rate, {lr / 2:g}", file=sys.stderr)  # fmt: skip
+              f"back to {self.images_seen}, with half the learning rate, {lr / 2:g}", file=sys.stderr)  # fmt: skip
 
     def start_head(self, pool: Workers, moments: Moments, stop: Stop) -> None:
         """Give the classifier its closed form, so that the features are not trained against a random one."""
@@ -257,10 +258,11 @@ class Run:
         }
         self.history.append(row)
         self.tally = Tally()
+        self.good = replace(self.good, tally=Tally())
         if not self.best or row["val_acc"] >= self.best["val_acc"]:
             self.best = {name: row[name] for name in ("epoch", "val_acc", "val_loss")}
             self.best["image_size"] = self.choices.image_size
-            self.best["weights"] = {name: p.clone() for name, p in self.net.state_dict().items()}
+            self.best["weights"] = self.good.weights
 
     def epoch_line(self) -> str:
         row = self.history[-1]

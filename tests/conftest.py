@@ -152,6 +152,11 @@ class Script:
         wait_until(lambda: re.search(line, self.stdout, re.MULTILINE) or self.process.poll() is not None)
         assert re.search(line, self.stdout, re.MULTILINE), f"no {line!r} in:\n{self.stdout}{self.stderr}"
 
+    def wait_for_warning(self, text: str, times: int) -> None:
+        """Until it is on stderr so many times."""
+        wait_until(lambda: self.stderr.count(f"Warning: {text}") >= times or self.process.poll() is not None)
+        assert self.stderr.count(f"Warning: {text}") == times, self.stdout + self.stderr
+
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds

@@ -41,7 +41,7 @@ import model
 import train
 from hogwear.choices import Choices
 from hogwear.pixels import Pixels
-from hogwear.run import Run, Tally
+from hogwear.run import LossWatch, Run, Tally
 
 Start = Callable[..., Script]
 Call = Callable[..., Answer]
@@ -99,10 +99,12 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
 def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later(tmp_path: Path) -> None:
     val = Pixels(tmp_path, np.arange(4), np.array([0, 1, 2, 3]), {})
     run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES)
+    run.momentum = torch.zeros(1, 3)
     best = []
     for epoch, right in enumerate((2, 3, 1, 3, 2), start=1):
         run.net.head.bias.data.fill_(epoch)
         run.tally = Tally(images=4, loss=1.0, correct=4, seconds=1.0)
+        assert run.keep(LossWatch(5))
         logits = np.eye(5, dtype=np.float32)[[0, 1, 2, 3][:right] + [4] * (4 - right)]
         run.close_epoch(logits, val, lr=0.1)
         best.append((run.best["epoch"], run.best["val_acc"], run.best["weights"]["head.bias"].tolist()[0]))

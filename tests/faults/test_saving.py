@@ -66,9 +66,9 @@ def save_three(folder: Path) -> None:
 
 
 @pytest.fixture
-def strace(tmp_path: Path) -> Strace:
+def strace(tmp_path: Path, times: Times) -> Strace:
     """strace(folder, *options): save number 3 over 1 and 2 under strace; what that has logged, and the exit code."""
-    if not shutil.which("strace"):
+    if not shutil.which("strace") and not times(0, 1):
         pytest.skip("NO STRACE: the failing of system calls was not tested")
 
     def run(folder: Path, *options: str) -> tuple[str, int]:
@@ -210,7 +210,7 @@ def model_dir(trained: Trained, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.model, tmp_path / "model"))
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda file: file.write_bytes(b"")], ids=["bit", "gone", "empty"])
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink], ids=["bit", "gone"])
 def test_train_goes_on_from_the_checkpoint_before_a_damaged_one_which_it_keeps(
     damage: Callable[[Path], object], model_dir: Path, data: Path, trained: Trained, call: Call, held: Held
 ) -> None:
@@ -224,7 +224,7 @@ def test_train_goes_on_from_the_checkpoint_before_a_damaged_one_which_it_keeps(
     assert saved(model_dir)["images_seen"] > before.state["images_seen"]
     kept = [file.read_bytes() for file in model_dir.glob("checkpoint-*.pt")]
     assert kept == ([damaged] if damaged is not None else [])
-    held("the last checkpoint damaged, empty or gone: train", 1, "went on from the one before, with a warning; the damaged file was kept")
+    held("the last checkpoint damaged or gone: train", 1, "went on from the one before, with a warning; the damaged file was kept")
 
 
 def test_eval_measures_the_checkpoint_before_a_damaged_one(model_dir: Path, data: Path, trained: Trained, call: Call, held: Held) -> None:
