@@ -14,7 +14,7 @@ from hogwear.errors import BadInput
 
 CGROUP, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
-LEAST_MEMORY, LEAST_MEMORY_A_WORKER = 350 << 20, 100 << 20  # bytes; docs/decisions/memory.md
+LEAST_MEMORY, LEAST_MEMORY_A_WORKER = 400 << 20, 100 << 20  # bytes; docs/decisions/memory.md
 
 
 def cpus(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:

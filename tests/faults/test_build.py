@@ -107,7 +107,9 @@ def built(proxy: Proxy, ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
     project = {"COMPOSE_PROJECT_NAME": f"{PROJECT}-behind"}
     build = ("docker", "compose", "build", "--build-arg", f"HTTPS_PROXY={proxy.url}", "train")
-    done = attempt(*build, cwd=folder, HOGWEAR_BUILD_CA="ca.pem", **project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TORCH_INDEX_URL", raising=False)  # it would win over the index that the proxy has
+        done = attempt(*build, cwd=folder, HOGWEAR_BUILD_CA="ca.pem", **project)
     try:
         assert done.returncode == 0, done.stdout + done.stderr
         yield f"{PROJECT}-behind-train"

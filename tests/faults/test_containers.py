@@ -123,12 +123,12 @@ def test_out_of_processes_train_ends_with_the_reason(service: Service, model: Pa
 
 @pytest.mark.parametrize("memory, batch_size", [("1g", 300), ("400m", 32)], ids=["for workers", "even to begin"])
 def test_out_of_memory_train_ends_with_the_reason(service: Service, model: Path, memory: str, batch_size: int) -> None:
-    done = service("train", "--image-size", 160, "--workers", 2, "--batch-size", batch_size, HOGWEAR_MEMORY=memory)
+    done = service("train", "--epochs", 1, "--image-size", 160, "--workers", 2, "--batch-size", batch_size, HOGWEAR_MEMORY=memory)
     assert "memory" in reason(done, "train")
     assert is_intact(model)
     if memory == "1g":
         assert "fewer --workers or a smaller --batch-size" in done.stderr
-        assert "Resuming" in succeeded(service("train", *QUICK)).stdout
+        assert "Resuming" in succeeded(service("train")).stdout
 
 
 @pytest.mark.parametrize("cpus", ["1", "1.5"])
@@ -169,7 +169,7 @@ def small_disk(checkout: Path, request: pytest.FixtureRequest) -> Iterator[str]:
         run("docker", "volume", "rm", name)
 
 
-@pytest.mark.parametrize("small_disk", [40], indirect=True)
+@pytest.mark.parametrize("small_disk", [20], indirect=True)
 def test_on_a_full_disk_the_previous_checkpoint_survives(service: Service, small_disk: str, model: Path) -> None:
     held = ("docker", "exec", f"{PROJECT}-holder", "cp", "-r")
     run(*held, "/checkout/model/checkpoint.pt", "/small")
