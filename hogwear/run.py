@@ -163,7 +163,7 @@ class Run:
                     self.train(pool, course, loss, lambda: stop.asked or saves.due(), bar, budget)
                 except Exception:  # no worker stays alive, or memory ran out: what they did until now is kept
                     if self.keep(loss):
-                        checkpoint.save(model_dir, self.state())
+                        self.save(model_dir)
                     raise
                 if not self.keep(loss):
                     self.go_back(course, loss, model_dir)
@@ -174,10 +174,15 @@ class Run:
                 if (step % course.steps_per_epoch == 0 and self.tally.images) or self.finished:
                     self.close_epoch(predict.gather(pool, len(val)), val, course.lr_at(step - 1))
                     bar.write(self.epoch_line())
-                if self.finished or stop.asked or saves.due():
+                if self.finished or saves.due():
                     with saves:
-                        checkpoint.save(model_dir, self.state())
-                        write_history(self.history, model_dir / HISTORY)
+                        self.save(model_dir)
+            if not self.finished and self.session.images:
+                self.save(model_dir)
+
+    def save(self, model_dir: Path) -> None:
+        checkpoint.save(model_dir, self.state())
+        write_history(self.history, model_dir / HISTORY)
 
     def train(
         self, pool: Workers, course: Course, loss: "LossWatch", pause: Callable[[], bool], bar: TrainingBar, budget: Budget | None
@@ -224,7 +229,7 @@ class Run:
         assert self.momentum is not None
         self.momentum.copy_(self.good.momentum)
         if self.setbacks == SETBACKS:
-            checkpoint.save(model_dir, self.state())
+            self.save(model_dir)
             raise BadInput(
                 f"training diverged {SETBACKS + 1} times (loss {loss.mean:.1f}), at last with a learning rate of {lr:g}: start over "
                 f"with a smaller one, --fresh --lr {lr / 10:g}; the checkpoint is from before, after {self.images_seen} images"

@@ -152,9 +152,9 @@ def test_a_full_disk_leaves_both_checkpoints_and_nothing_else(tmp_path: Path, he
 
 
 def test_a_save_killed_at_a_random_moment_leaves_the_old_one_or_the_new_one(tmp_path: Path, times: Times, held: Held) -> None:
-    half_way, tries = 0, times(12, 200)
+    half_way, tries = 0, times(12, 100)
     for _ in range(tries):
-        last = FORK.Value("i", 0)
+        last = FORK.RawValue("i", 0)  # without a lock, with which it could be killed
 
         def save_for_ever(last: Any = last) -> None:
             for number in range(1, 1 << 30):
