@@ -55,7 +55,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     rows = [f"| {fault} | {tried:,} | {what} |" for report in terminalreporter.getreports("passed") for fault, tried, what in held_in(report)]
     table = "\n".join(["| fault | times tried | what held |", "| --- | --- | --- |", *rows])
     terminalreporter.write_line(f"\n{table}\n")
-    if not terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
+    whole = config.args == ["tests/faults"] and not config.getoption("keyword")
+    if whole and not terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
         when = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}, PyTorch {torch.__version__}"
         (ROOT / "docs" / "faults.md").write_text(f"{FAULTS_HEAD}\n{table}\n\n{when}.\n")
 
