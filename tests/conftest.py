@@ -146,9 +146,9 @@ class Script:
         finally:
             self.kill()
 
-    def ok(self) -> "Script":
+    def ok(self, seconds: float = 60) -> "Script":
         """Wait until it has ended, and well."""
-        assert self.code() == 0, self.stdout + self.stderr
+        assert self.code(seconds) == 0, self.stdout + self.stderr
         return self
 
     def kill(self) -> None:

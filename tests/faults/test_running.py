@@ -103,7 +103,7 @@ def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
 ) -> None:
     tries, done = times(0, 10) or pytest.skip(ONLY_FULL), 0
     arguments = *SMALL_RUN, "--epochs", 60, "--workers", 1, "--cache-dir", trained.cache, "--data-dir", data
-    start("train.py", *arguments, "--model-dir", tmp_path / "whole").ok()
+    start("train.py", *arguments, "--model-dir", tmp_path / "whole").ok(seconds=300)
     while done < tries:
         script = start("train.py", *arguments, "--model-dir", tmp_path / "parts")
         script.wait_for("^Arithmetic")
@@ -111,7 +111,7 @@ def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
         os.kill(script.pid, INTERRUPTIONS[done % 3])
         assert script.code() != 0, "interrupted in time"
         done += 1
-    start("train.py", *arguments, "--model-dir", tmp_path / "parts").ok()
+    start("train.py", *arguments, "--model-dir", tmp_path / "parts").ok(seconds=300)
     assert same_run(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
     held("one worker interrupted (SIGINT, SIGTERM, SIGKILL) and resumed", tries, "to the bit the weights of the run that was not interrupted")
 
@@ -134,7 +134,7 @@ def test_two_workers_interrupted_are_as_accurate_as_not_interrupted(start: Start
                     break
                 interruptions += 1
             if not finished(tmp_path / f"{how}-{seed}"):
-                start("train.py", *arguments).ok()
+                start("train.py", *arguments).ok(seconds=300)
             found.append(float(saved(tmp_path / f"{how}-{seed}")["best"]["val_acc"]))
     means = {how: float(np.mean(found)) for how, found in accuracies.items()}
     assert abs(means["interrupted"] - means["not interrupted"]) <= 0.003, accuracies
