@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hogwear import dataset, machine, metrics, progress, settings
+from hogwear import dataset, decoding, machine, metrics, progress, settings
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
 
@@ -24,8 +24,8 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
-    max_megapixels: int = settings.max_megapixels()
-    max_megabytes: int = settings.max_megabytes()
+    max_megapixels: int = decoding.max_megapixels()
+    max_megabytes: int = decoding.max_megabytes()
 
 
 def main(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, machine, metrics, report, settings
+from hogwear import dataset, decoding, machine, metrics, report, settings
 from hogwear.dataset import Paths
 from hogwear.decoding import Array, Guard, Limits
 from hogwear.errors import BadInput
@@ -45,8 +45,8 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
-    max_megapixels: int = settings.max_megapixels()
-    max_megabytes: int = settings.max_megabytes()
+    max_megapixels: int = decoding.max_megapixels()
+    max_megabytes: int = decoding.max_megabytes()
     responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
     images: tuple[Path, ...] = flag("photos or folders to predict, instead of random ones of the test split", (), kind=Path)
     num_images: int = flag("how many random photos", 5, kind=int, at_least=1)

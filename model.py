@@ -10,10 +10,6 @@ float32 logits, and normalises the pixels itself, so that no script can do it di
 """
 
 import hashlib
-import json
-import math
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hogwear import checkpoint, dataset, machine
+from hogwear import arithmetic, checkpoint
 from hogwear.errors import BadInput
-from hogwear.workers import Workers
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -40,7 +35,6 @@ STAGES = (
 )
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
-CLEARLY_FASTER = 1.25  # a noisy machine shall not choose bfloat16 one day and float32 the next
 TRUNK_BATCH = 8  # photos at a time, so that their activations stay in the cache
 TRUNK_BLOCKS = 8  # of the 16; see docs/decisions/frozen-trunk.md
 
@@ -273,7 +267,6 @@ class TinyVGG(Network):
         return self.layers(x)
 
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ARCHITECTURES: dict[str, type[Network]] = {"efficientnet_lite0": EfficientNetLite0, "tinyvgg": TinyVGG}
 
 
@@ -286,36 +279,8 @@ def build(arch: str, num_classes: int, image_size: int, dtype: torch.dtype = tor
 
 
 def fast_dtype(cache_dir: Path) -> torch.dtype:
-    """bfloat16 or float32, whichever this CPU runs the trunk faster in: measured once, and kept in `cache_dir`."""
-    file, cpu = cache_dir / "fast-dtype.json", f"{machine.cpu_identity()}, torch {torch.__version__}"
-    known: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(file.read_text())
-    if cpu not in known:
-        with Workers(1, lambda rank: {"measure": lambda item: faster_dtype()}) as workers:  # computing does not go with forking
-            [(_, known[cpu])] = workers.run("measure", range(1))
-        with suppress(OSError):  # a cache that may not be written: measured again next time
-            dataset.write_atomically(file, json.dumps(known).encode())
-    return DTYPES[known[cpu]]
-
-
-def faster_dtype() -> str:
-    """The name of the dtype for `fast_dtype`, by the least CPU time of six that 8 photos of 128 px take through the trunk.
-
-    bfloat16 has to be clearly faster, as it is with AVX-512 BF16 or AMX; where only AVX2 is, torch refuses it.
-    """
-    pixels = torch.zeros(TRUNK_BATCH, 128, 128, 3, dtype=torch.uint8)
-    nets = {name: build("efficientnet_lite0", 2, 128, dtype) for name, dtype in DTYPES.items()}
-    seconds = dict.fromkeys(DTYPES, math.inf)
-    try:
-        with torch.no_grad():
-            for name in 7 * list(DTYPES):  # in turn; the first time oneDNN makes its kernels
-                started = time.process_time()
-                nets[name].trunk(pixels)
-                seconds[name] = min(seconds[name], time.process_time() - started)
-    except RuntimeError:
-        return "float32"
-    return "bfloat16" if seconds["bfloat16"] * CLEARLY_FASTER < seconds["float32"] else "float32"
+    """The dtype that the trunk is fastest in on this CPU, as arithmetic.fast_dtype says."""
+    return arithmetic.fast_dtype(lambda dtype: build("efficientnet_lite0", 2, 128, dtype).trunk, (TRUNK_BATCH, 128, 128, 3), cache_dir)
 
 
 def pretrained_weights() -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from hogwear import dataset, machine, progress, settings
+from hogwear import dataset, decoding, machine, progress, settings
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, Choices, choose
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
@@ -42,8 +42,8 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
-    max_megapixels: int = settings.max_megapixels()
-    max_megabytes: int = settings.max_megabytes()
+    max_megapixels: int = decoding.max_megapixels()
+    max_megabytes: int = decoding.max_megabytes()
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
     image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
     epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="1, more for under 4,000 photos")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import model
-from bench.common import FASHION5, evaluate, median_seconds, spread, table, train
+from bench.common import FASHION5, ROOT, evaluate, median_seconds, spread, table, train
 from hogwear import augment, dataset, hogwild, machine
 from hogwear import pixels as pixels_of
 from hogwear.decoding import decode
@@ -21,7 +21,7 @@ from hogwear.hogwild import Course
 from hogwear.workers import Workers
 
 SIZE, BATCH = 160, 32
-DTYPE = model.DTYPES[model.faster_dtype()]
+DTYPE = model.fast_dtype(ROOT / ".cache")
 
 
 def phases() -> str:

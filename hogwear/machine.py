@@ -1,10 +1,8 @@
 """What this container may really use: CPUs and memory."""
 
 import ctypes
-import hashlib
 import math
 import os
-import platform
 import signal
 import sys
 from contextlib import suppress
@@ -58,14 +56,6 @@ def cgroup_folders(controller: str, cgroup: Path, membership: Path) -> list[Path
             # In a cgroup namespace the path may lie outside what is mounted; the mount's root is then ours.
             folders += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
     return folders or [cgroup]
-
-
-def cpu_identity() -> str:
-    """Tells CPUs apart that may be fast at different things: a hash of the first one's name and instructions."""
-    told = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # the last three are ARM's
-    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if Path("/proc/cpuinfo").exists() else []
-    lines = [platform.machine(), os.environ.get("ONEDNN_MAX_CPU_ISA", ""), *(line for line in first if line.startswith(told))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def require_memory(workers: int) -> None:

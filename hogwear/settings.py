@@ -13,6 +13,7 @@ import argparse
 import errno
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,6 @@ from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from hogwear.decoding import LIMITS
 from hogwear.errors import BadInput, printable
 
 S = TypeVar("S")
@@ -122,18 +122,11 @@ def cache_dir() -> Any:
     return flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
 
 
-def max_megapixels() -> Any:
-    return flag("skip larger photos; a worker needs up to 18 MB a megapixel", LIMITS.megapixels, kind=int, at_least=1, below=100_001)
-
-
-def max_megabytes() -> Any:
-    return flag("skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001)
-
-
 def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     """Call `main` and leave the process with its exit code."""
     for stream in sys.stdout, sys.stderr:  # names need not be of the terminal's encoding; and a log file shall show each line at once
         stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    signal.signal(signal.SIGINT, interrupted)
     code = exit_code(main, settings)
     for stream in sys.stdout, sys.stderr:
         with suppress(OSError):
@@ -141,8 +134,14 @@ def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     os._exit(code)  # all is written and closed; to take torch apart piece by piece would take up to a second
 
 
+def interrupted(signum: int, frame: object) -> NoReturn:
+    """Ctrl-C, where there is nothing to put away first. No KeyboardInterrupt: importing torch has swallowed one."""
+    os.write(sys.stderr.fileno(), f"{Path(sys.argv[0]).name}: interrupted\n".encode())
+    os._exit(130)
+
+
 def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
-    """Call `main`: 0, or what it exits with, or an error's code and one line on stderr; 130 after an interrupt."""
+    """Call `main`: 0, or what it exits with, or an error's code and one line on stderr."""
     try:
         main(parse(settings))
         sys.stdout.flush()
@@ -151,8 +150,6 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
         return int(exit.code or 0)
     except BadInput as error:
         message, code = str(error), error.exit_code
-    except KeyboardInterrupt:
-        message, code = "interrupted", 130
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -29,10 +29,6 @@ DEATHS_IN_A_ROW = 3
 FORK = multiprocessing.get_context("fork")
 
 
-class WorkerDied(BadInput):
-    """The same worker died DEATHS_IN_A_ROW times without an answer between."""
-
-
 class Slot:
     """One worker's place: its process, our end of its pipe, and the items it has been given and not yet answered."""
 
@@ -70,7 +66,7 @@ class Workers:
         """Yield (item, answer) as they come; once `pause()` is true hand out no more.
 
         `meanwhile` is called once, when the workers have their first items. Ends when all that was handed out is answered, so what has been done is always a prefix of `items`.
-        Raises what a job raised, and WorkerDied.
+        Raises what a job raised, and BadInput when the same worker dies three times in a row.
         """
         waiting = iter(items)
         while True:
@@ -139,7 +135,7 @@ class Workers:
         slot.deaths += not self.blame(self.slots.index(slot), code)
         if slot.deaths == DEATHS_IN_A_ROW:
             hint = "; memory ran out: use fewer --workers or a smaller --batch-size" * (code == -signal.SIGKILL)
-            raise WorkerDied(f"a worker died {DEATHS_IN_A_ROW} times in a row ({last_words(code)}){hint}")
+            raise BadInput(f"a worker died {DEATHS_IN_A_ROW} times in a row ({last_words(code)}){hint}")
         given, slot.given = slot.given, deque()
         self.start(slot)
         for job, item in given:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from hogwear.workers import FORK
 
 torch.set_num_threads(1)  # as the scripts do: a process with threads must not fork
 
-FAST = model.DTYPES[model.faster_dtype()]
+with tempfile.TemporaryDirectory() as folder:
+    FAST = model.fast_dtype(Path(folder))
 FASHION5 = ROOT.parent / "shared" / "data" / "fashion5"
 COUNTS = {"train": 24, "val": 8, "test": 8}  # photos of each class
 CLASSES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
@@ -216,11 +218,19 @@ def at(data: Path, model: Path, cache: Path) -> tuple[object, ...]:
     return "--data-dir", data, "--model-dir", model, "--cache-dir", cache
 
 
+Start = Callable[..., Script]
+Times = Callable[[int, int], int]
+Held = Callable[[str, int, str], None]
+
+
 @dataclass(frozen=True)
 class Answer:
     code: int
     stdout: str
     stderr: str
+
+
+Call = Callable[..., Answer]
 
 
 @pytest.fixture

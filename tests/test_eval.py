@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, FAST, SIZE, Answer, Script, Trained, at, refusal, saved, wait_until, without_test
+from conftest import CLASSES, FAST, SIZE, Answer, Call, Script, Trained, at, refusal, saved, wait_until, without_test
 
 import eval
 import model
 from hogwear.decoding import decode
-
-Call = Callable[..., Answer]
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,9 @@ def test_every_script_has_the_flags_it_is_documented_with() -> None:
     assert {f.name for f in fields(infer.Settings)} == common | {"responses_dir", "images", "num_images", "seed"}
 
 
+OUT_OF_MEMORY = "memory ran out: use fewer --workers, a smaller --batch-size or --image-size"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -127,7 +130,9 @@ def test_every_script_has_the_flags_it_is_documented_with() -> None:
             2,
             "train.py: photo.jpg: No such file or directory\n",
         ),
-        (KeyboardInterrupt(), 130, "train.py: interrupted\n"),
+        (OSError(28, "No space left on device", "a"), 2, "train.py: a: No space left on device; free some space, or choose another folder\n"),
+        (MemoryError(), 2, f"train.py: {OUT_OF_MEMORY}\n"),
+        (RuntimeError("alloc_cpu.cpp: can't allocate memory: you tried to allocate 9 bytes"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
     ],
 )
 def test_a_failure_of_the_system_is_one_line_too(
@@ -137,3 +142,11 @@ def test_a_failure_of_the_system_is_one_line_too(
         raise error
 
     assert call(train, main=main) == Answer(code, "", line)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(call: Callable[..., Answer]) -> None:
+    def main(settings: train.Settings) -> None:
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        call(train, main=main)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import termios
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ from conftest import (
     FAST,
     SIZE,
     SMALL_RUN,
-    Answer,
+    Call,
     Script,
+    Start,
     Trained,
     at,
     flat,
@@ -42,9 +42,6 @@ import train
 from hogwear.choices import Choices
 from hogwear.pixels import Pixels
 from hogwear.run import LossWatch, Run, Tally
-
-Start = Callable[..., Script]
-Call = Callable[..., Answer]
 
 
 def copy_of(folder: Path, name: Path) -> Path:

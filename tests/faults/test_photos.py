@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, SIZE, Answer, Elsewhere, Script, at, refusal, wait_until
+from conftest import ROOT, SIZE, Call, Elsewhere, Held, Script, Times, at, refusal, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from PIL import Image
@@ -32,11 +32,7 @@ from hogwear.dataset import Paths, Split
 from hogwear.decoding import LIMITS, Array, Guard, Limits, decode
 from hogwear.errors import BadInput
 from hogwear.pixels import Pixels
-from hogwear.workers import FORK, WorkerDied
-
-Times = Callable[[int, int], int]
-Held = Callable[[str, int, str], None]
-Call = Callable[..., Answer]
+from hogwear.workers import FORK
 
 OUT_OF_THE_FOLDER = "a link that leads out of the folder; put the photo itself there"
 
@@ -357,7 +353,7 @@ def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(folder: Path, endles
         assert same(guard.decode(row), decode(files[row], SIZE))
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    with guard.workers({"die": die}) as workers, pytest.raises(WorkerDied, match="SIGSEGV"):
+    with guard.workers({"die": die}) as workers, pytest.raises(BadInput, match="SIGSEGV"):
         list(workers.run("die", [1]))
     assert 1 not in guard.condemned
     held("SIGKILL while a photo is decoded; SIGSEGV while none is", 2, "tried again; counted as a death")

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from conftest import (
     FASHION5,
     SIZE,
     SMALL_RUN,
-    Answer,
-    Script,
+    Held,
+    Start,
+    Times,
     Trained,
     at,
     descendants,
@@ -32,11 +32,6 @@ from conftest import (
 
 import model
 from hogwear.run import SETBACKS
-
-Start = Callable[..., Script]
-Call = Callable[..., Answer]
-Times = Callable[[int, int], int]
-Held = Callable[[str, int, str], None]
 
 ONLY_FULL = "takes long: only under make faults"
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Answer, Script, Trained, at, refusal, saved, wait_until
+from conftest import Call, Held, Times, Trained, at, refusal, saved, wait_until
 
 import eval
 import train
@@ -26,10 +26,6 @@ from hogwear.choices import CHECKPOINT, PREVIOUS
 from hogwear.errors import BadInput
 from hogwear.workers import FORK
 
-Times = Callable[[int, int], int]
-Held = Callable[[str, int, str], None]
-Call = Callable[..., Answer]
-Start = Callable[..., Script]
 Strace = Callable[..., str]
 
 SAVING = "openat,unlink,write,fchmod,fsync,link,rename,close"
