@@ -1,6 +1,7 @@
 """Folders -> splits and labels; and what is said about folders that cannot be used."""
 
 import os
+import resource
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
@@ -220,3 +221,17 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_fix(
 def test_a_missing_folder_is_named_with_the_fix(data: Path, cache: Path) -> None:
     with pytest.raises(BadInput, match=r"data: no such folder; make it and put photos in .*data/CLASS/"):
         dataset.find(data, cache)
+
+
+def test_a_disk_that_refuses_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    dataset.write_atomically(file, b"old")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            dataset.write_atomically(file, bytes(2 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert error.value.filename == str(file)
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("metrics.csv", b"old")]

@@ -399,6 +399,12 @@ def test_a_death_that_is_accounted_for_does_not_count(log: Path) -> None:
     assert blamed == [(0, -signal.SIGUSR1)] * 5
 
 
+def test_where_memory_runs_out_the_kernel_takes_a_worker_first() -> None:
+    with Workers(1, lambda rank: {"score": lambda item: Path("/proc/self/oom_score_adj").read_text()}) as workers:
+        assert list(workers.run("score", range(1))) == [(0, "500\n")]
+    assert int(Path("/proc/self/oom_score_adj").read_text()) < 500
+
+
 @pytest.mark.parametrize("where", ["prepare", "job"])
 def test_what_a_job_raises_is_raised_in_the_parent_and_tells_where(where: str) -> None:
     def no_space(item: int) -> None:

@@ -440,6 +440,13 @@ def test_a_cpu_that_lacks_bfloat16_trains_in_float32(data: Path, trained: Traine
     assert "Arithmetic: float32" in script.stdout and "epoch 1/1" in script.stdout
 
 
+def test_a_file_shows_each_line_at_once(data: Path, trained: Trained, start: Start, tmp_path: Path) -> None:
+    script = start("train.py", *SMALL_RUN, "--epochs", 1000, *at(data, tmp_path, trained.cache))
+    script.wait_for("^Plan: ")
+    assert "epoch" not in script.stdout
+    script.kill()
+
+
 def test_a_wrong_flag_is_refused_by_the_real_process_in_one_line(start: Start) -> None:
     script = start("train.py", "--arch", "resnet50")
     assert script.code() == 2
