@@ -73,7 +73,7 @@ def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
 
 
 class FrozenConv(torch.autograd.Function):
-    """A depthwise conv2d that passes gradients on to its input and has none of its own.
+    """A depthwise `Conv` with its ReLU6 that passes gradients on to its input and has none of its own.
 
     That gradient is a forward convolution too: the kernel turned by 180 degrees over the output's gradient, spread
     out by the stride. oneDNN's forward kernels are 2 to 4 times as fast as its backward ones here, and the kernel's
@@ -81,23 +81,24 @@ class FrozenConv(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.stride = x.shape, stride
-        return conv(x, weight, bias, stride)
+    def forward(ctx: Any, x: Tensor, layer: "Conv") -> Tensor:
+        y = fused(x, layer, relu6=True) if can_fuse(x) else layer.plain(x)
+        ctx.layer, ctx.shape = layer, x.shape
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,), (weight,) = grads, ctx.saved_tensors  # (B, C, H / stride, W / stride)
-        _, channels, height, width = ctx.shape
-        kernel_size, stride = weight.shape[-1], ctx.stride
-        turned = weight.flip(2, 3)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (y,), (_, height, width, channels) = ctx.saved_tensors, ctx.shape
+        grad = torch.ops.aten.hardtanh_backward(grads[0], y, 0.0, 6.0).permute(0, 3, 1, 2)  # (B, C, H / stride, W / stride)
+        turned, stride = ctx.layer.weight.to(y.dtype).flip(2, 3), ctx.layer.stride
+        kernel_size = turned.shape[-1]
         if stride == 1:
-            return F.conv2d(grad, turned, None, 1, kernel_size // 2, groups=channels), None, None, None
+            return F.conv2d(grad, turned, None, 1, kernel_size // 2, groups=channels).permute(0, 2, 3, 1), None
         top, left = (kernel_size - 1 - same_padding(size, kernel_size, stride)[0] for size in (height, width))
         spread = grad.new_zeros(len(grad), height + kernel_size - 1, width + kernel_size - 1, channels).permute(0, 3, 1, 2)
         spread[:, :, top : top + grad.shape[2] * stride : stride, left : left + grad.shape[3] * stride : stride] = grad
-        return F.conv2d(spread, turned, groups=channels), None, None, None
+        return F.conv2d(spread, turned, groups=channels).permute(0, 2, 3, 1), None
 
 
 def can_fuse(x: Tensor) -> bool:
@@ -112,14 +113,17 @@ def fused(x: Tensor, layer: "Conv | Pointwise", relu6: bool, residual: Tensor | 
     This is the operation that torch.compile makes of them on CPUs, oneDNN's convolution with "post-ops"; called by
     hand, nothing needs compiling. The trunk gains a third by it (docs/decisions/fused-trunk.md).
     """
-    weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
-    weight = weight.to(x.dtype, memory_format=torch.channels_last)
-    bias, stride = layer.bias.to(x.dtype), layer.stride
+    kernel_size, stride, groups = layer.kernel_size, layer.stride, layer.groups
     x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels_last
-    (top, bottom), (left, right) = (same_padding(size, weight.shape[-1], stride) for size in x.shape[2:])
-    if (top, left) != (bottom, right):
-        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    geometry = [top, left], [stride, stride], [1, 1], x.shape[1] // weight.shape[1]
+    (top, bottom), (left, right) = (same_padding(size, kernel_size, stride) for size in x.shape[2:])
+    if groups == 1:
+        zeros = 0, 0
+        if (top, left) != (bottom, right):
+            x, bottom, right = F.pad(x, (left, right, top, bottom)), 0, 0
+    else:
+        zeros = right - left, bottom - top  # before a depthwise kernel: cheaper than a padded copy of x
+    geometry = [bottom, right], [stride, stride], [1, 1], groups
+    weight, bias = operands(layer, x, geometry, zeros)
     if residual is None:
         post_op = ("hardtanh", [0.0, 6.0], "") if relu6 else ("none", [], "")
         y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, *post_op)
@@ -129,35 +133,56 @@ def fused(x: Tensor, layer: "Conv | Pointwise", relu6: bool, residual: Tensor | 
     return y.permute(0, 2, 3, 1)
 
 
-def conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """conv2d over (B, C, H, W) with "same" padding; depthwise where the weight has one input channel."""
-    kernel_size, groups = weight.shape[-1], x.shape[1] // weight.shape[1]
-    (top, bottom), (left, right) = (same_padding(size, kernel_size, stride) for size in x.shape[2:])
-    if (top, left) != (bottom, right):
-        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, groups=groups)
-    return F.conv2d(x, weight, bias, stride, (top, left), groups=groups)
+def operands(layer: "Conv | Pointwise", x: Tensor, geometry: tuple[Any, ...], zeros: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Weight, with so many columns and rows of zeros before it, and bias, as oneDNN takes them for x, (B, C, H, W).
+
+    Those of a frozen layer are kept as they are needed, in oneDNN's own layout, until they change.
+    """
+    key = x.dtype, zeros, layer.weight.data_ptr(), layer.weight._version
+    if layer.kept is not None and layer.kept[0] == key:
+        return layer.kept[1:]
+    weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
+    weight = F.pad(weight.to(x.dtype), (zeros[0], 0, zeros[1], 0)).contiguous(memory_format=torch.channels_last)
+    bias = layer.bias.to(x.dtype)
+    if not layer.weight.requires_grad:
+        weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
+        layer.kept = key, weight, bias
+    return weight, bias
+
+
+Kept = tuple[tuple[Any, ...], Tensor, Tensor]  # what it was made for, weight, bias; see `operands`
 
 
 class Conv(nn.Module):
-    """`conv` over (B, H, W, C) with weights that are not trained."""
+    """A convolution with "same" padding and its ReLU6, over (B, H, W, C), with weights that are not trained."""
+
+    kept: Kept | None = None
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1) -> None:
         super().__init__()
         weight = torch.zeros(out_channels, in_channels // groups, kernel_size, kernel_size)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(out_channels), requires_grad=False)
-        self.stride = stride
+        self.kernel_size, self.stride, self.groups = kernel_size, stride, groups
 
     def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = FrozenConv.apply(x, self)
+        return y
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same in torch's own words."""
         x = x.permute(0, 3, 1, 2)  # (B, C, H, W), a channels_last view
-        y: Tensor = FrozenConv.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)
-        return y.permute(0, 2, 3, 1)
+        (top, bottom), (left, right) = (same_padding(size, self.kernel_size, self.stride) for size in x.shape[2:])
+        x = F.pad(x, (left, right, top, bottom))
+        y = F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, groups=self.groups)
+        return F.relu6(y).permute(0, 2, 3, 1)
 
 
 class Pointwise(nn.Linear):
     """A 1x1 convolution over (B, H, W, C), as the matrix product it is, in the dtype of its input."""
 
-    stride = 1
+    kernel_size, stride, groups = 1, 1, 1
+    kept: Kept | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
@@ -177,10 +202,9 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if can_fuse(x):
             y = fused(x, self.expand, relu6=True) if self.expand is not None else x
-            y = fused(y, self.depthwise, relu6=True)
-            return fused(y, self.project, relu6=False, residual=x if self.residual else None)
+            return fused(self.depthwise(y), self.project, relu6=False, residual=x if self.residual else None)
         y = F.relu6(self.expand(x)) if self.expand is not None else x
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = self.project(self.depthwise(y))
         return x + y if self.residual else y
 
 
@@ -214,7 +238,7 @@ class EfficientNetLite0(Network):
 
     def _trunk(self, pixels: Tensor) -> Tensor:
         x = (pixels.to(self.dtype) - 127) / 128  # exact in bfloat16: 8 significant bits
-        x = fused(x, self.stem, relu6=True) if can_fuse(x) else F.relu6(self.stem(x))
+        x = self.stem(x)
         for block in self.blocks[:TRUNK_BLOCKS]:
             x = block(x)
         return x
@@ -225,14 +249,15 @@ class EfficientNetLite0(Network):
         x = fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))
         return x.mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
 
+    @torch.no_grad()
     def load_pretrained(self) -> None:
         state = pretrained_weights()
 
         def fold(module: Conv | Pointwise, conv: str, norm: str) -> None:
             scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + BATCH_NORM_EPS).sqrt()
             weight = state[f"{conv}.weight"] * scale[:, None, None, None]
-            module.weight.data.copy_(weight.reshape(module.weight.shape))
-            module.bias.data.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+            module.weight.copy_(weight.reshape(module.weight.shape))
+            module.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
 
         fold(self.stem, "_conv_stem", "_bn0")
         for i, block in enumerate(self.blocks):
@@ -314,8 +339,6 @@ def load(model_dir: Path, dtype: torch.dtype) -> Trained:
     image_size = best["image_size"] if best else state["image_size"]
     net = build(state["arch"], len(class_names), image_size, dtype)
     net.load_state_dict(best["weights"] if best else state["weights"])
-    for layer in net.modules():  # once and for all, what each forward pass would convert again
-        if isinstance(layer, Conv | Pointwise):
-            layer.to(dtype).to(memory_format=torch.channels_last)
+    net.requires_grad_(False)
     epoch = best["epoch"] if best else 0
     return Trained(net, state["arch"], class_names, image_size, epoch, loaded.sha256)

@@ -86,7 +86,7 @@ def depthwise_case(stride: int, kernel: int, height: int, width: int) -> tuple[A
     for size in (width, height):  # F.pad begins with the last dimension
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         pads += [total // 2, total - total // 2]
-    plain = F.conv2d(F.pad(x.permute(0, 3, 1, 2), pads), conv.weight, conv.bias, stride, groups=4).permute(0, 2, 3, 1)
+    plain = F.relu6(F.conv2d(F.pad(x.permute(0, 3, 1, 2), pads), conv.weight, conv.bias, stride, groups=4)).permute(0, 2, 3, 1)
     [ours], [expected] = torch.autograd.grad(y, x, out), torch.autograd.grad(plain, x, out)
     return (y - plain).detach().numpy(), ours.numpy(), expected.numpy()
 
@@ -125,6 +125,19 @@ def test_what_is_trained_gets_a_gradient_and_nothing_else_does(arch: str, photo_
     for name, p in net.named_parameters():
         assert (found[name] is not None) == p.requires_grad, name
         assert found[name] is None or found[name] > 0, name
+
+
+def test_what_is_kept_of_frozen_layers_follows_their_weights(photo_files: list[Path], imagenet_head: nn.Linear) -> None:
+    net = pretrained(FAST, imagenet_head).requires_grad_(False)
+    small, large = (torch.from_numpy(photos(photo_files, 3, size)) for size in (64, 65))
+    other = model.EfficientNetLite0(1000, SIZE, FAST)
+    other.load_state_dict({name: 0.9 * p for name, p in net.state_dict().items()})
+    fresh = [pretrained(FAST, imagenet_head) for _ in range(2)]
+    with torch.inference_mode():
+        assert torch.equal(net(small), fresh[0](small)) and net.last.kept is not None
+        assert torch.equal(net(large), fresh[1](large)), "another padding"
+        net.load_state_dict(other.state_dict())
+        assert torch.equal(net(small), other(small))
 
 
 COUNTS = [
