@@ -62,6 +62,10 @@ class Network(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.features(pixels))
 
+    def crop(self, image_size: int) -> int:
+        """The side of the random crops that it is best trained on, of photos of this size."""
+        return image_size
+
     def load_pretrained(self) -> None:
         """Replace the initial weights with published ones, where there are any (`pretrained`)."""
 
@@ -248,6 +252,9 @@ class EfficientNetLite0(Network):
             x = block(x)
         x = fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))
         return x.mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
+
+    def crop(self, image_size: int) -> int:
+        return 8 * round(0.9 * image_size / 8)  # docs/decisions/augmentation.md
 
     @torch.no_grad()
     def load_pretrained(self) -> None:

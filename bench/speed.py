@@ -20,7 +20,7 @@ from hogwear.decoding import decode
 from hogwear.hogwild import Course
 from hogwear.workers import Workers
 
-SIZE, BATCH = 160, 32
+SIZE, CROP, BATCH = 160, 144, 32  # CROP: what training takes of SIZE
 DTYPE = model.fast_dtype(ROOT / ".cache")
 
 
@@ -59,7 +59,7 @@ def phases() -> str:
     paths = list(dataset.find(FASHION5, FASHION5).train.paths)[:100]
     kinds: list[tuple[str, Callable[[], object], int, float]] = [
         ("decode (224 px JPEG)", lambda: [decode(path, SIZE) for path in paths], len(paths), 0),
-        ("augment", lambda: augment.augment(images, random), BATCH, 0),
+        ("augment", lambda: augment.augment(images, CROP, random), BATCH, 0),
         ("trunk", trunk, BATCH, 160e6),  # FLOP an image
         ("top, forward without gradients", top_forward, BATCH, 231e6),
         ("top, forward and backward", top_step, BATCH, 3 * 231e6),
@@ -109,7 +109,7 @@ class Training:
     def __init__(self, folder: Path) -> None:
         self.folder, file = folder, folder / "pixels.npy"
         np.save(file, np.random.default_rng(0).integers(0, 256, (512, SIZE, SIZE, 3), dtype=np.uint8))
-        self.course = Course(file, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, torch.ones(1), 0.9, 0, 0)
+        self.course = Course(file, CROP, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, torch.ones(1), 0.9, 0, 0)
 
     def hogwild(self, workers: int, threads: int = 1) -> float:
         """Images/s."""

@@ -3,10 +3,11 @@
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hogwear.dataset import Split
 from hogwear.decoding import Guard, Limits
@@ -31,10 +32,11 @@ class Speed:
     training: float
 
 
-def probe(net: nn.Module, split: Split, limits: Limits, workers: int) -> Speed:
-    """Measure the speeds with so many processes at once, in about a second."""
+def probe(net: Any, split: Split, limits: Limits, workers: int) -> Speed:
+    """Measure the speeds of a model.Network with so many processes at once, in about a second."""
     guard = Guard(split.paths, PROBED_SIZE, limits, workers, [split.root], PROBED_SECONDS)
     images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
+    crop = net.crop(PROBED_SIZE)
 
     def decode(item: int) -> float | None:
         started = time.perf_counter()
@@ -45,7 +47,7 @@ def probe(net: nn.Module, split: Split, limits: Limits, workers: int) -> Speed:
             net(images)
 
     def train(item: int) -> None:
-        logits: Tensor = net(images)
+        logits: Tensor = net(images[:, :crop, :crop])
         F.cross_entropy(logits, torch.zeros(PROBED_BATCH, dtype=torch.int64)).backward()
 
     with guard.workers({"decode": decode}) as pool:

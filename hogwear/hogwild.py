@@ -32,6 +32,7 @@ class Course:
     """What is trained on, in which order and at which learning rate: all that makes a batch, and its step, reproducible."""
 
     images: Path  # .npy of (N, S, S, 3) uint8
+    crop: int  # side of the crops that are trained on
     rows: Ints  # (n,) photos of the split, as rows of `images`
     labels: Ints  # (n,)
     batch_size: int
@@ -68,12 +69,12 @@ class Course:
         return self.lr * float(self.lr_scale) * warm_up * (0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
 
     def batch(self, step: int, images: Images | Array) -> tuple[Tensor, Tensor]:
-        """Augmented pixels (B, S, S, 3) and labels (B,) of a step, the same whichever worker makes them."""
+        """Augmented pixels (B, crop, crop, 3) and labels (B,) of a step, the same whichever worker makes them."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         order = permutation(len(self.rows), self.seed, self.first_epoch + epoch)
         chosen = np.sort(order[batch * self.batch_size : (batch + 1) * self.batch_size])  # sorted: the file is read forwards
         random = np.random.default_rng((self.seed, self.first_epoch + epoch, batch))
-        return augment(images[self.rows[chosen]], random), torch.from_numpy(self.labels[chosen])
+        return augment(images[self.rows[chosen]], self.crop, random), torch.from_numpy(self.labels[chosen])
 
 
 @lru_cache(maxsize=1)  # for the epoch under way: of a million photos it takes 20 ms, as long as a step

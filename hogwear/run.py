@@ -111,6 +111,7 @@ class Run:
         steady = min(1.0, STEADY_WORKERS / workers, self.choices.batch_size / Choices.batch_size)
         return Course(
             images=train.file,
+            crop=self.net.crop(self.choices.image_size),
             rows=train.rows,
             labels=train.labels,
             batch_size=self.choices.batch_size,

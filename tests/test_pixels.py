@@ -348,42 +348,35 @@ def batch(photo_files: list[Path]) -> Array:
     return np.stack([decode(path, SIZE) for path in photo_files[:8]])
 
 
-def test_augmented_photos_have_the_shape_and_range_of_photos(batch: Array) -> None:
-    before = batch.copy()
-    for seed in range(20):
-        changed = augment(batch, np.random.default_rng(seed))
-        assert changed.shape == (8, SIZE, SIZE, 3) and str(changed.dtype) == "torch.float32"
-        assert changed.min() >= 0 and changed.max() <= 255
+def test_augmented_photos_are_crops_of_the_photos_mirrored_or_not(batch: Array) -> None:
+    before, side = batch.copy(), SIZE - 4
+    changed = augment(batch, side, np.random.default_rng(0)).numpy()
+    assert changed.shape == (8, side, side, 3) and changed.dtype == np.uint8
+    for photo, crop in zip(batch, changed, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(photo, (side, side, 3))[:, :, 0]  # (5, 5, side, side, 3)
+        assert any((windows == seen).all((2, 3, 4)).any() for seen in (crop, crop[:, ::-1]))
     assert np.array_equal(batch, before)
 
 
 def test_one_seed_changes_photos_the_same_way_and_another_does_not(batch: Array) -> None:
-    first, again, other = (augment(batch, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2))
+    first, again, other = (augment(batch, SIZE - 4, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2))
     assert np.array_equal(first, again)
-    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert sum(np.array_equal(a, b) for a, b in zip(first, other, strict=True)) <= 1
 
 
 def test_half_of_the_photos_are_mirrored() -> None:
     darker_on_the_left = np.zeros((400, 32, 32, 3), np.uint8)
     darker_on_the_left[:, :, 16:] = 100
-    changed = augment(darker_on_the_left, np.random.default_rng(0)).numpy()
+    changed = augment(darker_on_the_left, 32, np.random.default_rng(0)).numpy()
     mirrored = changed[:, :, :8].mean((1, 2, 3)) > changed[:, :, -8:].mean((1, 2, 3))
     assert 140 < mirrored.sum() < 260
 
 
-def test_colours_stay_what_they_are() -> None:
-    white_and_grey = np.full((2, 32, 32, 3), 255, np.uint8)
-    white_and_grey[1] = 100
-    changed = augment(white_and_grey, np.random.default_rng(0)).numpy()
-    assert np.allclose(changed[0], 255, atol=1e-3) and np.allclose(changed[1], 100, atol=1e-3)
-
-
-def test_at_least_four_fifths_of_a_photo_are_kept() -> None:
-    ramp = np.zeros((4, 100, 100, 3), np.uint8)
-    ramp[:] = np.arange(100)[:, None]
-    for seed in range(30):
-        changed = augment(ramp, np.random.default_rng(seed)).numpy()[:, :, :, 0]
-        assert (changed.max((1, 2)) - changed.min((1, 2)) > 78).all()
+def test_crops_come_from_everywhere_up_to_the_edges() -> None:
+    ramps = np.zeros((400, 100, 100, 3), np.uint8)
+    ramps[:] = np.arange(100)[:, None]
+    left = augment(ramps, 90, np.random.default_rng(0)).numpy().min((1, 2, 3))
+    assert set(left.tolist()) == set(range(11))
 
 
 @pytest.mark.parametrize("size", [(1000, 4), (4, 1000)])
