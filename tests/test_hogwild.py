@@ -37,7 +37,7 @@ def train(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
 def course(train: Pixels) -> Course:
     """Two epochs of 120 photos, the last batch of each with 8 photos."""
     return Course(
-        images=train.file, crop=SIZE - 8, rows=train.rows, labels=train.labels, batch_size=16, length=torch.tensor([240]), lr=0.01,
+        images=train.file, crop=SIZE, rows=train.rows, labels=train.labels, batch_size=16, length=torch.tensor([240]), lr=0.01,
         lr_scale=torch.ones(1), momentum=0.9, seed=0, first_epoch=0,
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_the_order_is_numpys_permutation_for_the_seed_and_the_epoch(course: Cour
 
 def test_an_epoch_is_shuffled_once_and_not_for_every_batch(course: Course) -> None:
     many = 1_000_000
-    course = replace(course, rows=np.zeros(many, np.int64), labels=np.zeros(many, np.int64), batch_size=1)
+    course = replace(course, rows=np.zeros(many, np.int64), labels=np.zeros(many, np.int64), batch_size=1, crop=8)
     images = np.zeros((1, 8, 8, 3), np.uint8)
     started = time.process_time()
     np.random.default_rng(0).permutation(many)
