@@ -219,7 +219,7 @@ class EfficientNetLite0(Network):
     weights are float32; the arithmetic is done in `dtype`. Preprocessing: (x - 127) / 128.
     """
 
-    lr, pretrained = 0.02, True
+    lr, pretrained = 0.05, True
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()

@@ -111,14 +111,14 @@ class Training:
         np.save(file, np.random.default_rng(0).integers(0, 256, (512, SIZE, SIZE, 3), dtype=np.uint8))
         self.course = Course(file, CROP, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, torch.ones(1), 0.9, 0, 0)
 
-    def hogwild(self, workers: int, threads: int = 1) -> float:
-        """Images/s."""
+    def hogwild(self, workers: int, threads: int = 1, alone: bool = False) -> float:
+        """Images/s; `alone` gives each worker weights of its own, so that nothing is shared but the machine."""
         net = shared_network()
         momentum = hogwild.share_momentum(net, workers, None)
 
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             torch.set_num_threads(threads)
-            return {"train": hogwild.trainer(net, momentum[rank], self.course)}
+            return {"train": hogwild.trainer(shared_network() if alone else net, momentum[rank], self.course)}
 
         with Workers(workers, prepare) as pool:
             list(pool.run("train", range(4 * workers)))  # warm
@@ -166,18 +166,20 @@ def shared_network() -> Any:
 
 def hogwild_pays() -> str:
     """Training steps of P processes (P: the CPUs) against one worker, one process with P threads and DDP over gloo: the same
-    network, batches and data, in turn, five times."""
+    network, batches and data, in turn, seven times. Workers with weights of their own train nothing together: what this machine allows."""
     processes = machine.cpus()
     with tempfile.TemporaryDirectory() as folder:
         training = Training(Path(folder))
         rounds = [
-            (training.hogwild(processes), training.hogwild(1), training.hogwild(1, threads=processes), training.ddp(processes))
-            for _ in range(5)
-        ]
-    ours, one, threaded, ddp = zip(*rounds, strict=True)
+            (training.hogwild(processes), training.hogwild(1), training.hogwild(processes, alone=True),
+             training.hogwild(1, threads=processes), training.ddp(processes))
+            for _ in range(7)
+        ]  # fmt: skip
+    ours, one, alone, threaded, ddp = zip(*rounds, strict=True)
     rows = [
         [f"{processes} Hogwild workers", spread(list(ours), ".0f"), ""],
         [f"{processes} times one worker", spread([processes * x for x in one], ".0f"), spread([a / processes / b for a, b in zip(ours, one, strict=True)])],
+        [f"{processes} workers with weights of their own", spread(list(alone), ".0f"), spread([a / b for a, b in zip(ours, alone, strict=True)])],
         [f"one process, {processes} threads", spread(list(threaded), ".0f"), spread([a / b for a, b in zip(ours, threaded, strict=True)])],
         [f"DDP over gloo, {processes} processes", spread(list(ddp), ".0f"), spread([a / b for a, b in zip(ours, ddp, strict=True)])],
     ]  # fmt: skip

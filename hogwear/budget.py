@@ -16,7 +16,7 @@ from hogwear.workers import Workers
 
 # Sides of photos, and how many epochs there must be time for to make each worth its cost; docs/decisions/time-budget.md.
 Sizes = tuple[tuple[int, float], ...]
-SIZES: Sizes = ((224, 3.0), (192, 2.5), (160, 2.0), (128, 1.0), (96, 0.25))
+SIZES: Sizes = ((224, 2.0), (192, 1.75), (160, 1.25), (128, 1.0), (96, 0.25))
 PROBED_SIZE, PROBED_BATCH = 160, 16
 START_UP, SAVING = 1.5, 0.3  # seconds that a run takes beside what grows with the photos; from the last validation to the exit
 PROBED_SECONDS = 1.0  # for a photo to be decoded while the clock is running; the cache, later, has more patience
@@ -34,6 +34,7 @@ class Speed:
 
 def probe(net: Any, split: Split, limits: Limits, workers: int) -> Speed:
     """Measure the speeds of a model.Network with so many processes at once, in about a second."""
+    torch.set_num_threads(1)  # as in training: the workers are forked from here
     guard = Guard(split.paths, PROBED_SIZE, limits, workers, [split.root], PROBED_SECONDS)
     images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
     crop = net.crop(PROBED_SIZE)

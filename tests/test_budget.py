@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Answer, at, refusal, saved
+import torch
+from conftest import Answer, Elsewhere, at, refusal, saved
 
-import model  # noqa: F401 - and torch with it
+import model  # noqa: F401 - before a clock runs
 import train
-from hogwear.budget import SIZES, Budget, Speed, plan
+from hogwear import dataset
+from hogwear.budget import SIZES, Budget, Speed, plan, probe
+from hogwear.decoding import LIMITS
 from hogwear.errors import BadInput
 
 SPEED = Speed(decoding=0.001, predicting=0.002, training=0.008)
@@ -17,6 +20,26 @@ SPEED = Speed(decoding=0.001, predicting=0.002, training=0.008)
 
 def planned(seconds: float, photos: int = 1000) -> Budget:
     return plan(SPEED, time.monotonic() + seconds, photos, photos // 4, 500)
+
+
+def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(data: Path, tmp_path: Path) -> None:
+    def probed() -> Speed:
+        torch.set_num_threads(4)
+        threads = torch.tensor([0]).share_memory_()
+
+        class Network(torch.nn.Module):
+            crop = staticmethod(round)
+
+            def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+                threads[0] = max(int(threads[0]), torch.get_num_threads())
+                return torch.zeros(len(pixels), 5, requires_grad=True)
+
+        speed = probe(Network(), dataset.find(data, tmp_path).train, LIMITS, 2)
+        assert int(threads[0]) == 1
+        return speed
+
+    speed: Speed = Elsewhere(probed).answer()
+    assert 0 < speed.decoding < 1 and 0 < speed.predicting < 1 and 0 < speed.training < 1
 
 
 def test_more_time_buys_larger_photos_and_more_epochs() -> None:
