@@ -10,7 +10,7 @@ float32 logits, and normalises the pixels itself, so that no script can do it di
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +336,10 @@ class Trained:
     image_size: int
     epoch: int  # that the weights come from; 0: interrupted before the first validation
     sha256: str  # of the checkpoint file
+    temperature: float = 1.0  # divides the logits, so that probabilities are as often right as they say; fitted on val
+    sure_from: float = 0.0  # an answer less probable than this is unsure: on val, 99 % from there on were right
+    history: tuple[dict[str, float], ...] = ()  # an epoch each, as in metrics.csv
+    choices: dict[str, Any] = field(default_factory=dict)  # the settings of the last run
 
 
 def load(model_dir: Path, dtype: torch.dtype) -> Trained:
@@ -347,5 +351,12 @@ def load(model_dir: Path, dtype: torch.dtype) -> Trained:
     net = build(state["arch"], len(class_names), image_size, dtype)
     net.load_state_dict(best["weights"] if best else state["weights"])
     net.requires_grad_(False)
-    epoch = best["epoch"] if best else 0
-    return Trained(net, state["arch"], class_names, image_size, epoch, loaded.sha256)
+    return Trained(
+        net, state["arch"], class_names, image_size,
+        epoch=best["epoch"] if best else 0,
+        sha256=loaded.sha256,
+        temperature=best.get("temperature", 1.0),  # older checkpoints have none of these two
+        sure_from=best.get("sure_from", 0.0),
+        history=tuple(state["history"]),
+        choices=state["choices"],
+    )  # fmt: skip

@@ -41,3 +41,80 @@ def per_class(matrix: Ints) -> dict[str, Floats | Ints]:
     total = predicted + support
     f1 = np.divide(2.0 * right, total, out=np.zeros(len(matrix)), where=total > 0)
     return {"precision": precision, "recall": recall, "f1": f1, "support": support}
+
+
+def macro(by_class: dict[str, Floats | Ints]) -> dict[str, float]:
+    """Precision, recall and F1 as the mean of the classes that have photos, each counting the same however many it has."""
+    there = np.asarray(by_class["support"]) > 0
+    return {name: float(np.mean(by_class[name][there])) for name in ("precision", "recall", "f1")}
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of which `right` of `count` were seen (Wilson 1927): honest for few photos and near 1 too."""
+    z = 1.959963984540054
+    share, spread = right / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * float(np.sqrt(share * (1 - share) / count + spread / count / 4))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+# --- whether probabilities mean what they say
+
+
+def confidences(logits: Floats, temperature: float = 1.0) -> npt.NDArray[np.float64]:
+    """The probability of the likeliest class, (n,), of logits divided by `temperature`."""
+    result: npt.NDArray[np.float64] = np.exp(log_softmax(logits / temperature).max(axis=1))
+    return result
+
+
+def fit_temperature(logits: Floats, labels: Ints) -> float:
+    """The T, 0.05 to 20, for which logits / T have the least cross-entropy (Guo et al., arXiv 1706.04599).
+
+    One photo in n + 2 is taken to be of any class, as in Platt's scaling (1999): without a mistake to learn from, T would
+    fall to 0 and every answer be certain. The cross-entropy is convex in 1 / T, so its slope is bisected.
+    """
+    doubt = 1 / (len(labels) + 2)
+    wanted = ((1 - doubt) * logits[np.arange(len(labels)), labels] + doubt * logits.mean(axis=1)).mean(dtype=np.float64)
+    low, high = 0.05, 20.0
+    for _ in range(40):
+        temperature = float(np.sqrt(low * high))
+        expected = (np.exp(log_softmax(logits / temperature)) * logits).sum(axis=1).mean()
+        low, high = (low, temperature) if expected < wanted else (temperature, high)
+    return temperature
+
+
+def reliability(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> dict[str, Floats | Ints]:
+    """Photos by their confidence, in `bins` of equal width: how many, their mean confidence, and the share that is right.
+
+    (bins,) each; the last two are NaN where a bin is empty.
+    """
+    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean, share = (np.bincount(place, weights=x, minlength=bins) / count for x in (confidence, right))
+    return {"count": count, "confidence": mean, "accuracy": share}
+
+
+def calibration_error(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> float:
+    """ECE (arXiv 1706.04599): how far confidence is from accuracy, the mean over photos of what `reliability` says of their bins."""
+    found = reliability(confidence, right, bins)
+    gaps = np.abs(found["confidence"] - found["accuracy"])
+    return float(np.nansum(gaps * found["count"]) / len(confidence))
+
+
+def coverage(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
+    """What answering only above a threshold gives: thresholds, falling, the share answered, the share of that which is right.
+
+    (m,) each, m the number of different confidences: photos of the same one are answered together or not at all.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    thresholds, cumulative = confidence[order], right[order].cumsum()
+    last = np.flatnonzero(np.append(thresholds[:-1] != thresholds[1:], True))  # of those with one confidence
+    return thresholds[last], (last + 1) / len(order), cumulative[last] / (last + 1)
+
+
+def threshold_for(accuracy: float, confidence: Floats, right: npt.NDArray[np.bool_]) -> float:
+    """The lowest confidence seen from which on upwards that share of answers was right; above 1 where there is none."""
+    thresholds, _, accuracies = coverage(confidence, right)
+    enough = np.flatnonzero(accuracies >= accuracy)
+    return float(thresholds[enough[-1]]) if len(enough) else 1.01

@@ -30,6 +30,7 @@ STEADY_WORKERS = 4  # with more, or with smaller batches, the default rate has t
 DIVERGED = 5.0  # times the loss of guessing: a mean loss above that is taken for training that has come apart
 SETBACKS = 2  # times that it then goes back and tries again with half the learning rate
 HISTORY = "metrics.csv"
+SURE = 0.99  # share of the answers that shall be right where a photo is not called unsure
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Run:
         self.first_epoch = 0  # epochs of the runs before it
         self.finished = False
         self.history: list[dict[str, float]] = []  # a row an epoch, of all runs
-        self.best: dict[str, Any] = {}  # epoch, val_acc, val_loss, image_size, weights
+        self.best: dict[str, Any] = {}  # epoch, val_acc, val_loss, image_size, temperature, sure_from, weights
         self.tally = Tally()  # of the epoch under way
         self.session = Tally()  # of this process
         self.momentum: Tensor | None = None  # (workers, trained parameters)
@@ -268,6 +269,7 @@ class Run:
         if not self.best or row["val_acc"] >= self.best["val_acc"]:
             self.best = {name: row[name] for name in ("epoch", "val_acc", "val_loss")}
             self.best["image_size"] = self.choices.image_size
+            self.best |= calibrated(logits, val.labels)
             self.best["weights"] = self.good.weights
 
     def epoch_line(self) -> str:
@@ -279,6 +281,13 @@ class Run:
             f"val loss {row['val_loss']:.4f} accuracy {row['val_acc']:.4f}{best}, "
             f"{row['images_per_second']:.0f} images/s"
         )
+
+
+def calibrated(logits: predict.Logits, labels: hogwild.Ints) -> dict[str, float]:
+    """What makes the probabilities of these weights mean what they say: the temperature, and from where on 99 % are right."""
+    temperature = metrics.fit_temperature(logits, labels)
+    confidence, right = metrics.confidences(logits, temperature), logits.argmax(axis=1) == labels
+    return {"temperature": temperature, "sure_from": metrics.threshold_for(SURE, confidence, right)}
 
 
 class LossWatch:
