@@ -1,25 +1,42 @@
-"""Measure the checkpoint on the whole test split: a table, and model/eval_results.json.
+"""Measure the checkpoint on the whole test split: a table, model/report.html, its charts, and model/eval_results.json.
 
     python eval.py
 """
 
+import hashlib
 import json
+import os
+import platform
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hogwear import dataset, decoding, machine, metrics, progress, settings
+from hogwear.dataset import Photos, Split
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
+from hogwear.pixels import Pixels
+
+if TYPE_CHECKING:
+    from hogwear.report import Mistake
+    from model import Trained
 
 RESULTS = "eval_results.json"
+SCHEMA = 1  # of eval_results.json, as docs/eval_results.md describes it
+WORST = 12  # mistakes shown in the report
+SURELY_WRONG = 0.9  # so probable an answer, and wrong: maybe the photo is in the wrong folder
+CURVE = 100  # points of accuracy against coverage that are kept
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Measure model/checkpoint.pt on the test split (val, where there is no test); write model/eval_results.json."""
+    """Measure model/checkpoint.pt on the test split (val, where there is no test); write report.html and eval_results.json to model/."""
 
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
@@ -53,29 +70,110 @@ def main(settings: Settings) -> None:
     pixels = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
     logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
-    results = measure(logits, pixels.labels, trained.class_names) | {
-        "split": split.name,
-        "skipped": len(pixels.skipped),
-        "images_per_second": round(len(pixels) / seconds, 1),
-        "checkpoint": {"sha256": trained.sha256, "epoch": trained.epoch, "arch": trained.arch, "image_size": trained.image_size},
-    }
+    mistakes = worst_mistakes(trained, logits, pixels, split)
+    results = (
+        {"schema": SCHEMA}
+        | measure(logits, pixels.labels, trained.class_names)
+        | probabilities(logits, pixels.labels, trained.temperature, trained.sure_from)
+        | {"mistakes": [mistake.as_json() for mistake in mistakes]}
+        | {"split": split.name, "skipped": len(pixels.skipped), "images_per_second": round(len(pixels) / seconds, 1)}
+        | circumstances(trained, photos, split)
+    )
     dataset.write_atomically(settings.model_dir / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     print(table(results))
-    print(f"Written to {settings.model_dir / RESULTS}.")
+    page = write_report(settings.model_dir, results, logits, pixels.labels, trained, mistakes)
+    print(f"To look at: {page}. All figures: {settings.model_dir / RESULTS}.")
 
 
 def measure(logits: metrics.Floats, labels: metrics.Ints, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The figures of eval_results.json that come from the predictions alone."""
+    """How often it is right, overall and by class."""
     matrix = metrics.confusion_matrix(logits.argmax(axis=1), labels, len(class_names))
-    by_class = {name: values.tolist() for name, values in metrics.per_class(matrix).items()}
+    by_class, right, support = metrics.per_class(matrix), int(matrix.trace()), matrix.sum(axis=1)
     return {
         "test_loss": metrics.cross_entropy(logits, labels),
         "test_acc": metrics.accuracy(logits, labels),
+        "test_acc_interval": metrics.wilson(right, len(labels)),
+        "majority_class": class_names[support.argmax()],
+        "majority_acc": int(support.max()) / len(labels),
         "num_examples": len(labels),
+        "num_right": right,
         "class_names": list(class_names),
-        "per_class": {c: {name: values[i] for name, values in by_class.items()} for i, c in enumerate(class_names)},
+        "macro": metrics.macro(by_class),
+        "per_class": {c: {name: values[i].item() for name, values in by_class.items()} for i, c in enumerate(class_names)},
         "confusion_matrix": matrix.tolist(),  # [true][predicted]
     }
+
+
+def probabilities(logits: metrics.Floats, labels: metrics.Ints, temperature: float, sure_from: float) -> dict[str, Any]:
+    """Whether its probabilities mean what they say, and what comes of answering only where it is sure."""
+    right, confidence = logits.argmax(axis=1) == labels, metrics.confidences(logits, temperature)
+    found, sure = metrics.reliability(confidence, right), confidence >= sure_from
+    _, shares, accuracies = metrics.coverage(confidence, right)
+    points = np.unique(np.linspace(0, len(shares) - 1, CURVE).astype(int))
+    return {
+        "calibration": {
+            "temperature": temperature,
+            "ece_before": metrics.calibration_error(metrics.confidences(logits), right),
+            "ece_after": metrics.calibration_error(confidence, right),
+            "loss_after": metrics.cross_entropy(logits / temperature, labels),
+            "bins": [{name: values[i].item() for name, values in found.items()} for i in np.flatnonzero(found["count"])],
+        },
+        "sure": {"from": sure_from, "share": float(sure.mean()), "accuracy": float(right[sure].mean()) if sure.any() else None},
+        "coverage": [{"share": shares[i].item(), "accuracy": accuracies[i].item()} for i in points],
+    }
+
+
+def worst_mistakes(trained: "Trained", logits: metrics.Floats, pixels: Pixels, split: Split) -> "list[Mistake]":
+    """The WORST photos by the probability of their true class, and what the network looked at."""
+    import torch
+
+    from hogwear.report import Mistake
+
+    log_probabilities, predicted = metrics.log_softmax(logits / trained.temperature), logits.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != pixels.labels)
+    worst = wrong[np.argsort(log_probabilities[wrong, pixels.labels[wrong]], kind="stable")][:WORST]
+    if not len(worst):
+        return []
+    images = pixels.images[pixels.rows[worst]]
+    with torch.inference_mode():
+        evidence = trained.net.evidence(torch.from_numpy(images), torch.from_numpy(predicted[worst])).numpy()
+    mistakes = []
+    for i, image, seen in zip(worst, images, evidence, strict=True):
+        probability = float(np.exp(log_probabilities[i, predicted[i]]))
+        true, answered = (trained.class_names[c] for c in (pixels.labels[i], predicted[i]))
+        mistakes.append(Mistake(split.paths[pixels.rows[i]], true, answered, probability, probability >= SURELY_WRONG, image, seen))
+    return mistakes
+
+
+def circumstances(trained: "Trained", photos: Photos, split: Split) -> dict[str, Any]:
+    """What produced these figures."""
+    return {
+        "checkpoint": {"sha256": trained.sha256, "epoch": trained.epoch, "arch": trained.arch, "image_size": trained.image_size},
+        "run": trained.choices,
+        "data": {"folder": "the built-in sample" if photos.is_sample else str(photos.folder), "fingerprint": fingerprint(split)},
+        "machine": {"cpu": machine.cpu_name(), "cpus": machine.cpus(), "dtype": str(trained.dtype).removeprefix("torch.")},
+        "packages": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy", "pillow", "matplotlib")},
+        "made": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def fingerprint(split: Split) -> str:
+    """The same for the same photos anywhere: a hash of their paths inside the data folder, and of their sizes."""
+    told = hashlib.sha256()
+    for path in split.paths.texts():
+        size = 0
+        with suppress(OSError):
+            size = os.lstat(path).st_size
+        told.update(os.fsencode(f"{os.path.relpath(path, split.root)}\0{size}\0"))
+    return told.hexdigest()[:16]
+
+
+def write_report(
+    folder: Path, results: dict[str, Any], logits: metrics.Floats, labels: metrics.Ints, trained: "Trained", mistakes: "list[Mistake]"
+) -> Path:
+    from hogwear import report  # and matplotlib with it: half a second, when the figures are already on the screen
+
+    return report.write(folder, results, logits, labels, trained.history, mistakes)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -88,9 +186,10 @@ def table(results: dict[str, Any]) -> str:
         lines.append(
             f"{name:{wide}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}  {row['support']:6d}  {taken_for}".rstrip()
         )
-    right = round(results["test_acc"] * results["num_examples"])
-    lines += ["", f"{results['split']} accuracy {results['test_acc']:.4f} ({right} of {results['num_examples']} photos), "
-                  f"loss {results['test_loss']:.4f}, {results['images_per_second']:.0f} images/s"]  # fmt: skip
+    low, high = results["test_acc_interval"]
+    lines += ["", f"{results['split']} accuracy {results['test_acc']:.4f} ({results['num_right']} of {results['num_examples']} photos), "
+                  f"loss {results['test_loss']:.4f}, {results['images_per_second']:.0f} images/s",
+              f"95 % interval {low:.3f} to {high:.3f}; always answering {results['majority_class']}: {results['majority_acc']:.3f}"]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -1,9 +1,12 @@
-"""Predict photos: annotated pictures in responses/results/ and all answers in responses/predictions.json.
+"""Predict photos: annotated pictures in responses/results/, a contact sheet, and all answers in responses/predictions.json and .csv.
 
-    python infer.py                              # five random photos of the test split
-    python infer.py --images shirt.jpg folder/   # your own
+    python infer.py                                         # five random photos of the test split
+    python infer.py --images shirt.jpg folder/ 'new/*.png'  # your own
 """
 
+import csv
+import glob
+import io
 import json
 import os
 import statistics
@@ -15,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, metrics, report, settings
+from hogwear import dataset, decoding, machine, metrics, pictures, settings
 from hogwear.dataset import Paths
 from hogwear.decoding import Array, Guard, Limits
 from hogwear.errors import BadInput
-from hogwear.report import Prediction
+from hogwear.pictures import Prediction
 from hogwear.settings import flag
 
 if TYPE_CHECKING:
     from model import Trained
 
-RESULTS, PREDICTIONS = "results", "predictions.json"
+RESULTS, PREDICTIONS, TABLE = "results", "predictions.json", "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Settings:
-    """Predict photos with model/checkpoint.pt; write annotated pictures and predictions.json to responses/."""
+    """Predict photos with model/checkpoint.pt; write annotated pictures, predictions.json and predictions.csv to responses/."""
 
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
@@ -48,7 +51,7 @@ class Settings:
     max_megapixels: int = decoding.max_megapixels()
     max_megabytes: int = decoding.max_megabytes()
     responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
-    images: tuple[Path, ...] = flag("photos or folders to predict, instead of random ones of the test split", (), kind=Path)
+    images: tuple[Path, ...] = flag("photos, folders or patterns of them to predict, instead of random ones of the test split", (), kind=Path)
     num_images: int = flag("how many random photos", 5, kind=int, at_least=1)
     seed: int | None = flag("chooses the random photos", None, kind=int, at_least=0, below=2**63, default_help="others every time")
 
@@ -65,21 +68,23 @@ def main(settings: Settings) -> None:
     if not any(photo.image is not None for photo in photos):
         raise BadInput("; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3]) + ": no photo could be read")
     predictions = answer(trained, photos)
-    write(predictions, photos, settings)
+    sheets = write(predictions, photos, settings)
     for p in predictions:
         print(p.line())
     read = sum(p.unread is None for p in predictions)
-    print(f"{read} pictures in {settings.responses_dir / RESULTS}; every answer in {settings.responses_dir / PREDICTIONS}.")
+    print(f"{read} pictures in {settings.responses_dir / RESULTS}, all on {sheets[0]}; every answer in {settings.responses_dir / PREDICTIONS} and {TABLE}.")
     print(f"One photo takes {latency(trained, photos):.1f} ms on one CPU, decoded.")
 
 
 def given(settings: Settings, trained: "Trained") -> list[Photo]:
-    """The photos of --images, folders opened, each once. BadInput for a path that is not there, or if there is none."""
+    """The photos of --images, folders opened and patterns filled in, each once. BadInput for a path that is not there, or if there is none."""
     files: dict[Path, None] = {}
-    for path in settings.images:
-        if not path.exists():
-            raise BadInput(f"--images: {path} does not exist; give photos or folders of photos")
-        files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
+    for pattern in settings.images:
+        matching = [pattern] if pattern.exists() else sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        if not matching:
+            raise BadInput(f"--images: {pattern} does not exist; give photos, folders of photos, or patterns such as 'photos/*.jpg'")
+        for path in matching:
+            files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
     if not files:
         raise BadInput(f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos")
     guard = guarded(Paths(files), trained.image_size, settings, min(machine.cpus(), len(files)))
@@ -138,43 +143,58 @@ def photo(file: Path, image: Array | str, trained: "Trained", folder: str) -> Ph
 
 
 def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
-    """An answer for every photo, in order; for one that could not be read, why."""
+    """An answer for every photo, in order, with calibrated probabilities; for one that could not be read, why."""
     from hogwear.predict import predict
 
     batch = np.stack([photo.image for photo in photos if photo.image is not None])  # (n, S, S, 3) uint8
     logits = predict(trained.net, batch, np.arange(len(batch)), machine.cpus())
-    probabilities = iter(np.exp(metrics.log_softmax(logits)))
-    return [
-        Prediction(photo.file, photo.true_class, photo.unread,
-                   dict(zip(trained.class_names, next(probabilities).tolist(), strict=True)) if photo.unread is None else {})
-        for photo in photos
-    ]  # fmt: skip
+    probabilities = iter(np.exp(metrics.log_softmax(logits / trained.temperature)).tolist())
+    predictions = []
+    for photo in photos:
+        given = dict(zip(trained.class_names, next(probabilities), strict=True)) if photo.unread is None else {}
+        unsure = photo.unread is None and max(given.values()) < trained.sure_from
+        predictions.append(Prediction(photo.file, photo.true_class, photo.unread, given, unsure))
+    return predictions
 
 
-def write(predictions: list[Prediction], photos: list[Photo], settings: Settings) -> None:
-    """The pictures, in place of those of an earlier run, and predictions.json."""
+def write(predictions: list[Prediction], photos: list[Photo], settings: Settings) -> list[Path]:
+    """The pictures, in place of those of an earlier run, predictions.json and .csv, and the contact sheets, which are returned."""
     folder = settings.responses_dir / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    pictures: dict[int, Path] = {}
+    files: dict[int, Path] = {}
     for i, p in enumerate(predictions):
         if p.unread is None:
-            pictures[i] = report.free_name(folder, p)
-            pictures[i].touch()
-    guard = guarded(Paths(p.file for p in predictions), report.PHOTO_SIDE, settings, min(machine.cpus(), len(pictures)))
+            files[i] = pictures.free_name(folder, p)
+            files[i].touch()
+    guard = guarded(Paths(p.file for p in predictions), pictures.PHOTO_SIDE, settings, min(machine.cpus(), len(files)))
 
     def draw(i: int) -> None:
         image: Any = guard.decode(i)
         if isinstance(image, str):  # that it could be read a moment ago is no promise
             image = photos[i].image
-        report.draw_prediction(predictions[i], image, pictures[i])
+        pictures.draw_prediction(predictions[i], image, files[i])
 
     with guard.workers({"draw": draw}) as workers:
-        for _ in workers.run("draw", pictures):
+        for _ in workers.run("draw", files):
             pass
-    rows = [p.as_json() | {"picture": pictures[i].name if i in pictures else None} for i, p in enumerate(predictions)]
+    rows = [p.as_json() | {"picture": files[i].name if i in files else None} for i, p in enumerate(predictions)]
     dataset.write_atomically(settings.responses_dir / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
+    dataset.write_atomically(settings.responses_dir / TABLE, as_table(predictions).encode(errors="backslashreplace"))
+    return pictures.draw_sheets(predictions, [photo.image for photo in photos], settings.responses_dir)
+
+
+def as_table(predictions: list[Prediction]) -> str:
+    """A row for every photo: its likeliest classes, best first, with their probabilities, or why it could not be read."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    places = range(1, min(pictures.TOP_CLASSES, max(len(p.probabilities) for p in predictions)) + 1)
+    writer.writerow(["file", "true_class", "error", "unsure", *(f"{what}_{n}" for n in places for what in ("class", "probability"))])
+    for p in predictions:
+        top = [value for name, share in p.top() for value in (name, f"{share:.6f}")]
+        writer.writerow([p.file, p.true_class, p.unread, "" if p.unread else p.unsure, *top])
+    return text.getvalue()
 
 
 def latency(trained: "Trained", photos: list[Photo], repeats: int = 9) -> float:

@@ -62,6 +62,13 @@ class Network(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.features(pixels))
 
+    def evidence(self, pixels: Tensor, classes: Tensor) -> Tensor:
+        """(B, H, W) float32: how far each place of the last activations speaks for the given class of a photo, (B,) int64.
+
+        These are class activation maps (arXiv 1512.04150): the logit, taken apart by place. H and W are the activations'.
+        """
+        raise NotImplementedError
+
     def crop(self, image_size: int) -> int:
         """The side of the random crops that it is best trained on, of photos of this size."""
         return image_size
@@ -248,10 +255,16 @@ class EfficientNetLite0(Network):
         return x
 
     def top(self, x: Tensor) -> Tensor:
+        return self.last_activations(x).mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
+
+    def last_activations(self, x: Tensor) -> Tensor:
         for block in self.blocks[TRUNK_BLOCKS:]:
             x = block(x)
-        x = fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))
-        return x.mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
+        return fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))  # (B, H, W, HEAD_CHANNELS)
+
+    def evidence(self, pixels: Tensor, classes: Tensor) -> Tensor:
+        x = self.last_activations(self.trunk(pixels)).float()
+        return torch.einsum("bhwc,bc->bhw", x, self.head.weight[classes]) / (x.shape[1] * x.shape[2])
 
     def crop(self, image_size: int) -> int:
         return 8 * round(0.9 * image_size / 8)  # docs/decisions/augmentation.md
@@ -290,6 +303,7 @@ class TinyVGG(Network):
             nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
             nn.Flatten(),
         )  # fmt: skip
+        self.side = side
         self.head = nn.Linear(c * side * side, num_classes)
 
     def trunk(self, pixels: Tensor) -> Tensor:
@@ -297,6 +311,10 @@ class TinyVGG(Network):
 
     def top(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+    def evidence(self, pixels: Tensor, classes: Tensor) -> Tensor:
+        parts = self.features(pixels) * self.head.weight[classes]
+        return parts.view(len(parts), self.CHANNELS, self.side, self.side).sum(1)
 
 
 ARCHITECTURES: dict[str, type[Network]] = {"efficientnet_lite0": EfficientNetLite0, "tinyvgg": TinyVGG}
@@ -334,6 +352,7 @@ class Trained:
     arch: str
     class_names: tuple[str, ...]
     image_size: int
+    dtype: torch.dtype
     epoch: int  # that the weights come from; 0: interrupted before the first validation
     sha256: str  # of the checkpoint file
     temperature: float = 1.0  # divides the logits, so that probabilities are as often right as they say; fitted on val
@@ -352,7 +371,7 @@ def load(model_dir: Path, dtype: torch.dtype) -> Trained:
     net.load_state_dict(best["weights"] if best else state["weights"])
     net.requires_grad_(False)
     return Trained(
-        net, state["arch"], class_names, image_size,
+        net, state["arch"], class_names, image_size, dtype,
         epoch=best["epoch"] if best else 0,
         sha256=loaded.sha256,
         temperature=best.get("temperature", 1.0),  # older checkpoints have none of these two

@@ -8,7 +8,6 @@ import platform
 import re
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -28,8 +27,7 @@ def main(names: list[str]) -> None:
         sys.exit(f"bench: {', '.join(sorted(unknown))}: not one of {', '.join(PARTS)}")
     torch.set_num_threads(1)
     machine.keep_freed_memory()
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
-    where = f"{cpu}, {machine.cpus()} CPUs, Python {platform.python_version()}, PyTorch {torch.__version__}"
+    where = f"{machine.cpu_name()}, {machine.cpus()} CPUs, Python {platform.python_version()}, PyTorch {torch.__version__}"
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RESULTS.read_text() if RESULTS.exists() else "", re.M | re.S))
     for name in names or PARTS:
         description = " ".join((PARTS[name].__doc__ or "").split())

@@ -35,6 +35,15 @@ def cpus(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
     return max(1, int(allowed))
 
 
+def cpu_name() -> str:
+    """What the kernel calls the first CPU."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):  # the second is ARM's
+                return line.partition(":")[2].strip()
+    return "unknown"
+
+
 def memory_limit(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> float:
     """Bytes that every cgroup above us allows (docker run --memory); infinity where none says."""
     limit = math.inf

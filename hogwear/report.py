@@ -1,93 +1,74 @@
-"""Pictures of what the network answered."""
+"""The page that eval writes: one file, nothing in it comes from anywhere else, readable on a phone and in the dark."""
 
-import os
+import base64
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hogwear.decoding import Array
+import jinja2
+import numpy as np
+from PIL import Image
 
-RIGHT, WRONG, OTHERS, INK = "#0072B2", "#D55E00", "#BFC5CC", "#22262B"  # Okabe-Ito blue and vermillion, told apart by all
-TOP_CLASSES = 5
-PHOTO_SIDE = 480  # pixels, in the picture
+from hogwear import dataset, figures
+from hogwear.decoding import Array
+from hogwear.metrics import Floats, Ints
+from hogwear.pictures import shortened
+
+REPORT = "report.html"
+FEW = 0.1  # an interval of accuracy wider than this claims too much of its test photos
+GLOW = (213, 94, 0)  # orange: where the network looked
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The answer for one photo."""
+class Mistake:
+    """A photo of the evaluated split that was answered wrongly."""
 
     file: Path
-    true_class: str | None  # where known
-    unread: str | None  # why there is no answer
-    probabilities: dict[str, float]  # {class: 0..1}, adding up to 1; empty if unread
-
-    @property
-    def predicted(self) -> str:
-        return max(self.probabilities, key=self.probabilities.__getitem__)
-
-    @property
-    def is_wrong(self) -> bool:
-        return self.true_class is not None and self.true_class != self.predicted
-
-    def line(self) -> str:
-        """For a terminal."""
-        name = str(self.file) if str(self.file).isprintable() else repr(str(self.file))
-        if self.unread is not None:
-            return f"{'not read':12}          {name}: {self.unread}"
-        wrong = f"  WRONG: it is {self.true_class}" if self.is_wrong else ""
-        return f"{self.predicted:12} {self.probabilities[self.predicted]:7.1%}  {name}{wrong}"
+    true_class: str
+    predicted: str
+    probability: float  # of the predicted class, calibrated
+    maybe_mislabelled: bool  # so sure that its folder may be what is wrong
+    image: Array  # (S, S, 3) uint8
+    evidence: Floats  # (H, W): how far each place speaks for the predicted class
 
     def as_json(self) -> dict[str, Any]:
-        answer: dict[str, Any] = {"file": str(self.file), "true_class": self.true_class, "error": self.unread}
-        if self.unread is None:
-            answer |= {"predicted": self.predicted, "probability": self.probabilities[self.predicted]}
-        return answer | {"probabilities": self.probabilities}
+        return {"file": str(self.file), "true_class": self.true_class, "predicted": self.predicted,
+                "probability": self.probability, "maybe_mislabelled": self.maybe_mislabelled}  # fmt: skip
 
 
-def free_name(folder: Path, prediction: Prediction) -> Path:
-    """folder/<stem>_<predicted class>.png, with a number where two photos have one name, and _ for what cannot be printed."""
-    name = "_".join(os.fsencode(part)[:110].decode(errors="ignore") for part in (prediction.file.stem, prediction.predicted))
-    name = "".join(c if c.isprintable() and c != "/" else "_" for c in name)  # a class may be called anything by a checkpoint
-    candidates = (folder / f"{name}{f'_{n}' if n > 1 else ''}.png" for n in range(1, 1 << 30))
-    return next(path for path in candidates if not path.exists())
+def write(folder: Path, results: dict[str, Any], logits: Floats, labels: Ints, history: tuple[dict[str, float], ...], mistakes: list[Mistake]) -> Path:
+    """folder/report.html and folder/*.png, from the `results` of eval_results.json and what they were computed from."""
+    calibration, sure = results["calibration"], results["sure"]
+    drawn = {
+        "confusion": figures.confusion(np.array(results["confusion_matrix"]), results["class_names"]),
+        "reliability": figures.reliability(logits, labels, calibration["temperature"]),
+        "coverage": figures.coverage(logits, labels, calibration["temperature"], sure["from"]),
+    }
+    if history:
+        drawn["learning_curves"] = figures.learning_curves(history)
+    charts = {name: figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()}
+    gallery = [(mistake, picture(mistake.image), picture(glowing(mistake.image, mistake.evidence))) for mistake in mistakes]
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["printable"] = lambda text: shortened(str(text), 200)
+    page = environment.get_template("report.html").render(r=results, charts=charts, gallery=gallery, few=FEW, history=history)
+    dataset.write_atomically(folder / REPORT, page.encode(errors="replace"))
+    return folder / REPORT
 
 
-def draw_prediction(prediction: Prediction, image: Array, file: Path) -> None:
-    """The photo, `image` (S, S, 3), its predicted class and probability, the true class where known, and the runners-up."""
-    from matplotlib.figure import Figure  # half a second
-
-    colour = WRONG if prediction.is_wrong else RIGHT
-    figure = Figure(figsize=(8, 4.4), dpi=120, facecolor="white")
-    photo = figure.add_axes((0.03, 0.06, 0.47, 0.78))
-    photo.imshow(image)
-    photo.set_anchor("W")
-    photo.set(xticks=[], yticks=[])
-    for spine in photo.spines.values():
-        spine.set(color=colour, linewidth=2)
-    title = f"{prediction.predicted}  {prediction.probabilities[prediction.predicted]:.1%}"
-    figure.text(0.03, 0.91, title, fontsize=19, fontweight="bold", color=colour, va="center", parse_math=False)
-    if prediction.true_class is not None:
-        verdict = f"wrong: it is {prediction.true_class}" if prediction.is_wrong else "right"
-        figure.text(0.98, 0.91, verdict, fontsize=14, color=colour, va="center", ha="right", parse_math=False)
-    draw_bars(figure.add_axes((0.68, 0.12, 0.235, 0.66)), prediction.probabilities, prediction.predicted, colour)
-    figure.text(0.03, 0.025, shortened(prediction.file.name, 60), fontsize=9, color="#6B7280", va="center", parse_math=False)
-    figure.savefig(file, metadata={"Software": None})
+def picture(image: Array) -> str:
+    """(S, S, 3) uint8 as a data: URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def draw_bars(axes: Any, probabilities: dict[str, float], predicted: str, colour: str) -> None:
-    """The likeliest classes, the best on top."""
-    names = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:TOP_CLASSES]
-    values = [probabilities[name] for name in names]
-    axes.barh(range(len(names)), values, color=[colour if n == predicted else OTHERS for n in names], height=0.62)
-    for i, value in enumerate(values):
-        axes.text(max(value, 0) + 0.03, i, f"{value:.1%}", va="center", fontsize=10, color=INK)
-    axes.set(xlim=(0, 1.0), ylim=(TOP_CLASSES - 0.5, -0.5), xticks=[])
-    axes.set_yticks(range(len(names)), [shortened(name, 18) for name in names], fontsize=11, color=INK, parse_math=False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def shortened(text: str, length: int) -> str:
-    """Text that can be drawn on one line: nothing unprintable, at most `length` characters."""
-    clean = "".join(c if c.isprintable() else "?" for c in text)
-    return clean if len(clean) <= length else clean[: length - 1] + "…"
+def glowing(image: Array, evidence: Floats) -> Array:
+    """The photo in grey, orange where the evidence is, the strongest most."""
+    size = image.shape[1], image.shape[0]
+    strength = np.maximum(evidence, 0) / max(float(evidence.max()), 1e-9)
+    mask = np.asarray(Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    blended: Array = ((1 - 0.7 * mask) * grey + 0.7 * mask * np.array(GLOW)).astype(np.uint8)
+    return blended
