@@ -50,7 +50,7 @@ def write(folder: Path, results: dict[str, Any], logits: Floats, labels: Ints, h
     charts = {name: figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()}
     gallery = [(mistake, picture(mistake.image), picture(glowing(mistake.image, mistake.evidence))) for mistake in mistakes]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
     environment.filters["printable"] = lambda text: shortened(str(text), 200)
     page = environment.get_template("report.html").render(r=results, charts=charts, gallery=gallery, few=FEW, history=history)
     dataset.write_atomically(folder / REPORT, page.encode(errors="replace"))
@@ -65,9 +65,9 @@ def picture(image: Array) -> str:
 
 
 def glowing(image: Array, evidence: Floats) -> Array:
-    """The photo in grey, orange where the evidence is, the strongest most."""
-    size = image.shape[1], image.shape[0]
-    strength = np.maximum(evidence, 0) / max(float(evidence.max()), 1e-9)
+    """The photo in grey, orange where there is more evidence than on average, the strongest most."""
+    size, mean = (image.shape[1], image.shape[0]), float(evidence.mean())
+    strength = np.maximum(evidence - mean, 0) / max(float(evidence.max()) - mean, 1e-9)
     mask = np.asarray(Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
     blended: Array = ((1 - 0.7 * mask) * grey + 0.7 * mask * np.array(GLOW)).astype(np.uint8)

@@ -1,9 +1,12 @@
-"""The measures, against cases worked by hand."""
+"""The measures, against cases worked by hand and against scikit-learn and SciPy."""
 
 import math
 
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.calibration
+import sklearn.metrics
 
 from hogwear import metrics
 
@@ -66,3 +69,95 @@ def test_an_absent_class_counts_zero_and_warns_of_nothing(recwarn: pytest.Warnin
     found = metrics.per_class(np.array([[2, 0], [0, 0]]))
     assert [values.tolist() for values in found.values()] == [[1, 0], [1, 0], [1, 0], [2, 0]]
     assert not recwarn
+
+
+# --- against libraries that others keep
+
+CASES = [(400, 5, 1.5), (60, 3, 0.2), (7, 4, 1.0), (1, 2, 1.0), (300, 10, 0.0)]  # photos, classes, how much is known
+
+
+def random_case(photos: int, classes: int, known: float, seed: int) -> tuple[metrics.Floats, metrics.Ints]:
+    """Logits and labels; with few photos some classes are absent, with nothing known all logits are ties."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, photos)
+    logits = known * (random.normal(size=(photos, classes)) + 1.5 * np.eye(classes)[labels])
+    return logits.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_measures_equal_scikit_learns(case: tuple[int, int, float], seed: int) -> None:
+    logits, labels = random_case(*case, seed)
+    classes, predicted = list(range(case[1])), logits.argmax(1)
+    assert metrics.accuracy(logits, labels) == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    expected_loss = sklearn.metrics.log_loss(labels, np.exp(metrics.log_softmax(logits)), labels=classes)
+    assert metrics.cross_entropy(logits, labels) == pytest.approx(expected_loss, rel=1e-5)
+    matrix = metrics.confusion_matrix(predicted, labels, case[1])
+    assert np.array_equal(matrix, sklearn.metrics.confusion_matrix(labels, predicted, labels=classes))
+    found = metrics.per_class(matrix)
+    theirs = sklearn.metrics.precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
+        assert found[name] == pytest.approx(values), name
+    there = np.unique(labels)
+    for name, value in zip(("precision", "recall", "f1"), theirs, strict=False):
+        assert metrics.macro(found)[name] == pytest.approx(value[there].mean()), name
+
+
+@pytest.mark.parametrize(("right", "count"), [(627, 630), (0, 5), (5, 5), (1, 1), (0, 1), (50, 100)])
+def test_the_interval_equals_scipys(right: int, count: int) -> None:
+    theirs = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert metrics.wilson(right, count) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reliability_equals_scikit_learns_and_the_error_follows_from_it(seed: int) -> None:
+    logits, labels = random_case(400, 5, 1.5, seed)
+    confidence, right = metrics.confidences(logits), logits.argmax(1) == labels
+    found = metrics.reliability(confidence, right, bins=10)
+    share, mean = sklearn.calibration.calibration_curve(right, confidence, n_bins=10)
+    some = found["count"] > 0
+    assert found["accuracy"][some] == pytest.approx(share) and found["confidence"][some] == pytest.approx(mean)
+    gaps = [abs(confidence[place].sum() - right[place].sum()) for n in range(10) if (place := np.clip((confidence * 10).astype(int), 0, 9) == n).any()]
+    assert metrics.calibration_error(confidence, right, bins=10) == pytest.approx(sum(gaps) / 400)
+
+
+# --- temperature and coverage
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_the_temperature_undoes_a_scale_and_no_other_has_less_loss(scale: float) -> None:
+    random = np.random.default_rng(0)
+    honest = 2 * random.normal(size=(5000, 4))
+    labels = np.array([random.choice(4, p=p) for p in np.exp(metrics.log_softmax(honest))])
+    found = metrics.fit_temperature(scale * honest, labels)
+    assert found == pytest.approx(scale, rel=0.05)
+    losses = [metrics.cross_entropy(scale * honest / t, labels) for t in (0.9 * found, found, 1.1 * found)]
+    assert losses[1] == min(losses)
+
+
+def test_without_a_mistake_the_temperature_leaves_some_doubt() -> None:
+    for photos in (1, 20, 2000):
+        logits = 3 * np.eye(3)[np.arange(photos) % 3]
+        confidence = metrics.confidences(logits, metrics.fit_temperature(logits, np.arange(photos) % 3))
+        assert 1 - 2 / (photos + 2) < confidence.min() < 1
+
+
+def test_logits_that_say_nothing_have_a_temperature() -> None:
+    assert 0 < metrics.fit_temperature(np.zeros((4, 3)), np.array([0, 1, 2, 0])) < 100
+
+
+def test_coverage_by_hand_answers_equal_confidences_together() -> None:
+    confidence, right = np.array([0.9, 0.6, 0.6, 0.99]), np.array([True, True, False, True])
+    thresholds, shares, accuracies = metrics.coverage(confidence, right)
+    assert (thresholds.tolist(), shares.tolist()) == ([0.99, 0.9, 0.6], [0.25, 0.5, 1.0])
+    assert accuracies == pytest.approx([1, 1, 0.75])
+
+
+@pytest.mark.parametrize(("accuracy", "expected"), [(0.75, 0.6), (0.76, 0.9), (1.0, 0.9)])
+def test_the_threshold_is_the_lowest_confidence_that_keeps_the_promise(accuracy: float, expected: float) -> None:
+    confidence, right = np.array([0.9, 0.6, 0.6, 0.99]), np.array([True, True, False, True])
+    assert metrics.threshold_for(accuracy, confidence, right) == expected
+
+
+def test_where_no_answer_keeps_the_promise_none_is_sure() -> None:
+    assert metrics.threshold_for(0.99, np.array([0.9, 0.8]), np.array([False, True])) > 1
