@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+import numpy as np
+
 from hogwear import dataset, decoding, machine, progress, settings
-from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, Choices, choose
+from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, UNBALANCED, Choices, choose
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
@@ -164,6 +166,10 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
     source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
     print(f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with.")
     print(f"Classes: {', '.join(photos.class_names)}.")
+    counts = np.bincount(photos.train.labels)
+    if counts.max() >= UNBALANCED * counts.min():
+        least, most = (photos.class_names[i] for i in (counts.argmin(), counts.argmax()))
+        print(f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training.")
     length = f"{choices.epochs} epochs" if choices.time_budget is None else f"about {choices.epochs} epochs in {choices.time_budget} s"
     print(
         f"Plan: {choices.arch} at {choices.image_size} px, {length} in batches "

@@ -7,6 +7,7 @@ from hogwear.errors import BadInput
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
 FEW = 4000  # photos; where there are fewer, the default is to see that many all the same, in several epochs
+UNBALANCED = 10  # times as many photos in the largest class as in the smallest: then rare classes count as much as others
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"  # in the model folder: the last two that were saved
 OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"

@@ -24,6 +24,7 @@ from hogwear.pixels import Array, Images
 Ints = npt.NDArray[np.int64]
 WARM_UP = 0.1  # share of the images over which the learning rate rises
 WEIGHT_DECAY = 1e-4
+NO_PRIOR = torch.zeros(1)
 CLIP = 0.01  # a tensor's gradient may be this share of its weights; docs/decisions/adaptive-clipping.md
 
 
@@ -42,6 +43,7 @@ class Course:
     momentum: float
     seed: int
     first_epoch: int  # epochs trained in earlier runs; their shuffles are not repeated
+    log_prior: Tensor = NO_PRIOR  # (classes,) or (1,), added to the logits in the loss; docs/decisions/imbalance.md
 
     @property
     def steps_per_epoch(self) -> int:
@@ -156,7 +158,7 @@ def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int],
     def train(step: int) -> Result:
         pixels, labels = course.batch(step, images)
         logits = net(pixels)
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits + course.log_prior, labels)
         net.zero_grad()
         loss.backward()
         clip_adaptively(parameters)

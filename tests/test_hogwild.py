@@ -22,6 +22,7 @@ from hogwear import dataset, hogwild
 from hogwear.errors import BadInput
 from hogwear.hogwild import Course
 from hogwear.pixels import Pixels
+from hogwear.run import log_prior
 from hogwear.workers import FORK, Workers
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
@@ -38,7 +39,7 @@ def course(train: Pixels) -> Course:
     """Two epochs of 120 photos, the last batch of each with 8 photos."""
     return Course(
         images=train.file, crop=SIZE, rows=train.rows, labels=train.labels, batch_size=16, length=torch.tensor([240]), lr=0.01,
-        lr_scale=torch.ones(1), momentum=0.9, seed=0, first_epoch=0,
+        lr_scale=torch.ones(1), momentum=0.9, seed=0, first_epoch=0, log_prior=torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]),
     )  # fmt: skip
 
 
@@ -174,13 +175,24 @@ def plain_sgd(net: Any, course: Course, steps: range) -> tuple[Any, list[float]]
     for step in steps:
         pixels, labels = course.batch(step, images)
         optimizer.param_groups[0]["lr"] = course.lr_at(step)
-        loss = F.cross_entropy(net(pixels), labels)
+        loss = F.cross_entropy(net(pixels) + course.log_prior, labels)
         optimizer.zero_grad()
         loss.backward()
         hogwild.clip_adaptively(trained)
         optimizer.step()
         losses.append(loss.item())
     return flat(net.state_dict()).numpy(), losses
+
+
+@pytest.mark.parametrize(("counts", "strong"), [((30, 30, 20), False), ((99, 50, 10), False), ((100, 50, 10), True)])
+def test_rare_classes_weigh_as_much_as_others_where_sizes_differ_strongly(counts: tuple[int, ...], strong: bool) -> None:
+    labels = np.repeat(np.arange(3), counts)
+    prior = log_prior(labels)
+    logits = torch.zeros(len(labels), 3, requires_grad=True)
+    F.cross_entropy(logits + prior, torch.from_numpy(labels)).backward()
+    assert logits.grad is not None
+    pull = logits.grad.sum(0).abs().max()  # of undecided logits: towards the large classes, or towards none
+    assert (pull < 1e-6) == strong
 
 
 def test_a_gradient_is_clipped_to_a_share_of_the_weights_it_moves() -> None:
