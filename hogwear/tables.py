@@ -228,7 +228,7 @@ def of_classes(found: dict[str | None, dict[str, list[str]]], min_count: int, su
     names = sorted(name for name, count in photos.items() if count >= min_count)
     few = [(name, count) for name, count in photos.most_common() if count < min_count]
     if not names:
-        raise BadInput(f"{summary}; no class has {min_count} (--min-count)")
+        raise BadInput(f"{summary}; no class has {min_count} of them (--min-count)")
     for name in names:
         if not name.isprintable() or len(name) > LONGEST_NAME:
             raise BadInput(f"{file}: {name[:LONGEST_NAME]!r} cannot be the name of a class; use up to {LONGEST_NAME} printable characters, in UTF-8")

@@ -111,6 +111,13 @@ def test_another_column_of_it_is_another_task(cache: Path) -> None:
     assert "Topwear" in dataset.find(KAGGLE, cache, Columns(label="subCategory")).class_names, "a column that is named is taken as it is"
 
 
+def test_what_else_kaggle_packs_is_overlooked(folder: Path, cache: Path) -> None:
+    write(folder, "id,masterCategory,subCategory", *(f"{i},,{('Shoes', 'Bags')[i % 2]}" for i in range(8)), name="styles.csv")
+    write(folder, "filename,link", "0.jpg,http://example.com/0.jpg", name="images.csv")
+    (folder / "styles").mkdir()
+    assert dataset.find(folder, cache, FEW).class_names == ("footwear", "handbag")
+
+
 def test_commas_too_many_belong_to_the_last_column(folder: Path, cache: Path) -> None:
     kinds = ["Shoes", "Sandal", "Flip Flops", "Topwear", "Topwear", "Topwear"]
     rows = [f"{i},Men,Apparel,{kind},Casual,{kind}, 2 of them, in a pack" for i, kind in enumerate(kinds)]
@@ -187,10 +194,12 @@ def test_class_folders_beside_a_table_stay_what_they_were(folder: Path, cache: P
         shutil.copytree(folder / "images", folder / "train" / name)
     assert dataset.find(folder, cache).class_names == ("a", "b")
     assert dataset.find(folder, cache, Columns(label="label", min_count=3)).class_names == ("boots", "hats"), "unless somebody asks for the table"
+    shutil.rmtree(folder / "images")
+    assert dataset.find(folder, cache).class_names == ("a", "b")
     for name in ("a", "b"):
         (folder / "train" / name).rename(folder / name)
-    shutil.rmtree(folder / "train")
-    assert dataset.find(folder, cache).class_names == ("a", "b", "images")
+    (folder / "train").rmdir()
+    assert dataset.find(folder, cache).class_names == ("a", "b")
 
 
 # --- splits
@@ -274,8 +283,8 @@ REFUSED: dict[str, tuple[list[str], Columns, str]] = {
     "no column for the class": (["id,b", *ROWS], FEW, "table.csv: it is not plain which column is the label; name one with --label-column: id, b"),
     "no such column": (["id,label", *ROWS], Columns(label="Label"), "table.csv: no column 'Label'; name one with --label-column: id, label"),
     "empty": ([""], FEW, "table.csv: it is not plain which column is the image; name one with --image-column: there are none"),
-    "no rows": (["id,label"], FEW, "table.csv: 0 photos of 0 rows; no class has 3 (--min-count)"),
-    "no photos": (["id,label", "77,a", "78,b"], FEW, "table.csv: 0 photos of 2 rows; left out: 2 without an image; no class has 3 (--min-count)"),
+    "no rows": (["id,label"], FEW, "table.csv: 0 photos of 0 rows; no class has 3 of them (--min-count)"),
+    "no photos": (["id,label", "77,a", "78,b"], FEW, "table.csv: 0 photos of 2 rows; left out: 2 without an image; no class has 3 of them (--min-count)"),
     "one class": (["id,label", *ROWS[:4]], FEW, "one class only (boots); a classifier needs two or more"),
     "a class that cannot be printed": (["id,label", *of_two(list("01234567"), ("a\x1b[31m", "b"))], FEW, r"table.csv: 'a\x1b[31m' cannot be the name of a class; "),
     "Latin-1": (["id,label", *of_two(list("01234567"), ("\udce9t\udce9", "b"))], FEW, r"table.csv: '\udce9t\udce9' cannot be the name of a class; "),
