@@ -163,7 +163,7 @@ class Files:
 
         Raises LeftOut if it is not there, or would be somewhere else.
         """
-        if not value or "\0" in value or len(value) > LONGEST_PATH:  # normpath ends at a NUL
+        if not value or len(value) > LONGEST_PATH:
             raise LeftOut(NO_IMAGE)
         path = os.path.normpath(value)
         if f"{path}/".startswith(("/", "../")):
