@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, metrics, progress, settings
+from hogwear import dataset, decoding, machine, metrics, progress, settings, tables
 from hogwear.dataset import Photos, Split
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
@@ -41,6 +41,9 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
+    image_column: str | None = tables.image_column()
+    label_column: str | None = tables.label_column()
+    min_count: int = tables.min_count()
     max_megapixels: int = decoding.max_megapixels()
     max_megabytes: int = decoding.max_megabytes()
 
@@ -54,7 +57,7 @@ def main(settings: Settings) -> None:
     machine.keep_freed_memory()
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
-    photos = dataset.find(settings.data_dir, settings.cache_dir)
+    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
     if photos.is_sample:
         print("Photos: the built-in sample (data/ is empty)")
     if photos.class_names != trained.class_names:

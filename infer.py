@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, metrics, pictures, settings
+from hogwear import dataset, decoding, machine, metrics, pictures, settings, tables
 from hogwear.dataset import Paths
 from hogwear.decoding import Array, Guard, Limits
 from hogwear.errors import BadInput
@@ -48,6 +48,9 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
+    image_column: str | None = tables.image_column()
+    label_column: str | None = tables.label_column()
+    min_count: int = tables.min_count()
     max_megapixels: int = decoding.max_megapixels()
     max_megabytes: int = decoding.max_megabytes()
     responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
@@ -111,7 +114,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
     """--num-images readable photos of the test split at random."""
-    photos = dataset.find(settings.data_dir, settings.cache_dir)
+    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
     split = photos.evaluated
     print(f"Photos: {min(settings.num_images, len(split))} at random from the {split.name} split of "
           f"{'the built-in sample (data/ is empty)' if photos.is_sample else photos.folder}")  # fmt: skip

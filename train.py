@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, progress, settings
+from hogwear import dataset, decoding, machine, progress, settings, tables
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, UNBALANCED, Choices, choose
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
@@ -44,6 +44,9 @@ class Settings:
     data_dir: Path = settings.data_dir()
     model_dir: Path = settings.model_dir()
     cache_dir: Path = settings.cache_dir()
+    image_column: str | None = tables.image_column()
+    label_column: str | None = tables.label_column()
+    min_count: int = tables.min_count()
     max_megapixels: int = decoding.max_megapixels()
     max_megabytes: int = decoding.max_megabytes()
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
@@ -62,7 +65,7 @@ def main(settings: Settings) -> None:
     started = time.monotonic()
     machine.keep_freed_memory()
     lock = claim(settings.model_dir)
-    photos = dataset.find(settings.data_dir, settings.cache_dir)
+    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
     limits = Limits(settings.max_megapixels, settings.max_megabytes)
     saved = saved_run(settings)
     state = saved.state if saved else None
@@ -165,6 +168,8 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
     cpus = machine.cpus()
     source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
     print(f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with.")
+    for note in photos.notes:
+        print(note)
     print(f"Classes: {', '.join(photos.class_names)}.")
     counts = np.bincount(photos.train.labels)
     if counts.max() >= UNBALANCED * counts.min():

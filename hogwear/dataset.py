@@ -1,7 +1,8 @@
-"""Which photos there are: folders -> (path, class) for train, val and test.
+"""Which photos there are: folders, or a table -> (path, class) for train, val and test.
 
     data/train/CLASS/*  data/val/CLASS/*  data/test/CLASS/*      val may be called valid or validation, test may be missing
     data/CLASS/*                                                 split here, the same way ever after
+    data/NAME.csv, and photos that it names                      likewise, unless it has a column called split
     data/ is empty                                               the built-in sample
 """
 
@@ -17,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hogwear import sample
+from hogwear import sample, tables
 from hogwear.errors import BadInput, naming
+from hogwear.tables import GUESSED, Columns, Table
 
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARES = {"val": 0.15, "test": 0.15}  # of each class, where the split is ours
@@ -70,6 +72,7 @@ class Photos:
     val: Split
     test: Split | None
     is_sample: bool
+    notes: tuple[str, ...] = ()  # on the rows of its table, for people
 
     @property
     def evaluated(self) -> Split:
@@ -77,29 +80,33 @@ class Photos:
         return self.test or self.val
 
 
-def find(data_dir: Path, cache_dir: Path) -> Photos:
-    """The photos of `data_dir`; of the built-in sample, drawn into `cache_dir`, if it is empty.
+def find(data_dir: Path, cache_dir: Path, columns: Columns = GUESSED) -> Photos:
+    """The photos of `data_dir`; of the built-in sample, drawn into `cache_dir`, if it is empty. A table is read by its `columns`.
 
     Raises BadInput for a folder that is missing or laid out otherwise, and for a class without photos.
     """
     if not data_dir.is_dir():
         raise BadInput(f"{data_dir}: no such folder; make it and put photos in {data_dir}/CLASS/")
     entries = visible(data_dir)
+    table = tables.find(data_dir, entries, columns)
     if is_sample := not entries:
         data_dir = sample.ensure(cache_dir / "sample")
         entries = visible(data_dir)
     names = {entry.name for entry in entries if entry.is_dir()}
-    if not names:
-        raise BadInput(f"{data_dir}: {len(entries)} files but no folders; expected a folder a class: {data_dir}/CLASS/*.jpg")
+    if not names and not table:
+        raise BadInput(f"{data_dir}: {len(entries)} files but no folders; expected a folder a class: {data_dir}/CLASS/*.jpg, or a table: *.csv")
     parts = {split: [n for n in folder_names if n in names] for split, folder_names in FOLDER_NAMES.items()}
-    if parts["train"]:
+    if table:
+        require_inside(table, data_dir)
+        photos = from_table(tables.read(table, columns), data_dir, cache_dir)
+    elif parts["train"]:
         photos = from_split_folders(data_dir, parts, is_sample)
     elif parts["val"] or parts["test"]:
         raise BadInput(f"{data_dir}: there is {', '.join(parts['val'] + parts['test'])} but no train; expected train/CLASS/*")
     else:
         photos = from_class_folders(data_dir, cache_dir, is_sample)
     if len(photos.class_names) < 2:
-        raise BadInput(f"{photos.folder}: one class only ({photos.class_names[0]}); a classifier needs two or more class folders")
+        raise BadInput(f"{photos.folder}: one class only ({photos.class_names[0]}); a classifier needs two or more")
     return photos
 
 
@@ -109,10 +116,11 @@ def visible(folder: Path) -> list[os.DirEntry[str]]:
         return [e for e in entries if not e.name.startswith(".")]
 
 
-def require_inside(folder: Path, root: Path) -> None:
-    """BadInput for a folder that is a link to somewhere outside of `root`."""
-    if folder.is_symlink() and not (target := folder.resolve()).is_relative_to(root.resolve()):
-        raise BadInput(f"{folder}: a link that leads out of {root}, to {target}; put the folder itself there, or mount it there")
+def require_inside(path: Path, root: Path) -> None:
+    """BadInput for a folder or table that is a link to somewhere outside of `root`."""
+    if path.is_symlink() and not (target := path.resolve()).is_relative_to(root.resolve()):
+        what = "folder" if target.is_dir() else "file"
+        raise BadInput(f"{path}: a link that leads out of {root}, to {target}; put the {what} itself there, or mount it there")
 
 
 def classes_in(folder: Path, root: Path) -> dict[str, list[str]]:
@@ -136,9 +144,13 @@ def classes_in(folder: Path, root: Path) -> dict[str, list[str]]:
 
 
 def make_split(name: str, folder: Path, class_names: tuple[str, ...], found: dict[str, list[str]], root: Path) -> Split:
-    files = {str(folder / c): found.get(c, []) for c in class_names}
-    paths = Paths(f"{parent}/{file}" for parent, names in files.items() for file in names)
-    return Split(name, paths, np.repeat(np.arange(len(files)), [len(names) for names in files.values()]), root)
+    return labelled(name, [(str(folder / c), found.get(c, [])) for c in class_names], root)
+
+
+def labelled(name: str, classes: list[tuple[str, list[str]]], root: Path) -> Split:
+    """A split of (folder, files in it) for each class, in order."""
+    paths = Paths(f"{folder}/{file}" for folder, files in classes for file in files)
+    return Split(name, paths, np.repeat(np.arange(len(classes)), [len(files) for _, files in classes]), root)
 
 
 def from_split_folders(data_dir: Path, parts: dict[str, list[str]], is_sample: bool) -> Photos:
@@ -174,18 +186,36 @@ def divide(folder: Path, found: dict[str, list[str]], share: float) -> tuple[dic
 
 
 def from_class_folders(data_dir: Path, cache_dir: Path, is_sample: bool) -> Photos:
+    found = classes_in(data_dir, data_dir)
+    parts, class_names = divide_by_manifest(data_dir, found, cache_dir), tuple(found)
+    train, val, test = (make_split(split, data_dir, class_names, parts[split], data_dir) for split in FOLDER_NAMES)
+    return Photos(data_dir, class_names, train, val, test, is_sample)
+
+
+def from_table(table: Table, data_dir: Path, cache_dir: Path) -> Photos:
+    parts = divide_by_manifest(data_dir, table.found[None], cache_dir) if None in table.found else dict(table.found)
+    if "val" not in parts:
+        parts["train"], parts["val"] = divide(data_dir, parts["train"], SHARES["val"])
+    class_names = tuple(sorted(parts["train"]))
+    splits = {
+        name: labelled(name, [(str(data_dir), parts[name].get(c, [])) for c in class_names], data_dir)
+        for name in FOLDER_NAMES if name in parts
+    }  # fmt: skip
+    return Photos(data_dir, class_names, splits["train"], splits["val"], splits.get("test"), False, table.notes)
+
+
+def divide_by_manifest(folder: Path, found: dict[str, list[str]], cache_dir: Path) -> dict[str | None, dict[str, list[str]]]:
     """Our own split, stratified by class. Its manifest in the cache keeps a photo where it once was.
 
     New photos are divided among themselves, so that adding some never moves another from test to train.
     """
-    found = classes_in(data_dir, data_dir)
-    slot = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:12]
+    slot = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     manifest = cache_dir / f"split-{slot}.json"
     known: dict[str, str] = json.loads(manifest.read_text()) if manifest.exists() else {}
     parts = by_split(found, known)
     for name, files in parts[None].items():
         if len(found[name]) < 3:
-            raise BadInput(f"{data_dir / name}: {len(found[name])} photos; a class needs at least 3, for train, val and test")
+            raise BadInput(f"{folder / name}: {len(found[name])} photos; a class needs at least 3, for train, val and test")
         order = np.random.default_rng(SPLIT_SEED).permutation(len(files))
         for split, share in SHARES.items():
             count = max(0 if parts[split][name] else 1, round(share * len(files)))
@@ -195,12 +225,9 @@ def from_class_folders(data_dir: Path, cache_dir: Path, is_sample: bool) -> Phot
     if parts[None]:
         write_atomically(manifest, json.dumps(known, indent=1).encode())
         parts = by_split(found, known)
-    class_names = tuple(found)
-    train, val, test = (make_split(split, data_dir, class_names, parts[split], data_dir) for split in FOLDER_NAMES)
-    if missing := set(range(len(class_names))) - set(np.unique(train.labels).tolist()):
-        folder = data_dir / class_names[min(missing)]
-        raise BadInput(f"{folder}: all its photos to train on are gone; add some, or delete {manifest} to split anew")
-    return Photos(data_dir, class_names, train, val, test, is_sample)
+    if gone := [name for name in found if not parts["train"][name]]:
+        raise BadInput(f"{folder / gone[0]}: all its photos to train on are gone; add some, or delete {manifest} to split anew")
+    return parts
 
 
 def by_split(found: dict[str, list[str]], known: dict[str, str]) -> dict[str | None, dict[str, list[str]]]:

@@ -111,7 +111,7 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
 
 
 def data_dir() -> Any:
-    return flag("photos: {train,val,test}/CLASS/* or CLASS/*; empty: a built-in sample", Path("data"), kind=Path)
+    return flag("photos: {train,val,test}/CLASS/* or CLASS/*, or a table of them; empty: a built-in sample", Path("data"), kind=Path)
 
 
 def model_dir() -> Any:

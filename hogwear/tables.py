@@ -1,0 +1,284 @@
+"""A table instead of folders: the rows of a CSV -> {class: photos}.
+
+    data/styles.csv, data/images/ID.jpg    Kaggle's "Fashion Product Images" as it is; its rows become the five classes of FASHION
+    data/NAME.csv                          any other: a column of paths or names, one of classes, and perhaps one called split
+
+A table may come from strangers, as the photos may: whatever is in it, a path that leads out of its folder is never followed.
+"""
+
+import csv
+import itertools
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from hogwear.errors import BadInput, printable
+from hogwear.settings import flag
+
+KAGGLE, KAGGLE_HEADER = "styles.csv", {"id", "masterCategory", "subCategory"}
+FASHION = {  # subCategory -> class; rows of other ones are of no class
+    "Topwear": "topwear", "Bottomwear": "bottomwear", "Eyewear": "eyewear", "Bags": "handbag",
+    "Shoes": "footwear", "Sandal": "footwear", "Flip Flops": "footwear",
+}  # fmt: skip
+NO_CLASS = ("", "NA", "nan")  # how Kaggle and pandas write that a cell has no value
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# What columns are usually called, the surest names first, without case and punctuation.
+IMAGE_NAMES = ("image", "imagepath", "imagefile", "imagename", "filename", "filepath", "file", "path", "photo", "picture", "img", "imageid", "id")
+LABEL_NAMES = ("label", "labels", "labelname", "class", "classname", "category", "categoryname", "target", "type")
+ENDINGS = ("", ".jpg", ".jpeg", ".png")  # of a name that a row gives without one
+MAX_MEGABYTES, LONGEST_LINE = 500, 1 << 20  # a million rows are 100 megabytes
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # what Linux allows for files; a class is a folder's name elsewhere
+CLASSES_SHOWN, COLUMNS_SHOWN, LONGEST_SHOWN = 10, 30, 500
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How to read a table."""
+
+    image: str | None = None  # None: guessed
+    label: str | None = None
+    min_count: int = 10  # photos that make a class: 6 to train on, 2 each for val and test
+
+
+GUESSED = Columns()
+
+
+def image_column() -> Any:
+    return flag("of a table (*.csv) in the data folder: the photos' paths or names", None, default_help="guessed")
+
+
+def label_column() -> Any:
+    return flag("of a table: the classes", None, default_help="guessed; five classes of Kaggle's styles.csv")
+
+
+def min_count() -> Any:
+    return flag("of a table: values with fewer photos make no class", Columns.min_count, kind=int, at_least=3)
+
+
+def columns(settings: Any) -> Columns:
+    """As the three flags say."""
+    return Columns(settings.image_column, settings.label_column, settings.min_count)
+
+
+class LeftOut(Exception):
+    """A row that gives no photo; the message says why, to be counted with others."""
+
+
+NO_IMAGE, OUTSIDE, NO_LABEL, AGAIN = "without an image", "with a path out of the folder", "of no class", "of a photo that came before"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the rows give."""
+
+    found: dict[str | None, dict[str, list[str]]]  # {split: {class: paths within the folder, sorted}}; under None: not split
+    notes: tuple[str, ...]  # for people: how many rows gave a photo, and what became of the others
+
+
+def find(folder: Path, entries: list[os.DirEntry[str]], columns: Columns) -> Path | None:
+    """The table that tells what the photos in `folder` are, if it is not folders that do.
+
+    BadInput if there are several, or none where a column is named.
+    """
+    folders = {e.name for e in entries if e.is_dir()}
+    tables = sorted(e.name for e in entries if e.name.lower().endswith(".csv") and e.is_file())
+    if KAGGLE in tables and "images" in folders:
+        return folder / KAGGLE
+    if named := columns.image or columns.label:
+        if not tables:
+            raise BadInput(f"{folder}: no table (*.csv) in it, so there is no column {named!r}; leave --image-column and --label-column out")
+    elif "train" in folders or len(folders) > 1:  # one folder cannot be the classes
+        return None
+    if len(tables) > 1:
+        raise BadInput(f"{folder}: {len(tables)} tables, {', '.join(tables[:CLASSES_SHOWN])}; keep one of them")
+    return folder / tables[0] if tables else None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which column is what."""
+
+    image: int
+    label: int
+    split: int | None
+    is_fashion: bool  # Kaggle's table, of which nobody asked for another column
+
+    @classmethod
+    def of(cls, header: list[str], columns: Columns, file: Path) -> "Layout":
+        """As `columns` say, or as the columns are called. BadInput, listing them, where neither tells."""
+        names = [name.strip() for name in header]
+        is_fashion = columns.label is None and set(names) >= KAGGLE_HEADER
+        image = position(names, columns.image, IMAGE_NAMES, "image", file)
+        label = position(names, "subCategory" if is_fashion else columns.label, LABEL_NAMES, "label", file)
+        split = next((i for i, name in enumerate(names) if name.lower() == "split" and i not in (image, label)), None)
+        return cls(image, label, split, is_fashion)
+
+    def label_of(self, row: list[str]) -> str:
+        """The class of a row. Raises LeftOut if it has none."""
+        name = cell(row, self.label)
+        if self.is_fashion:
+            name = FASHION.get(name, "")
+        if name in NO_CLASS:
+            raise LeftOut(NO_LABEL)
+        return name
+
+    def split_of(self, row: list[str], line: int, file: Path) -> str | None:
+        """The split that a row asks for; None where no column says. BadInput for any other word."""
+        if self.split is None:
+            return None
+        word = cell(row, self.split)
+        if word.lower() not in SPLITS:
+            raise BadInput(f"{file}: line {line}: split {word[:LONGEST_NAME]!r} is not one of {', '.join(SPLITS)}; mend it, or give the column another name")
+        return SPLITS[word.lower()]
+
+
+def position(names: list[str], wanted: str | None, usual: tuple[str, ...], kind: str, file: Path) -> int:
+    """Of the column `wanted`, or else of the first with a usual name."""
+    simplified = ["".join(filter(str.isalnum, name)).lower() for name in names]
+    found = [names.index(wanted)] if wanted in names else [simplified.index(n) for n in usual if wanted is None and n in simplified]
+    if not found:
+        shown = ", ".join(filter(None, names[:COLUMNS_SHOWN])) + (", ..." if len(names) > COLUMNS_SHOWN else "")
+        problem = f"no column {wanted!r}" if wanted else f"it is not plain which column is the {kind}"
+        raise BadInput(f"{file}: {problem}; name one with --{kind}-column: {shown[:LONGEST_SHOWN] or 'there are none'}")
+    return found[0]
+
+
+def cell(row: list[str], column: int) -> str:
+    return row[column].strip() if column < len(row) else ""
+
+
+class Files:
+    """What files there are in a folder and those below it, for a million rows: each folder is listed once, and no file is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = os.path.realpath(root)
+        self.listed: dict[str, frozenset[str]] = {}  # {a real folder: its files}
+        self.known: dict[str, frozenset[str] | None] = {}  # {a folder as a row gives it: its files}; None: it leads out
+
+    def find(self, value: str) -> str:
+        """The path within the folder of what a row gives: a path in there, or a name in images/ with or without an ending.
+
+        Raises LeftOut if it is not there, or would be somewhere else.
+        """
+        if not value or len(value) > LONGEST_PATH:
+            raise LeftOut(NO_IMAGE)
+        path = os.path.normpath(value)
+        if f"{path}/".startswith(("/", "../")):
+            raise LeftOut(OUTSIDE)
+        for candidate in (path, *(f"images/{path}{ending}" for ending in ENDINGS)):
+            parent, _, name = candidate.rpartition("/")
+            if parent not in self.known:
+                self.known[parent] = self.files_in(parent)
+            if (files := self.known[parent]) is None:
+                raise LeftOut(OUTSIDE)
+            if name in files:
+                return candidate
+        raise LeftOut(NO_IMAGE)
+
+    def files_in(self, parent: str) -> frozenset[str] | None:
+        folder = f"{self.root}/{parent}"
+        if not os.path.isdir(folder):  # noqa: PTH112 (Path's raises for a name too long); before realpath: that looks for every part of it
+            return frozenset()
+        real = os.path.realpath(folder)
+        if not Path(real).is_relative_to(self.root):
+            return None
+        if real not in self.listed:
+            with os.scandir(real) as entries:
+                self.listed[real] = frozenset(e.name for e in entries if not e.is_dir(follow_symlinks=False))
+        return self.listed[real]
+
+
+def read(file: Path, columns: Columns) -> Table:
+    """The photos that a table names, in the folder that it lies in.
+
+    BadInput if it is no table, if its columns cannot be told, and if no class has photos enough.
+    """
+    rows = parsed(file)
+    layout = Layout.of(next(rows, (0, []))[1], columns, file)
+    found: dict[str | None, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    left_out: Counter[str] = Counter()
+    files, taken = Files(file.parent), set()
+    for line, row in rows:
+        try:
+            path, name = files.find(cell(row, layout.image)), layout.label_of(row)
+            if path in taken:
+                raise LeftOut(AGAIN)
+        except LeftOut as why:
+            left_out[str(why)] += 1
+        else:
+            taken.add(path)
+            found[layout.split_of(row, line, file)][name].append(path)
+    summary = f"{file}: {len(taken)} photos of {len(taken) + left_out.total()} rows"
+    if left_out:
+        summary += f"; left out: {', '.join(f'{count} {why}' for why, count in sorted(left_out.items()))}"
+    return of_classes(found, columns.min_count, summary, file)
+
+
+def of_classes(found: dict[str | None, dict[str, list[str]]], min_count: int, summary: str, file: Path) -> Table:
+    """The classes with photos enough.
+
+    BadInput if there are none, if one has none to train on, and if one has a name that cannot be printed.
+    """
+    photos: Counter[str] = Counter()
+    for classes in found.values():
+        photos.update({name: len(paths) for name, paths in classes.items()})
+    names = sorted(name for name, count in photos.items() if count >= min_count)
+    few = [(name, count) for name, count in photos.most_common() if count < min_count]
+    if not names:
+        raise BadInput(f"{summary}; no class has {min_count} of them (--min-count)")
+    for name in names:
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise BadInput(f"{file}: {name[:LONGEST_NAME]!r} cannot be the name of a class; use up to {LONGEST_NAME} printable characters, in UTF-8")
+        if None not in found and name not in found["train"]:
+            raise BadInput(f"{file}: no photo of class {name} is in split train; move some there, or raise --min-count")
+    notes = [f"{summary}."]
+    if few:
+        shown = ", ".join(f"{printable(name)[:LONGEST_NAME]} {count}" for name, count in few[:CLASSES_SHOWN])
+        more = f" and {len(few) - CLASSES_SHOWN} more" if len(few) > CLASSES_SHOWN else ""
+        total = sum(count for _, count in few)
+        notes.append(f"{total} of these photos are left out, of classes with fewer than {min_count} (--min-count): {shown}{more}.")
+    kept = {split: {name: sorted(classes[name]) for name in names if name in classes} for split, classes in found.items()}
+    return Table({split: classes for split, classes in kept.items() if classes}, tuple(notes))
+
+
+def parsed(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV with the line each begins in, the header first.
+
+    A row may be shorter than that. What is too much belongs to its last cell, which somebody forgot to quote. Cells
+    are separated by what the header has most of: , ; or tab.
+    """
+    if (megabytes := file.stat().st_size / 1e6) > MAX_MEGABYTES:
+        raise BadInput(f"{file}: {megabytes:.0f} megabytes, over the limit of {MAX_MEGABYTES} for a table; leave out columns that are not needed")
+    # Names of files need not be UTF-8: surrogates stand for what is not, as they do in what os.scandir gives.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        header = text.readline(LONGEST_LINE)
+        if "\0" in header:
+            raise BadInput(f"{file}: not in UTF-8; save it as CSV in UTF-8")
+        text.seek(0)
+        separator = max(",;\t", key=header.count)
+        reader = csv.reader(lines(text, file), delimiter=separator, strict=True)
+        line, width = 1, 0
+        try:
+            for row in reader:
+                if row:  # not an empty line
+                    width = width or len(row)
+                    if len(row) > width:
+                        row[width - 1 :] = [separator.join(row[width - 1 :]).rstrip(separator)]
+                    yield line, row
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise BadInput(f"{file}: the row that begins in line {line} is no CSV ({error}); look for a quote that is not closed") from None
+
+
+def lines(text: TextIO, file: Path) -> Iterator[str]:
+    """Of a file that may be one endless line."""
+    for number in itertools.count(1):
+        line = text.readline(LONGEST_LINE)
+        if len(line) == LONGEST_LINE:
+            raise BadInput(f"{file}: line {number} has more than {LONGEST_LINE:,} characters; that is no table of photos")
+        if not line:
+            return
+        yield line
