@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 import eval
 import infer
 import train
-from hogwear import dataset, report, tables
+from hogwear import dataset, pictures, tables
 from hogwear import settings as flags
 from hogwear.choices import Choices
 from hogwear.dataset import Photos
 from hogwear.errors import BadInput, printable
 from hogwear.pixels import Pixels
-from hogwear.report import Prediction
+from hogwear.pictures import Prediction
 from hogwear.tables import Columns
 
 KAGGLE = FASHION5.parent / "kaggle_sample"
@@ -328,7 +328,7 @@ def test_a_class_may_be_called_what_no_file_can_be(folder: Path, cache: Path, tm
     photos = dataset.find(write(folder, "id,label", *of_two([str(i) for i in range(8)], names)), cache, FEW)
     assert photos.class_names == names and set(listed(photos)) == {f"images/{i}.jpg" for i in range(8)}
     answer = Prediction(photos.train.paths[0], names[0], None, {names[0]: 0.25, names[1]: 0.75})
-    assert report.free_name(tmp_path, answer) == tmp_path / f"{photos.train.paths[0].stem}_Tops_.._...png"
+    assert pictures.free_name(tmp_path, answer) == tmp_path / f"{photos.train.paths[0].stem}_Tops_.._...png"
 
 
 CELLS = st.one_of(
