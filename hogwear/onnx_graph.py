@@ -1,4 +1,4 @@
-"""An ONNX graph, a node at a time, and letterboxing as one: the same pixels as `decoding.decode`, to the last bit.
+"""An ONNX graph, a node at a time, and the letterboxing of `decoding.decode` as one, to the last bit.
 
     graph = Graph()
     pixels = letterbox(graph, "photo", 160)
@@ -56,7 +56,7 @@ def letterbox(graph: Graph, photo: str, size: int) -> str:
     """(H, W, 3) uint8 -> (1, 3, size, size) uint8: the longer side fitted to `size`, white around it.
 
     Resize with antialias=1 would do the first half, but computes its weights in float32: where a photo becomes smaller
-    by a round factor, as 224 -> 160, a pixel in ten lies halfway between two values and may come out as the other
+    by a round factor, as 224 -> 160, many values lie halfway between two integers and come out as the other one
     (docs/decisions/export.md).
     """
     zero, one, two = (graph.constant(x, np.int64) for x in (0, 1, 2))
