@@ -69,7 +69,7 @@ def test_the_sbom_lists_what_is_installed_in_the_image(checkout: Path, tmp_path:
     listed = {f"{component['name'].lower()}=={component['version'].partition('+')[0]}" for component in components}
     pinned = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-weights.txt").read_text()
     pins = set(re.findall(r"^[\w-]+==[\w.]+", pinned, re.MULTILINE))
-    assert len(pins) == 7 and pins <= listed
+    assert len(pins) == 9 and pins <= listed
     assert {"jinja2", "filelock"} <= {pin.partition("==")[0] for pin in listed}, "what torch brings with it, too"
 
 

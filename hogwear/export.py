@@ -1,0 +1,254 @@
+"""Write the trained network as ONNX, for other programs and languages: model/model.onnx, model-int8.onnx and MODEL_CARD.md.
+
+    python -m hogwear.export
+
+A fourth script, in effect: nothing in hogwear/ imports it, and it alone in here knows model.py.
+"""
+
+import importlib.util
+import json
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hogwear import dataset, decoding, machine, metrics, model_card, progress, settings
+from hogwear.decoding import Array, Limits
+from hogwear.errors import BadInput
+from hogwear.model_card import Measured
+
+if TYPE_CHECKING:
+    from hogwear.metrics import Floats, Ints
+    from hogwear.onnx_graph import Graph
+    from hogwear.pixels import Pixels
+    from model import Conv, EfficientNetLite0, Pointwise, TinyVGG, Trained
+
+# torch, onnx and onnxruntime take seconds to import, so not before the flags are known to be good.
+
+TOLERANCE = 1e-3  # of a probability; 1e-5 is what another order of the same float32 sums makes
+CALIBRATION = 128  # photos of val that the ranges of int8's activations are taken from
+MEASURED = 1000  # photos at most: a fair sample of a large split
+QUANTISED = ("Conv", "Add", "GlobalAveragePool", "MaxPool", "Gemm")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Write model/checkpoint.pt as ONNX with its preprocessing inside, in float32 and in int8, and a model card.
+
+    The int8 version is calibrated on val; both are measured on the test split (val, where there is no test).
+    """
+
+    data_dir: Path = settings.data_dir()
+    model_dir: Path = settings.model_dir()
+    cache_dir: Path = settings.cache_dir()
+    max_megapixels: int = decoding.max_megapixels()
+    max_megabytes: int = decoding.max_megabytes()
+
+
+def main(settings: Settings) -> None:
+    require_installed("onnx", "onnxruntime")
+    import torch
+
+    import model
+    from hogwear import predict
+
+    machine.keep_freed_memory()
+    torch.set_num_threads(1)
+    trained = model.load(settings.model_dir, torch.float32)
+    evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
+    photos = dataset.find(settings.data_dir, settings.cache_dir)
+    if photos.class_names != trained.class_names:
+        raise BadInput(
+            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
+            f"{', '.join(trained.class_names)}: use the photos it was trained on, or train again"
+        )
+    split, limits = photos.evaluated, Limits(settings.max_megapixels, settings.max_megabytes)
+    calibration, _ = sample(progress.decoded(photos.val, trained.image_size, limits, settings.cache_dir), CALIBRATION)
+    images, labels = sample(progress.decoded(split, trained.image_size, limits, settings.cache_dir), MEASURED)
+    logits = predict.predict(trained.net, images, np.arange(len(images)), machine.cpus())
+    expected = np.exp(metrics.log_softmax(logits / trained.temperature))  # (n, classes)
+
+    exported = onnx_model(trained)
+    answers, milliseconds = answer(exported, images)
+    if not (difference := float(np.abs(answers - expected).max())) < TOLERANCE:
+        raise BadInput(
+            f"onnxruntime's probabilities differ from the checkpoint's by {difference:.2g}, expected less than {TOLERANCE:g}; "
+            f"nothing was written: install the onnxruntime that requirements.txt names"
+        )
+    print(f"As the checkpoint answers: probabilities differ by at most {difference:.1e} on {len(images)} photos of {split.name}.")
+    quantised = int8_model(exported, calibration)
+    quantised_answers, quantised_milliseconds = answer(quantised, images)
+
+    def measured(content: bytes, probabilities: "Floats", milliseconds: float) -> Measured:
+        predicted = probabilities.argmax(axis=1)
+        return Measured(
+            megabytes=len(content) / 1e6,
+            accuracy=float((predicted == labels).mean()),
+            agreement=float((predicted == expected.argmax(axis=1)).mean()),
+            milliseconds=milliseconds,
+        )
+
+    versions = {
+        "model.onnx": measured(exported, answers, milliseconds),
+        "model-int8.onnx": measured(quantised, quantised_answers, quantised_milliseconds),
+    }
+    table = model_card.versions_table(versions, f"{len(images)} photos of {split.name}")
+    card = model_card.model_card(trained, table, evaluation)
+    for name, content in {**dict(zip(versions, (exported, quantised), strict=True)), model_card.CARD: card.encode()}.items():
+        dataset.write_atomically(settings.model_dir / name, content)
+    print(f"{table}\nWritten to {settings.model_dir}: {', '.join(versions)} and {model_card.CARD}.")
+
+
+def require_installed(*packages: str) -> None:
+    """BadInput for those that are not."""
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        raise BadInput(f"exporting needs {' and '.join(missing)}, not installed here: pip install --requirement requirements.txt")
+
+
+def sample(pixels: "Pixels", count: int) -> tuple[Array, "Ints"]:
+    """Photos (n, S, S, 3) and their labels: so many at most, spread over all classes, the same every time."""
+    chosen = np.unique(np.linspace(0, len(pixels) - 1, min(count, len(pixels))).round().astype(np.int64))
+    return pixels.images[pixels.rows[chosen]], pixels.labels[chosen]
+
+
+# --- the network as a graph
+
+
+def onnx_model(trained: "Trained") -> bytes:
+    """The file: `photo`, (H, W, 3) uint8 -> `probabilities`, (classes,) float32, calibrated; settings in its metadata."""
+    from hogwear.onnx_graph import Graph, letterbox
+
+    graph, size = Graph(), trained.image_size
+    pixels = graph.cast(letterbox(graph, "photo", size), np.float32)
+    x = graph.add("Div", graph.add("Sub", pixels, graph.constant(127, np.float32)), graph.constant(128, np.float32))
+    features: Any = {"efficientnet_lite0": efficientnet_lite0, "tinyvgg": tinyvgg}[trained.arch]
+    x = graph.add("Flatten", features(graph, x, trained.net, size))
+    logits = graph.add("Gemm", x, *parameters(graph, trained.net.head), transB=1)
+    probabilities = graph.add("Softmax", graph.add("Div", logits, graph.constant(trained.temperature, np.float32)))
+    graph.add("Squeeze", probabilities, graph.constant([0], np.int64), output="probabilities")
+    metadata = {
+        "class_names": json.dumps(trained.class_names),
+        "arch": trained.arch,
+        "image_size": str(size),
+        "temperature": str(trained.temperature),
+        "sure_from": str(trained.sure_from),
+        "epoch": str(trained.epoch),
+        "checkpoint_sha256": trained.sha256,
+        "choices": json.dumps(trained.choices),
+    }
+    return graph.model(len(trained.class_names), metadata).SerializeToString()
+
+
+def efficientnet_lite0(graph: "Graph", x: str, net: "EfficientNetLite0", side: int) -> str:
+    """(1, 3, side, side) -> (1, HEAD_CHANNELS, 1, 1)."""
+    x, side = convolution(graph, x, net.stem, side, relu6=True)
+    block: Any
+    for block in net.blocks:
+        y = convolution(graph, x, block.expand, side, relu6=True)[0] if block.expand is not None else x
+        y, side = convolution(graph, y, block.depthwise, side, relu6=True)
+        y, side = convolution(graph, y, block.project, side, relu6=False)
+        x = graph.add("Add", x, y) if block.residual else y
+    x, side = convolution(graph, x, net.last, side, relu6=True)
+    return graph.add("GlobalAveragePool", x)
+
+
+def tinyvgg(graph: "Graph", x: str, net: "TinyVGG", side: int) -> str:
+    """(1, 3, side, side) -> (1, CHANNELS, side // 4, side // 4)."""
+    from torch import nn
+
+    for layer in net.layers:
+        if isinstance(layer, nn.Conv2d):
+            x = graph.add("Conv", x, *parameters(graph, layer), pads=[1, 1, 1, 1])
+        elif isinstance(layer, nn.ReLU):
+            x = graph.add("Relu", x)
+        elif isinstance(layer, nn.MaxPool2d):
+            x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    return x
+
+
+def convolution(graph: "Graph", x: str, layer: "Conv | Pointwise", side: int, relu6: bool) -> tuple[str, int]:
+    """A layer over a square of this side, with its ReLU6; and the side of what it gives."""
+    from model import same_padding
+
+    before, after = same_padding(side, layer.kernel_size, layer.stride)
+    weight, bias = (parameter.numpy() for parameter in (layer.weight, layer.bias))
+    weight = weight.reshape(len(weight), -1, layer.kernel_size, layer.kernel_size)
+    x = graph.add("Conv", x, graph.constant(weight, np.float32), graph.constant(bias, np.float32),
+                  strides=[layer.stride] * 2, pads=[before, before, after, after], group=layer.groups)  # fmt: skip
+    if relu6:
+        x = graph.add("Clip", x, graph.constant(0, np.float32), graph.constant(6, np.float32))
+    return x, -(-side // layer.stride)
+
+
+def parameters(graph: "Graph", layer: Any) -> tuple[str, str]:
+    """Weight and bias of one of torch's own layers."""
+    return graph.constant(layer.weight.numpy(), np.float32), graph.constant(layer.bias.numpy(), np.float32)
+
+
+# --- in int8, and measured
+
+
+def int8_model(exported: bytes, photos: Array) -> bytes:
+    """The same with the arithmetic of its network in int8, its ranges taken from these photos, (n, S, S, 3).
+
+    Why these settings: docs/decisions/export.md.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.feeds = iter({"photo": photo} for photo in photos)
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self.feeds, None)
+
+    nodes = onnx.load_from_string(exported).graph.node
+    preprocessing = [node.name for node in nodes[: [node.op_type for node in nodes].index("Conv")]]
+    logging.disable(logging.WARNING)  # it advises to optimise the graph first, which has nothing left to be optimised
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
+            source.write_bytes(exported)
+            quantize_static(
+                source, target, Reader(),
+                op_types_to_quantize=list(QUANTISED),
+                nodes_to_exclude=preprocessing,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                extra_options={"CalibMovingAverage": True},  # the mean of the photos' ranges, not what the oddest of them needs
+            )  # fmt: skip
+            quantised = onnx.load(target)
+    finally:
+        logging.disable(logging.NOTSET)
+    # It sorts the nodes anew without looking into `If`; the preprocessing can be first, as it was.
+    place = {name: i for i, name in enumerate(preprocessing)}
+    nodes = sorted(quantised.graph.node, key=lambda node: place.get(node.name, len(place)))
+    del quantised.graph.node[:]
+    quantised.graph.node.extend(nodes)
+    onnx.checker.check_model(quantised, full_check=True)
+    return quantised.SerializeToString()
+
+
+def answer(exported: bytes, photos: Array) -> tuple["Floats", float]:
+    """Probabilities (n, classes) of onnxruntime for one photo after the other, and the median milliseconds of one, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(exported, options)
+    answers, times = [], []
+    for photo in photos:
+        started = time.perf_counter()
+        answers.append(session.run(None, {"photo": photo})[0])
+        times.append(1000 * (time.perf_counter() - started))
+    return np.stack(answers), float(np.median(times))
+
+
+if __name__ == "__main__":
+    settings.run(main, Settings)
