@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, metrics, model_card, progress, settings
+from hogwear import dataset, decoding, machine, metrics, model_card, progress, settings, tables
 from hogwear.decoding import Array, Limits
 from hogwear.errors import BadInput
 from hogwear.model_card import Measured
@@ -47,6 +47,9 @@ class Settings:
     cache_dir: Path = settings.cache_dir()
     max_megapixels: int = decoding.max_megapixels()
     max_megabytes: int = decoding.max_megabytes()
+    image_column: str | None = tables.image_column()
+    label_column: str | None = tables.label_column()
+    min_count: int = tables.min_count()
 
 
 def main(settings: Settings) -> None:
@@ -60,7 +63,7 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, torch.float32)
     evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
-    photos = dataset.find(settings.data_dir, settings.cache_dir)
+    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
     if photos.class_names != trained.class_names:
         raise BadInput(
             f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "

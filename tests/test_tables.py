@@ -22,8 +22,8 @@ from hogwear import settings as flags
 from hogwear.choices import Choices
 from hogwear.dataset import Photos
 from hogwear.errors import BadInput, printable
-from hogwear.pixels import Pixels
 from hogwear.pictures import Prediction
+from hogwear.pixels import Pixels
 from hogwear.tables import Columns
 
 KAGGLE = FASHION5.parent / "kaggle_sample"
