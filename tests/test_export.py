@@ -108,7 +108,7 @@ def test_onnxruntime_answers_as_the_network_does_whatever_the_photos_shape(arch:
     net.load_pretrained()
     torch.nn.init.normal_(net.head.weight, std=spread)
     torch.nn.init.normal_(net.head.bias)
-    trained = model.Trained(net.requires_grad_(False), arch, CLASSES, SIZE - 2, 1, "f00d", TEMPERATURE)
+    trained = model.Trained(net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32, 1, "f00d", TEMPERATURE)
     session = onnxruntime.InferenceSession(export.onnx_model(trained))
     answers = {name: session.run(["probabilities"], {"photo": pixels_in(photo)})[0] for name, photo in photos.items()}
     for name, photo in photos.items():

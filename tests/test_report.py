@@ -54,7 +54,6 @@ def test_the_worst_mistakes_are_shown_with_their_photos_and_where_the_network_lo
     for mistake in results["mistakes"]:
         assert Path(mistake["file"]).name in page and Path(mistake["file"]).parent.name == mistake["true_class"] != mistake["predicted"]
         assert mistake["maybe_mislabelled"] == (mistake["probability"] >= 0.9)
-    assert any(mistake["maybe_mislabelled"] for mistake in results["mistakes"]), "some photos lie in wrong folders"
 
 
 def test_charts_are_on_the_page_and_beside_it(page: str, trained: Trained, results: dict[str, Any]) -> None:
@@ -111,6 +110,10 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     page = made(tmp_path, (HOSTILE, "b"), 20, 5)
     assert "<script" not in page and "\x1b" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+def test_so_sure_a_mistake_that_the_folder_may_be_wrong_is_said_to_be_one(tmp_path: Path) -> None:
+    assert made(tmp_path, CLASSES, 20, 5).count("in the wrong folder?") == 5
 
 
 def test_without_a_mistake_there_is_no_gallery(tmp_path: Path) -> None:
