@@ -13,6 +13,7 @@ from typing import Any
 from hogwear import dataset, decoding, machine, metrics, progress, settings
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
+from hogwear.pixels import signatures_at_hand
 
 RESULTS = "eval_results.json"
 
@@ -51,6 +52,8 @@ def main(settings: Settings) -> None:
     started = time.perf_counter()
     limits = Limits(settings.max_megapixels, settings.max_megabytes)
     pixels = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
+    if (in_train := signatures_at_hand(photos.train, trained.image_size, settings.cache_dir, limits)) is not None:
+        progress.warn_of_leakage(in_train, pixels.signatures, split.name)
     logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     results = measure(logits, pixels.labels, trained.class_names) | {
