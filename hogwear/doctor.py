@@ -216,8 +216,9 @@ def lines(report: dict[str, Any]) -> Iterable[str]:
     faultless = True
     if found := report["leaked"]:
         faultless = False
-        held_out = " and ".join(f"{sum(e['split'] == s for e in found)} photos of {s}" for s in ("val", "test") if any(e["split"] == s for e in found))
-        yield f"LEAKAGE: {held_out} are in train too, or nearly: figures measured on them are too good. Remove them from one side."
+        shared = {split: sum(e["split"] == split for e in found) for split in report["counts"]}
+        held_out = " and ".join(f"{split} ({count})" for split, count in shared.items() if count)
+        yield f"LEAKAGE: photos of {held_out} are in train too, exactly or nearly: figures measured on them are too good. Remove them from one side."
         yield from listed(f"{told(e)}  {'is' if e['exact'] else 'is nearly'}  {told(e['in_train'])}" for e in found)
         yield ""
     yield from table(report)

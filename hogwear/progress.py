@@ -29,7 +29,7 @@ def decoded(split: Split, size: int, limits: Limits, cache_dir: Path, meanwhile:
 def warn_of_leakage(train: Array, held_out: Array, name: str) -> None:
     """Say how many of the photos with these signatures are in train, too."""
     if count := similar.leaked(train, held_out):
-        print(f"Warning: {count} photos of {name} are in train too, or nearly: its figures may be too good; "
+        print(f"Warning: leakage: {name} shares {count} of its {len(held_out)} photos with train, exactly or nearly: its figures may be too good; "
               "python -m hogwear.dataset doctor names them", file=sys.stderr)  # fmt: skip
 
 

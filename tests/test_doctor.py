@@ -111,7 +111,7 @@ def test_every_planted_fault_is_found_under_its_heading_and_nothing_else(planted
     assert [(e["exact"], names([e["in_train"]])) for e in report["leaked"]] == [(False, [{second}]), (True, [{first}])]
     assert report["missing_classes"] == {"test": ["bottomwear"]}
     assert "truncated" in report["unreadable"][0]["reason"] and report["misnamed"][0]["format"] == "PNG"
-    assert text.startswith("LEAKAGE: 1 photos of val and 1 photos of test are in train too")
+    assert text.startswith("LEAKAGE: photos of val (1) and test (1) are in train too")
     assert "MISSING from test: bottomwear." in text and "No faults" not in text
     headings = [line.partition(" (")[0] for line in text.splitlines() if line[:1].isupper() and "): " in line]
     assert headings == ["CONFLICTING", "UNREADABLE", "DUPLICATES", "NEAR DUPLICATES", "TINY", "NEAR EMPTY", "MISNAMED", "ROTATED"]
@@ -223,4 +223,4 @@ def test_leakage_is_said_in_one_line_and_only_where_there_is_some(
     progress.warn_of_leakage(train.signatures, val.signatures, "val")
     assert capsys.readouterr().err == ""
     progress.warn_of_leakage(train.signatures, test.signatures, "test")
-    assert capsys.readouterr().err.startswith("Warning: 2 photos of test are in train too, or nearly")
+    assert capsys.readouterr().err.startswith("Warning: leakage: test shares 2 of its 26 photos with train")
