@@ -32,8 +32,10 @@ def signature(image: Array) -> Array:
     return np.concatenate([np.packbits(np.concatenate(rises, axis=None)[SPREAD]), colours.ravel()])
 
 
-def near_pairs(signatures: Array) -> Ints:
+def near_pairs(signatures: Array, border: int = 0) -> Ints:
     """(n, LENGTH) -> (k, 2) rows of near duplicates, each pair once, the smaller row first.
+
+    With a `border`, only pairs of a row before it and one from it on: the rest is not looked at, which takes less time.
 
     Time and memory grow with n, not with its square: photos are compared only where at least one band of their bits is equal.
     """
@@ -51,6 +53,8 @@ def near_pairs(signatures: Array) -> Ints:
             at = np.flatnonzero(same[offset:] == same[:-offset])
             if not len(at):
                 break
+            if border:
+                at = at[(order[at] < border) != (order[at + offset] < border)]
             at = at[distances(ordered[at], ordered[at + offset]) <= FARTHEST]
             one, other = order[at], order[at + offset]
             close.append(np.minimum(one, other) * len(bits) + np.maximum(one, other))
@@ -69,13 +73,14 @@ def distances(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Int
 
 def colours_alike(colours: Array, one: Ints, other: Ints) -> npt.NDArray[np.bool_]:
     """Whether the colours of rows correlate, (m,); those of photos of one colour never do."""
-    x, y = (colours[rows].reshape(-1, COLOURS * COLOURS, 3).astype(np.float32) for rows in (one, other))
-    counts = (np.minimum(x, y).min(axis=2, keepdims=True) < PAPER).astype(np.float32)
+    x, y = (colours[rows] for rows in (one, other))
+    channels = np.minimum(x, y).reshape(-1, COLOURS * COLOURS, 3)
+    counts = np.repeat(np.minimum(np.minimum(channels[..., 0], channels[..., 1]), channels[..., 2]) < PAPER, 3, axis=1)
     cells = np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    x, y = ((values - (values * counts).sum(axis=(1, 2), keepdims=True) / (3 * cells)) * counts for values in (x, y))
+    u, v = ((values - (values * counts).sum(axis=1, keepdims=True, dtype=np.float32) / cells) * counts for values in (x, y))
     # No matrix product: BLAS would start threads, and a process with threads must not fork.
-    scale = np.sqrt((x * x).sum(axis=(1, 2)) * (y * y).sum(axis=(1, 2)))
-    return ((x * y).sum(axis=(1, 2)) > ALIKE * scale) & (scale > 1)
+    uv, uu, vv = (np.einsum("mc,mc->m", *both) for both in ((u, v), (u, u), (v, v)))
+    return (uv > ALIKE * np.sqrt(uu * vv)) & (uu * vv > 1)
 
 
 def groups(count: int, pairs: Ints) -> list[list[int]]:
@@ -98,5 +103,4 @@ def groups(count: int, pairs: Ints) -> list[list[int]]:
 
 def leaked(train: Array, held_out: Array) -> int:
     """How many of the photos with these signatures are nearly in train, too."""
-    pairs = near_pairs(np.concatenate([held_out, train]))
-    return len(np.unique(pairs[(pairs[:, 0] < len(held_out)) & (pairs[:, 1] >= len(held_out)), 0]))
+    return len(np.unique(near_pairs(np.concatenate([held_out, train]), border=len(held_out))[:, 0]))

@@ -191,6 +191,7 @@ def test_among_many_signatures_the_pairs_are_those_of_comparing_all_with_all() -
     differing = (unpacked[:1000, None].sum(2) + unpacked[None].sum(2) - 2 * unpacked[:1000] @ unpacked.T).astype(int)
     expected = [[one, other] for one, other in np.argwhere(differing <= similar.FARTHEST).tolist() if one < other]
     assert near_pairs(signatures).tolist() == expected and 80 < len(expected) < 200
+    assert near_pairs(signatures, border=1050).tolist() == [pair for pair in expected if pair[1] >= 1050]
 
 
 def test_photos_all_alike_and_none_at_all_take_no_time() -> None:
