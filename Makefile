@@ -65,7 +65,7 @@ bench: .venv/bench ## Measure, side by side, and write bench/RESULTS.md
 	.venv/bin/python -m bench
 
 clean: ## Remove caches, .venv, containers, images and the volume; keep data/, model/ and responses/
-	if $(ENGINE); then docker compose --profile export down --volumes --rmi local --remove-orphans; fi
+	if $(ENGINE); then docker compose --profile '*' down --volumes --rmi local --remove-orphans; fi
 	rm -rf .venv .cache .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

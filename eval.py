@@ -21,7 +21,7 @@ from hogwear import dataset, decoding, machine, metrics, progress, settings, tab
 from hogwear.dataset import Photos, Split
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
-from hogwear.pixels import Pixels
+from hogwear.pixels import Pixels, signatures_at_hand
 
 if TYPE_CHECKING:
     from hogwear.report import Mistake
@@ -71,6 +71,8 @@ def main(settings: Settings) -> None:
     started = time.perf_counter()
     limits = Limits(settings.max_megapixels, settings.max_megabytes)
     pixels = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
+    if (in_train := signatures_at_hand(photos.train, trained.image_size, settings.cache_dir, limits)) is not None:
+        progress.warn_of_leakage(in_train, pixels.signatures, split.name)
     logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     mistakes = worst_mistakes(trained, logits, pixels, split)

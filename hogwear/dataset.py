@@ -258,3 +258,9 @@ def counts(split: Split, class_names: Iterable[str]) -> dict[str, int]:
     """{class: photos of it}."""
     per_class = np.bincount(split.labels, minlength=len(tuple(class_names)))
     return dict(zip(class_names, per_class.tolist(), strict=True))
+
+
+if __name__ == "__main__":  # python -m hogwear.dataset doctor
+    from hogwear import doctor
+
+    doctor.run()

@@ -11,11 +11,11 @@ import resource
 import signal
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,7 @@ NOBODY = -1  # no row: this worker is not decoding
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which only warns at first; ours is `Limits`
 
 Array = npt.NDArray[np.uint8]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,40 @@ def decode(path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str
     Raises any exception (UNREADABLE) for what is not a readable photo; `reason` puts it into words.
     """
     with opened(path, limits, within) as file:
-        image: Image.Image = Image.open(file, formats=FORMATS)
-        if (megapixels := image.width * image.height / 1e6) > limits.megapixels:
-            raise Refused(f"{megapixels:.1f} megapixels, over the limit of {limits.megapixels} (--max-megapixels)")
-        scale = size / max(image.size)
-        image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))  # JPEG: decodes at 1/2, 1/4, 1/8
-        turn = TURNS.get(orientation(image))
-        image.load()
+        return letterboxed(read(file, size, limits).image, size)
+
+
+def letterboxed(fitted: Image.Image, size: int) -> Array:
+    """(size, size, 3), the image in its middle."""
+    square = Image.new("RGB", (size, size), WHITE)
+    square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
+    return np.asarray(square)
+
+
+class Read(NamedTuple):
+    """A decoded photo, and what its file says of it."""
+
+    image: Image.Image  # RGB, upright, its longer side fitted
+    format: str  # one of FORMATS
+    side: int  # the shorter one, in pixels of the file
+    turned: bool  # by EXIF
+
+
+def read(file: BinaryIO, size: int, limits: Limits) -> Read:
+    """What `decode` makes square."""
+    image: Image.Image = Image.open(file, formats=FORMATS)
+    if (megapixels := image.width * image.height / 1e6) > limits.megapixels:
+        raise Refused(f"{megapixels:.1f} megapixels, over the limit of {limits.megapixels} (--max-megapixels)")
+    format, side, scale = image.format, min(image.size), size / max(image.size)
+    image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))  # JPEG: decodes at 1/2, 1/4, 1/8
+    turn = TURNS.get(orientation(image))
+    image.load()
     if turn is not None:
         image = image.transpose(turn)
     image = over_white(image)
     scale = size / max(image.size)
     fitted = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
-    square = Image.new("RGB", (size, size), WHITE)
-    square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
-    return np.asarray(square)
+    return Read(fitted, "JPEG" if format == "MPO" else format or "", side, turn is not None)  # MPO: JPEGs with several pictures
 
 
 def opened(path: Path, limits: Limits, within: frozenset[str] | None) -> BinaryIO:
@@ -194,12 +214,16 @@ class Guard:
 
     def decode(self, row: int) -> Array | str:
         """In a worker: the photo as `decode` gives it, or why there is none."""
+        return self.call(row, decode)
+
+    def call(self, row: int, function: Callable[[Path, int, Limits, frozenset[str]], T]) -> T | str:
+        """In a worker: what a function like `decode` makes of the photo, or why nothing."""
         if row in self.condemned:
             return self.condemned[row]
         self.busy[self.rank] = row
         signal.setitimer(signal.ITIMER_PROF, self.seconds)  # ends the process; a Python handler would wait for a decoder in C to return
         try:
-            return decode(self.paths[row], self.size, self.limits, self.within)
+            return function(self.paths[row], self.size, self.limits, self.within)
         except UNREADABLE as error:
             return reason(error)
         finally:

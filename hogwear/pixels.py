@@ -1,7 +1,7 @@
 """Photos as pixels: decoded once, by all CPUs, into a cache.
 
-A cache is a folder <split>-<size>-<slot>/<key>/ with pixels.npy, (N, S, S, 3) uint8, and skipped.json, {row: reason}. The key is
-a hash of every file's name, size, time and rights, and of the limits, so a changed photo makes a new cache; the old one is then removed.
+A cache is a folder <split>-<size>-<slot>/<key>/ with pixels.npy, (N, S, S, 3) uint8, signatures.npy, (N, 256) uint8, which tell near
+duplicates (similar.py), and skipped.json, {row: reason}. The key is a hash of every file's name, size, time and rights, and of the limits, so a changed photo makes a new cache; the old one is then removed.
 """
 
 import errno
@@ -20,20 +20,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hogwear import similar
 from hogwear.dataset import Split
 from hogwear.decoding import LIMITS, Guard, Limits
 from hogwear.decoding import Array as Array
 from hogwear.errors import BadInput, naming
 from hogwear.workers import QUEUED
 
-CACHE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels
+CACHE_VERSION = 3  # part of the key: raise it when `decode` gives other pixels, or `signature` others
 LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it need not be answered for seconds
+
+SIGNATURES, SKIPPED = "signatures.npy", "skipped.json"
 
 Ints = npt.NDArray[np.int64]
 
 
 class Images:
-    """The (N, S, S, 3) uint8 array in a .npy file, read and written by row, also by processes forked after it was opened.
+    """The (N, S, S, 3) uint8 array in a .npy file (or any uint8 array of rows), read and written by row, also by processes forked after it was opened.
 
     It is not memory-mapped, because a page once touched counts as resident, and in the end all of the file would.
     """
@@ -75,6 +78,11 @@ class Pixels:
         """The file, opened anew; index it with `rows`."""
         return Images(self.file)
 
+    @property
+    def signatures(self) -> Array:
+        """(n, 256), as `rows`: similar.py."""
+        return Images(self.file.with_name(SIGNATURES))[self.rows]
+
     @classmethod
     def open(
         cls,
@@ -92,7 +100,7 @@ class Pixels:
         Raises BadInput for a class without one readable photo.
         """
         folder = cached(split, size, cache_dir, processes, on_photos, meanwhile, limits)
-        skipped = {int(row): why for row, why in json.loads((folder / "skipped.json").read_text()).items()}
+        skipped = skipped_in(folder)
         rows = np.delete(np.arange(len(split)), list(skipped))
         labels = split.labels[rows]
         if len(emptied := np.setdiff1d(split.labels, labels)):
@@ -112,13 +120,8 @@ def cached(
     limits: Limits,
 ) -> Path:
     """The cache folder of this split at this size, made if need be; one process makes it, others wait for that one."""
-    paths = split.paths.texts()
-    key = hashlib.sha256(f"{CACHE_VERSION} {size} {len(split)} {limits} ".encode() + split.paths.encoded)
-    key.update(np.fromiter(map(fingerprint, paths), "Q, Q, Q", len(split)).tobytes())
-    common = os.path.commonpath({path.rpartition("/")[0] for path in paths})  # of folders, because of 200,000 photos it takes a second
-    slot = hashlib.sha256(os.fsencode(common)).hexdigest()[:12]
-    parent = cache_dir / "pixels" / f"{split.name}-{size}-{slot}"
-    folder = parent / key.hexdigest()[:32]
+    folder = place(split, size, cache_dir, limits)
+    parent = folder.parent
     if folder.exists():
         return folder
     parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +140,28 @@ def cached(
             for other in others:  # of photos as they were, or of a build that was killed
                 shutil.rmtree(other, ignore_errors=True)
     return folder
+
+
+def signatures_at_hand(split: Split, size: int, cache_dir: Path, limits: Limits) -> Array | None:
+    """The signatures of its readable photos if the cache has them; nothing is decoded for them."""
+    folder = place(split, size, cache_dir, limits)
+    if not folder.exists():
+        return None
+    return Images(folder / SIGNATURES)[np.delete(np.arange(len(split)), list(skipped_in(folder)))]
+
+
+def skipped_in(folder: Path) -> dict[int, str]:
+    return {int(row): why for row, why in json.loads((folder / SKIPPED).read_text()).items()}
+
+
+def place(split: Split, size: int, cache_dir: Path, limits: Limits) -> Path:
+    """Where the cache of the split as it is now belongs."""
+    paths = split.paths.texts()
+    key = hashlib.sha256(f"{CACHE_VERSION} {size} {len(split)} {limits} ".encode() + split.paths.encoded)
+    key.update(np.fromiter(map(fingerprint, paths), "Q, Q, Q", len(split)).tobytes())
+    common = os.path.commonpath({path.rpartition("/")[0] for path in paths})  # of folders, because of 200,000 photos it takes a second
+    slot = hashlib.sha256(os.fsencode(common)).hexdigest()[:12]
+    return cache_dir / "pixels" / f"{split.name}-{size}-{slot}" / key.hexdigest()[:32]
 
 
 def fingerprint(path: str) -> tuple[int, int, int]:
@@ -163,7 +188,8 @@ def fill(
     """Decode every photo into `folder`."""
     folder.chmod(0o755)
     np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (len(split), size, size, 3))  # header and holes
-    images = Images(folder / "pixels.npy", "r+b")
+    np.lib.format.open_memmap(folder / SIGNATURES, "w+", np.uint8, (len(split), similar.LENGTH))
+    images, signatures = Images(folder / "pixels.npy", "r+b"), Images(folder / SIGNATURES, "r+b")
     guard = Guard(split.paths, size, limits, processes, within=[split.root])
     chunk = min(LARGEST_CHUNK, -(-len(split) // (QUEUED * processes)))
 
@@ -175,6 +201,7 @@ def fill(
                 skipped[row] = image
             else:
                 images[row] = image
+                signatures[row] = similar.signature(image)
         return skipped
 
     skipped: dict[int, str] = {}
@@ -182,5 +209,6 @@ def fill(
         for start, missed in workers.run("decode", range(0, len(split), chunk), meanwhile=meanwhile):
             skipped |= missed
             on_photos(min(chunk, len(split) - start))
-    os.fsync(images.file.fileno())
-    (folder / "skipped.json").write_text(json.dumps(skipped))
+    for written in images, signatures:
+        os.fsync(written.file.fileno())
+    (folder / SKIPPED).write_text(json.dumps(skipped))

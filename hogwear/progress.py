@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hogwear import machine
+from hogwear import machine, similar
 from hogwear.dataset import Split
-from hogwear.decoding import Limits
+from hogwear.decoding import Array, Limits
 from hogwear.pixels import Pixels
 
 SKIPPED_SHOWN = 10
@@ -24,6 +24,13 @@ def decoded(split: Split, size: int, limits: Limits, cache_dir: Path, meanwhile:
     if (more := len(pixels.skipped) - SKIPPED_SHOWN) > 0:
         print(f"Warning: skipped {more} more photos of {split.name}", file=sys.stderr)
     return pixels
+
+
+def warn_of_leakage(train: Array, held_out: Array, name: str) -> None:
+    """Say how many of the photos with these signatures are in train, too."""
+    if count := similar.leaked(train, held_out):
+        print(f"Warning: leakage: {name} shares {count} of its {len(held_out)} photos with train, exactly or nearly: its figures may be too good; "
+              "python -m hogwear.dataset doctor names them", file=sys.stderr)  # fmt: skip
 
 
 class TrainingBar:

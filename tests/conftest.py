@@ -30,6 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
     FAST = model.fast_dtype(Path(folder))
 FASHION5 = ROOT.parent / "shared" / "data" / "fashion5"
 COUNTS = {"train": 24, "val": 8, "test": 8}  # photos of each class
+LEAKED = {"10244.jpg"}  # in test, and with another name in train
 CLASSES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
 SIZE = 64
 
@@ -101,7 +102,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "test": {("eyewear", "handbag"): 3, ("topwear", "footwear"): 1},
     }
     for split, count in COUNTS.items():
-        photos = {name: sorted((source / split / name).iterdir())[:count] for name in CLASSES}
+        photos = {name: sorted(p for p in (source / split / name).iterdir() if p.name not in LEAKED)[:count] for name in CLASSES}
         target = {photo: name for name in CLASSES for photo in photos[name]}
         for (right, wrong), number in misplaced[split].items():
             target |= dict.fromkeys(photos[right][:number], wrong)
