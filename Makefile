@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-docker demo-venv build smoke test faults lint audit sbom bench clean
+.PHONY: help demo demo-docker demo-venv build smoke test faults lint audit sbom images bench clean
 
 PYTHON ?= python3
 SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
@@ -60,6 +60,18 @@ audit: .venv/tools ## Look for known vulnerabilities of the run-time packages; l
 sbom: .venv/tools build ## List what is installed in the images, which share it, in sbom.json (CycloneDX)
 	docker compose run --rm -T --entrypoint pip train freeze --all \
 	  | .venv/bin/cyclonedx-py requirements --output-file $(SBOM) -
+
+images: .venv/tools ## Make the pictures in README.md again, from the built-in sample; needs chromium
+	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/data"; \
+	folders="--data-dir $$work/data --model-dir $$work/model --cache-dir $$work/cache"; \
+	.venv/bin/python train.py $$folders --workers 1 --image-size 64 --epochs 1; \
+	.venv/bin/python eval.py $$folders; \
+	.venv/bin/python infer.py $$folders --responses-dir "$$work" --num-images 18 --seed 2; \
+	.venv/bin/python tests/browser.py "$$work/model/report.html" docs/images/report.png; \
+	cp "$$work/contact_sheet.png" docs/images; \
+	for name in report contact_sheet; do \
+	  .venv/bin/python -c 'import sys; from PIL import Image; Image.open(sys.argv[1]).convert("RGB").quantize(128).save(sys.argv[1], optimize=True)' "docs/images/$$name.png"; \
+	done
 
 bench: .venv/bench ## Measure, side by side, and write bench/RESULTS.md
 	.venv/bin/python -m bench

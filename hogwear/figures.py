@@ -94,11 +94,13 @@ def reliability(logits: Floats, labels: Ints, temperature: float) -> Figure:
         for scale, colour, marker, label in ((1.0, ORANGE, "s", "as trained"), (temperature, BLUE, "o", "calibrated")):
             found = metrics.reliability(metrics.confidences(logits, scale), right)
             some = found["count"] > 0
-            upper.plot(found["confidence"][some], found["accuracy"][some], marker + "-", color=colour, markersize=5, linewidth=1.2, label=label)
+            count = found["count"][some]  # the larger the mark, the more photos, for those of few mean little
+            upper.scatter(found["confidence"][some], found["accuracy"][some], 15 + 150 * count / count.max(), colour, marker, alpha=0.8, linewidths=0, label=label)
         edges = np.linspace(0, 1, len(found["count"]) + 1)
         lower.bar(edges[:-1], found["count"], np.diff(edges), align="edge", color=BLUE, alpha=0.6)
         upper.set(ylim=(-0.02, 1.02), ylabel="share that is right", xlim=(0, 1))
-        upper.legend(loc="upper left")
+        for mark in upper.legend(loc="upper left").legend_handles:
+            mark.set_sizes([40])
         upper.grid()
         lower.set(xlabel="probability of the answer", ylabel="photos")
     return figure

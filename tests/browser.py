@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ class Browser:
         """Show a file on a screen of so many pixels, and wait until all of it is there."""
         self.events.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         self.call("Page.navigate", url=file.absolute().as_uri())
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
@@ -63,9 +66,9 @@ class Browser:
     def evaluate(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
-    def screenshot(self, file: Path) -> None:
-        """All of the page."""
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+    def screenshot(self, file: Path, whole: bool) -> None:
+        """The page, all of it or what the screen shows."""
+        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
 
     def __enter__(self) -> "Browser":
         return self
@@ -74,3 +77,9 @@ class Browser:
         self.process.kill()
         self.process.wait()
         self.write.close(), self.read.close()
+
+
+if __name__ == "__main__":  # browser.py page.html picture.png: what a desk shows of it first
+    with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as opened:
+        opened.open(Path(sys.argv[1]), 960, 1180, dark=False)
+        opened.screenshot(Path(sys.argv[2]), whole=False)
