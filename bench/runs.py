@@ -159,7 +159,7 @@ def fashion_mnist() -> str:
     with workspace() as work:
         as_png(work / "photos")
         points = []
-        for flags in (("--time-budget", 45), ("--epochs", 1), ("--epochs", 2)):
+        for flags in (("--time-budget", 60), ("--epochs", 1), ("--epochs", 2)):
             run = work / "-".join(map(str, flags))
             wall = train(work / "photos", run, "--image-size", 64, *flags)
             points.append((wall, evaluate(work / "photos", run)["test_acc"]))
