@@ -69,7 +69,7 @@ def test_the_sbom_lists_what_is_installed_in_the_image(checkout: Path, tmp_path:
     listed = {f"{component['name'].lower()}=={component['version'].partition('+')[0]}" for component in components}
     pinned = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-weights.txt").read_text()
     pins = set(re.findall(r"^[\w-]+==[\w.]+", pinned, re.MULTILINE))
-    assert len(pins) == 9 and pins <= listed
+    assert len(pins) == 10 and pins <= listed
     assert {"jinja2", "filelock"} <= {pin.partition("==")[0] for pin in listed}, "what torch brings with it, too"
 
 
@@ -88,11 +88,12 @@ def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders
         assert status["NoNewPrivs"] == "1"
 
     run("docker", "stop", container)
-    run("docker", "compose", "run", "--rm", "eval", cwd=checkout)
-    run("docker", "compose", "run", "--rm", "infer", cwd=checkout)
+    for service in "eval", "infer", "doctor", "export":
+        run("docker", "compose", "run", "--rm", service, cwd=checkout)
     _, model, responses = owned_folders
     written = [*model.rglob("*"), *responses.rglob("*")]
-    assert {"checkpoint.pt", "eval_results.json", "predictions.json"} <= {file.name for file in written}
+    names = {"checkpoint.pt", "eval_results.json", "report.html", "predictions.json", "contact_sheet.png", "doctor.json", "model.onnx"}
+    assert names <= {file.name for file in written}
     assert {(file.stat().st_uid, file.stat().st_gid) for file in written} == {(owner, owner)}
 
 
