@@ -121,12 +121,12 @@ def test_out_of_processes_train_ends_with_the_reason(service: Service, model: Pa
     assert is_intact(model)
 
 
-@pytest.mark.parametrize("memory, batch_size", [("1g", 300), ("400m", 32)], ids=["for workers", "even to begin"])
+@pytest.mark.parametrize("memory, batch_size", [("700m", 300), ("400m", 32)], ids=["for workers", "even to begin"])
 def test_out_of_memory_train_ends_with_the_reason(service: Service, model: Path, memory: str, batch_size: int) -> None:
     done = service("train", "--epochs", 1, "--image-size", 160, "--workers", 2, "--batch-size", batch_size, HOGWEAR_MEMORY=memory)
     assert "memory" in reason(done, "train")
     assert is_intact(model)
-    if memory == "1g":
+    if memory == "700m":
         assert "fewer --workers or a smaller --batch-size" in done.stderr
         assert "Resuming" in succeeded(service("train")).stdout
 
