@@ -128,18 +128,21 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def pages(page: str, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    many = tuple(f"class number {n} with a long name{HOSTILE}" for n in range(40))
+    made(long := tmp_path_factory.mktemp("long"), many, 400, 30)
+    made(one := tmp_path_factory.mktemp("one"), CLASSES, 1, 1)
+    return {"of eval": trained.model / "report.html", "of 40 classes with long names": long / "report.html", "of one photo": one / "report.html"}
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [(360, 740), (1280, 800)], ids=["phone", "desk"])
 @pytest.mark.parametrize("which", ["of eval", "of 40 classes with long names", "of one photo"])
 def test_the_page_opens_without_an_error_a_request_or_an_overflow(
-    which: str, size: tuple[int, int], dark: bool, browser: Browser, page: str, trained: Trained, tmp_path: Path
+    which: str, size: tuple[int, int], dark: bool, browser: Browser, pages: dict[str, Path]
 ) -> None:
-    file = trained.model / "report.html"
-    if which != "of eval":
-        many = tuple(f"class number {n} with a long name{HOSTILE}" for n in range(40))
-        made(tmp_path, *((many, 400, 30) if "40" in which else (CLASSES, 1, 1)))
-        file = tmp_path / "report.html"
-    browser.open(file, *size, dark)
+    browser.open(pages[which], *size, dark)
     methods = [event["method"] for event in browser.events]
     requests = {event["params"]["request"]["url"].partition(":")[0] for event in browser.events if event["method"] == "Network.requestWillBeSent"}
     assert requests <= {"file", "data"} and "file" in requests
