@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, metrics, progress, settings, tables
+from hogwear import dataset, machine, metrics, progress, settings
 from hogwear.dataset import Photos, Split
-from hogwear.decoding import Limits
-from hogwear.errors import BadInput
 from hogwear.pixels import Pixels, signatures_at_hand
+from hogwear.shared_settings import SharedSettings
 
 if TYPE_CHECKING:
     from hogwear.report import Mistake
@@ -35,17 +34,9 @@ CURVE = 100  # points of accuracy against coverage that are kept
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SharedSettings):
     """Measure model/checkpoint.pt on the test split (val, where there is no test); write report.html and eval_results.json to model/."""
 
-    data_dir: Path = settings.data_dir()
-    model_dir: Path = settings.model_dir()
-    cache_dir: Path = settings.cache_dir()
-    image_column: str | None = tables.image_column()
-    label_column: str | None = tables.label_column()
-    min_count: int = tables.min_count()
-    max_megapixels: int = decoding.max_megapixels()
-    max_megabytes: int = decoding.max_megabytes()
 
 
 def main(settings: Settings) -> None:
@@ -57,19 +48,14 @@ def main(settings: Settings) -> None:
     machine.keep_freed_memory()
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
-    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
+    photos = settings.photos_of(trained.class_names)
     if photos.is_sample:
         print("Photos: the built-in sample (data/ is empty)")
-    if photos.class_names != trained.class_names:
-        raise BadInput(
-            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
-            f"{', '.join(trained.class_names)}: use the photos it was trained on, or train again"
-        )
     split = photos.evaluated
     if split is not photos.test:
         print(f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights", file=sys.stderr)
     started = time.perf_counter()
-    limits = Limits(settings.max_megapixels, settings.max_megabytes)
+    limits = settings.limits
     pixels = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
     if (in_train := signatures_at_hand(photos.train, trained.image_size, settings.cache_dir, limits)) is not None:
         progress.warn_of_leakage(in_train, pixels.signatures, split.name)

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, metrics, pictures, settings, tables
+from hogwear import dataset, machine, metrics, pictures, settings
 from hogwear.dataset import Paths
-from hogwear.decoding import Array, Guard, Limits
+from hogwear.decoding import Array, Guard
 from hogwear.errors import BadInput
 from hogwear.pictures import Prediction
 from hogwear.settings import flag
+from hogwear.shared_settings import SharedSettings
 
 if TYPE_CHECKING:
     from model import Trained
@@ -42,17 +43,9 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SharedSettings):
     """Predict photos with model/checkpoint.pt; write annotated pictures, predictions.json and predictions.csv to responses/."""
 
-    data_dir: Path = settings.data_dir()
-    model_dir: Path = settings.model_dir()
-    cache_dir: Path = settings.cache_dir()
-    image_column: str | None = tables.image_column()
-    label_column: str | None = tables.label_column()
-    min_count: int = tables.min_count()
-    max_megapixels: int = decoding.max_megapixels()
-    max_megabytes: int = decoding.max_megabytes()
     responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
     images: tuple[Path, ...] = flag("photos, folders or patterns of them to predict, instead of random ones of the test split", (), kind=Path)
     num_images: int = flag("how many random photos", 5, kind=int, at_least=1)
@@ -114,7 +107,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
     """--num-images readable photos of the test split at random."""
-    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
+    photos = settings.photos()
     split = photos.evaluated
     print(f"Photos: {min(settings.num_images, len(split))} at random from the {split.name} split of "
           f"{'the built-in sample (data/ is empty)' if photos.is_sample else photos.folder}")  # fmt: skip
@@ -135,7 +128,7 @@ def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
 
 def guarded(files: Paths, size: int, settings: Settings, processes: int) -> Guard:
     """Links may lead only to what was given: a link that is given itself is its user's own choice."""
-    limits = Limits(settings.max_megapixels, settings.max_megabytes)
+    limits = settings.limits
     return Guard(files, size, limits, processes, within=settings.images or [settings.data_dir])
 
 

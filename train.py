@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, progress, settings, tables
+from hogwear import dataset, machine, progress, settings
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, UNBALANCED, Choices, choose
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
+from hogwear.shared_settings import SharedSettings
 
 if TYPE_CHECKING:
     from hogwear.budget import Budget
@@ -35,20 +36,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SharedSettings):
     """Train a classifier on the photos in data/ with Hogwild on all CPUs; write model/checkpoint.pt.
 
     An interrupted run goes on where it stopped; a finished one is trained --epochs more.
     """
 
-    data_dir: Path = settings.data_dir()
-    model_dir: Path = settings.model_dir()
-    cache_dir: Path = settings.cache_dir()
-    image_column: str | None = tables.image_column()
-    label_column: str | None = tables.label_column()
-    min_count: int = tables.min_count()
-    max_megapixels: int = decoding.max_megapixels()
-    max_megabytes: int = decoding.max_megabytes()
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
     image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
     epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="1, more for under 4,000 photos")
@@ -65,8 +58,8 @@ def main(settings: Settings) -> None:
     started = time.monotonic()
     machine.keep_freed_memory()
     lock = claim(settings.model_dir)
-    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
-    limits = Limits(settings.max_megapixels, settings.max_megabytes)
+    photos = settings.photos()
+    limits = settings.limits
     saved = saved_run(settings)
     state = saved.state if saved else None
     choices = choose(settings, state, photos.class_names, len(photos.train))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import model
 from bench.common import FASHION5, ROOT, evaluate, median_seconds, spread, table, train
-from hogwear import augment, dataset, hogwild, machine
+from hogwear import augment, dataset, hogwild, layers, machine
 from hogwear import pixels as pixels_of
 from hogwear.decoding import decode
 from hogwear.hogwild import Course
@@ -83,8 +83,8 @@ def trunk_layers(net: Any, pixels: Tensor, roof: float) -> list[list[str]]:
     rows = []
 
     def run(name: str, x: Tensor, layer: Any, relu6: bool, residual: Tensor | None = None) -> Tensor:
-        y = model.fused(x, layer, relu6, residual)
-        seconds = median_seconds(lambda: model.fused(x, layer, relu6, residual))
+        y = layers.fused(x, layer, relu6, residual)
+        seconds = median_seconds(lambda: layers.fused(x, layer, relu6, residual))
         flop = 2 * y.numel() * layer.weight[0].numel()
         traffic = sum(t.nbytes for t in (x, y, residual) if t is not None)
         rows.append([name, f"{seconds / len(x) * 1e6:.0f}", f"{flop / seconds / 1e9:.0f}", f"{flop / seconds / 1e9 / roof:.0%}",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hogwear.dataset import Paths
 from hogwear.errors import printable
-from hogwear.settings import flag
 from hogwear.workers import Jobs, Workers
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
@@ -59,14 +58,6 @@ class Limits:
 
 
 LIMITS = Limits()
-
-
-def max_megapixels() -> Any:
-    return flag("skip larger photos; a worker needs up to 18 MB a megapixel", LIMITS.megapixels, kind=int, at_least=1, below=100_001)
-
-
-def max_megabytes() -> Any:
-    return flag("skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001)
 
 
 class Refused(Exception):

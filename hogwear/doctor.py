@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hogwear import dataset, decoding, machine, metrics, settings, similar, tables
+from hogwear import dataset, decoding, machine, metrics, settings, similar
 from hogwear.choices import CHECKPOINT
 from hogwear.dataset import Paths, Photos, Split
 from hogwear.decoding import Array, Guard, Limits
 from hogwear.errors import BadInput, printable
 from hogwear.pixels import Ints, Pixels
+from hogwear.shared_settings import SharedSettings
 
 SCHEMA = 1  # of doctor.json: raised when something in it is renamed, removed or means something else
 RESULTS = "doctor.json"
@@ -34,17 +35,9 @@ SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SharedSettings):
     """Look for what is wrong with the photos; write a report, and model/doctor.json. Changes no photo."""
 
-    data_dir: Path = settings.data_dir()
-    model_dir: Path = settings.model_dir()
-    cache_dir: Path = settings.cache_dir()
-    max_megapixels: int = decoding.max_megapixels()
-    max_megabytes: int = decoding.max_megabytes()
-    image_column: str | None = tables.image_column()
-    label_column: str | None = tables.label_column()
-    min_count: int = tables.min_count()
 
 
 class Photo(NamedTuple):
@@ -68,8 +61,8 @@ class Member(NamedTuple):
 
 def main(settings: Settings) -> None:
     machine.keep_freed_memory()
-    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
-    limits = Limits(settings.max_megapixels, settings.max_megabytes)
+    photos = settings.photos()
+    limits = settings.limits
     splits = [split for split in (photos.train, photos.val, photos.test) if split is not None]
     members = [Member(f, s.name, photos.class_names[label]) for s in splits for f, label in zip(s.paths, s.labels.tolist(), strict=True)]
     found = look_at(Paths(m.file for m in members), splits[0].root, limits)

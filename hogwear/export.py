@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, decoding, machine, metrics, model_card, progress, settings, tables
-from hogwear.decoding import Array, Limits
+from hogwear import dataset, machine, metrics, model_card, progress, settings
+from hogwear.decoding import Array
 from hogwear.errors import BadInput
 from hogwear.model_card import Measured
+from hogwear.shared_settings import SharedSettings
 
 if TYPE_CHECKING:
+    from hogwear.layers import Conv, Pointwise
     from hogwear.metrics import Floats, Ints
     from hogwear.onnx_graph import Graph
     from hogwear.pixels import Pixels
-    from model import Conv, EfficientNetLite0, Pointwise, TinyVGG, Trained
+    from model import EfficientNetLite0, TinyVGG, Trained
 
 # torch, onnx and onnxruntime take seconds to import, so not before the flags are known to be good.
 
@@ -36,20 +38,12 @@ QUANTISED = ("Conv", "Add", "GlobalAveragePool", "MaxPool", "Gemm")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SharedSettings):
     """Write model/checkpoint.pt as ONNX with its preprocessing inside, in float32 and in int8, and a model card.
 
     The int8 version is calibrated on val; both are measured on the test split (val, where there is no test).
     """
 
-    data_dir: Path = settings.data_dir()
-    model_dir: Path = settings.model_dir()
-    cache_dir: Path = settings.cache_dir()
-    max_megapixels: int = decoding.max_megapixels()
-    max_megabytes: int = decoding.max_megabytes()
-    image_column: str | None = tables.image_column()
-    label_column: str | None = tables.label_column()
-    min_count: int = tables.min_count()
 
 
 def main(settings: Settings) -> None:
@@ -63,13 +57,8 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, torch.float32)
     evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
-    photos = dataset.find(settings.data_dir, settings.cache_dir, tables.columns(settings))
-    if photos.class_names != trained.class_names:
-        raise BadInput(
-            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
-            f"{', '.join(trained.class_names)}: use the photos it was trained on, or train again"
-        )
-    split, limits = photos.evaluated, Limits(settings.max_megapixels, settings.max_megabytes)
+    photos = settings.photos_of(trained.class_names)
+    split, limits = photos.evaluated, settings.limits
     calibration, _ = sample(progress.decoded(photos.val, trained.image_size, limits, settings.cache_dir), CALIBRATION)
     images, labels = sample(progress.decoded(split, trained.image_size, limits, settings.cache_dir), MEASURED)
     logits = predict.predict(trained.net, images, np.arange(len(images)), machine.cpus())
@@ -175,7 +164,7 @@ def tinyvgg(graph: "Graph", x: str, net: "TinyVGG", side: int) -> str:
 
 def convolution(graph: "Graph", x: str, layer: "Conv | Pointwise", side: int, relu6: bool) -> tuple[str, int]:
     """A layer over a square of this side, with its ReLU6; and the side of what it gives."""
-    from model import same_padding
+    from hogwear.layers import same_padding
 
     before, after = same_padding(side, layer.kernel_size, layer.stride)
     weight, bias = (parameter.numpy() for parameter in (layer.weight, layer.bias))

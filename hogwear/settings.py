@@ -110,18 +110,6 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
     return settings(**values)
 
 
-def data_dir() -> Any:
-    return flag("photos: {train,val,test}/CLASS/* or CLASS/*, or a table of them; empty: a built-in sample", Path("data"), kind=Path)
-
-
-def model_dir() -> Any:
-    return flag("where checkpoint.pt and the results are", Path("model"), kind=Path)
-
-
-def cache_dir() -> Any:
-    return flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
-
-
 def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     """Call `main` and leave the process with its exit code."""
     for stream in sys.stdout, sys.stderr:  # names need not be of the terminal's encoding; and a log file shall show each line at once

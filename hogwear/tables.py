@@ -13,10 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from hogwear.errors import BadInput, printable
-from hogwear.settings import flag
 
 KAGGLE, KAGGLE_HEADER = "styles.csv", {"id", "masterCategory", "subCategory"}
 FASHION = {  # subCategory -> class; rows of other ones are of no class
@@ -44,23 +43,6 @@ class Columns:
 
 
 GUESSED = Columns()
-
-
-def image_column() -> Any:
-    return flag("of a table (*.csv) in the data folder: the photos' paths or names", None, default_help="guessed")
-
-
-def label_column() -> Any:
-    return flag("of a table: the classes", None, default_help="guessed; five classes of Kaggle's styles.csv")
-
-
-def min_count() -> Any:
-    return flag("of a table: values with fewer photos make no class", Columns.min_count, kind=int, at_least=3)
-
-
-def columns(settings: Any) -> Columns:
-    """As the three flags say."""
-    return Columns(settings.image_column, settings.label_column, settings.min_count)
 
 
 class LeftOut(Exception):

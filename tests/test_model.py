@@ -13,7 +13,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 import model
-from hogwear import arithmetic
+from hogwear import arithmetic, layers
 from hogwear.closed_form import RIDGE, TEMPERATURE, Moments
 from hogwear.decoding import decode
 from hogwear.errors import BadInput
@@ -76,7 +76,7 @@ def test_bfloat16_and_float32_agree_roughly(photo_files: list[Path], imagenet_he
 def depthwise_case(stride: int, kernel: int, height: int, width: int) -> tuple[Any, Any, Any]:
     """How far our output is from a plain convolution's, and the input's gradients: ours and autograd's; as arrays."""
     random = torch.Generator().manual_seed(0)
-    conv = model.Conv(4, 4, kernel, stride, groups=4).double()
+    conv = layers.Conv(4, 4, kernel, stride, groups=4).double()
     for p in conv.parameters():
         p.data = torch.randn(p.shape, generator=random, dtype=torch.float64)
     x = torch.randn((2, height, width, 4), generator=random, dtype=torch.float64, requires_grad=True)

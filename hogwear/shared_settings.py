@@ -1,0 +1,43 @@
+"""What all scripts are told alike: where the photos, the model and the cache are, and which photos are too much."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hogwear import dataset
+from hogwear.dataset import Photos
+from hogwear.decoding import LIMITS, Limits
+from hogwear.errors import BadInput
+from hogwear.settings import flag
+from hogwear.tables import Columns
+
+
+@dataclass(frozen=True)
+class SharedSettings:
+    """The first flags of every script."""
+
+    data_dir: Path = flag("photos: {train,val,test}/CLASS/* or CLASS/*, or a table of them; empty: a built-in sample", Path("data"), kind=Path)
+    model_dir: Path = flag("where checkpoint.pt and the results are", Path("model"), kind=Path)
+    cache_dir: Path = flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
+    image_column: str | None = flag("of a table (*.csv) in the data folder: the photos' paths or names", None, default_help="guessed")
+    label_column: str | None = flag("of a table: the classes", None, default_help="guessed; five classes of Kaggle's styles.csv")
+    min_count: int = flag("of a table: values with fewer photos make no class", Columns.min_count, kind=int, at_least=3)
+    max_megapixels: int = flag("skip larger photos; a worker needs up to 18 MB a megapixel", LIMITS.megapixels, kind=int, at_least=1, below=100_001)
+    max_megabytes: int = flag("skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_megapixels, self.max_megabytes)
+
+    def photos(self) -> Photos:
+        """Raises as dataset.find."""
+        return dataset.find(self.data_dir, self.cache_dir, Columns(self.image_column, self.label_column, self.min_count))
+
+    def photos_of(self, class_names: tuple[str, ...]) -> Photos:
+        """The same. BadInput if they are not of the classes that the checkpoint was trained on."""
+        photos = self.photos()
+        if photos.class_names != class_names:
+            raise BadInput(
+                f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
+                f"{', '.join(class_names)}: use the photos it was trained on, or train again"
+            )
+        return photos
