@@ -95,7 +95,7 @@ def reliability(logits: Floats, labels: Ints, temperature: float) -> Figure:
             found = metrics.reliability(metrics.confidences(logits, scale), right)
             some = found["count"] > 0
             count = found["count"][some]  # the larger the mark, the more photos, for those of few mean little
-            upper.scatter(found["confidence"][some], found["accuracy"][some], 15 + 150 * count / count.max(), colour, marker, alpha=0.8, linewidths=0, label=label)
+            upper.scatter(found["confidence"][some], found["accuracy"][some], s=15 + 150 * count / count.max(), c=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
         edges = np.linspace(0, 1, len(found["count"]) + 1)
         lower.bar(edges[:-1], found["count"], np.diff(edges), align="edge", color=BLUE, alpha=0.6)
         upper.set(ylim=(-0.02, 1.02), ylabel="share that is right", xlim=(0, 1))

@@ -237,7 +237,7 @@ def test_without_photos_of_val_some_of_train_are_set_aside(folder: Path, cache: 
 def test_every_script_sees_the_same_photos(script: Any, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, "a,b,c,label", *(f"{i},{i + 8},{'xy'[i % 2]},{'pq'[i % 2]}" for i in range(8)))
     expected = {f"images/{i + 8}.jpg": "xy"[i % 2] for i in range(8)}
-    arguments = ["--image-column", "b", "--label-column", "c", "--min-count", "4"]
+    arguments = ["--data-dir", str(folder), "--cache-dir", str(cache), "--image-column", "b", "--label-column", "c", "--min-count", "4"]
     settings = flags.parse(script.Settings, arguments)
     assert labels_of(settings.photos()) == expected
     for name, value in zip(arguments[::2], arguments[1::2], strict=True):
