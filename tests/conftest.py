@@ -339,7 +339,7 @@ def checkout(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         run("docker", "compose", "build", cwd=folder, timeout=1500)
         yield folder
     finally:
-        run("docker", "compose", "down", "--volumes", "--rmi", "local", cwd=folder)
+        run("docker", "compose", "--profile", "*", "down", "--volumes", "--rmi", "local", cwd=folder)
 
 
 @pytest.fixture
