@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, machine, metrics, progress, settings
+from hogwear import machine, metrics, progress, settings
 from hogwear.dataset import Photos, Split
+from hogwear.files import write_atomically
 from hogwear.pixels import Pixels, signatures_at_hand
 from hogwear.shared_settings import SharedSettings
 
@@ -70,7 +71,7 @@ def main(settings: Settings) -> None:
         | {"split": split.name, "skipped": len(pixels.skipped), "images_per_second": round(len(pixels) / seconds, 1)}
         | circumstances(trained, photos, split)
     )
-    dataset.write_atomically(settings.model_dir / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    write_atomically(settings.model_dir / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     print(table(results))
     page = write_report(settings.model_dir, results, logits, pixels.labels, trained, mistakes)
     print(f"To look at: {page}. All figures: {settings.model_dir / RESULTS}.")

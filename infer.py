@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, machine, metrics, pictures, settings
-from hogwear.dataset import Paths
+from hogwear import machine, metrics, pictures, settings
 from hogwear.decoding import Array, Guard
 from hogwear.errors import BadInput
+from hogwear.files import Paths, write_atomically
 from hogwear.pictures import Prediction
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings
@@ -176,8 +176,8 @@ def write(predictions: list[Prediction], photos: list[Photo], settings: Settings
         for _ in workers.run("draw", files):
             pass
     rows = [p.as_json() | {"picture": files[i].name if i in files else None} for i, p in enumerate(predictions)]
-    dataset.write_atomically(settings.responses_dir / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
-    dataset.write_atomically(settings.responses_dir / TABLE, as_table(predictions).encode(errors="backslashreplace"))
+    write_atomically(settings.responses_dir / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
+    write_atomically(settings.responses_dir / TABLE, as_table(predictions).encode(errors="backslashreplace"))
     return pictures.draw_sheets(predictions, [photo.image for photo in photos], settings.responses_dir)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hogwear import dataset
+from hogwear.files import write_atomically
 from hogwear.workers import Workers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -35,7 +35,7 @@ def fast_dtype(build: Callable[[torch.dtype], Net], shape: tuple[int, ...], cach
         with Workers(1, lambda rank: {"measure": lambda item: faster(build, shape)}) as workers:  # the parent computes nothing: it forks
             [(_, known[cpu])] = workers.run("measure", range(1))
         with suppress(OSError):  # a cache that may not be written: measured again next time
-            dataset.write_atomically(file, json.dumps(known).encode())
+            write_atomically(file, json.dumps(known).encode())
     return DTYPES[known[cpu]]
 
 

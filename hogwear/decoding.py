@@ -11,7 +11,7 @@ import resource
 import signal
 import stat
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,11 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
+from tqdm import tqdm
 
-from hogwear.dataset import Paths
+from hogwear import machine
 from hogwear.errors import printable
+from hogwear.files import Paths
 from hogwear.workers import Jobs, Workers
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
@@ -43,10 +45,12 @@ BYTES_A_PIXEL, BYTES_AT_LEAST = 24, 512 << 20  # of memory for a photo; honest o
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 NOBODY = -1  # no row: this worker is not decoding
 
+tqdm.monitor_interval = 0  # its thread is the one thing that would make forking unsafe
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which only warns at first; ours is `Limits`
 
 Array = npt.NDArray[np.uint8]
 T = TypeVar("T")
+Look = Callable[[Path, int, "Limits", frozenset[str] | None], T]  # what `decode` is
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ class Guard:
         """In a worker: the photo as `decode` gives it, or why there is none."""
         return self.call(row, decode)
 
-    def call(self, row: int, function: Callable[[Path, int, Limits, frozenset[str]], T]) -> T | str:
+    def call(self, row: int, function: Look[T]) -> T | str:
         """In a worker: what a function like `decode` makes of the photo, or why nothing."""
         if row in self.condemned:
             return self.condemned[row]
@@ -232,6 +236,13 @@ class Guard:
             f"takes more than {self.seconds:g} s to decode" if slow else f"its decoder crashed ({signal.Signals(-exitcode).name})"
         )
         return True
+
+
+def look_at(paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], doing: str) -> Iterator[tuple[int, T | str]]:
+    """(row, what `look` makes of that photo, or why nothing), as they come, by all CPUs and with a bar. Links may lead to within `root`."""
+    guard = Guard(paths, size, limits, min(machine.cpus(), len(paths)), within=[root])
+    with guard.workers({"look": lambda row: guard.call(row, look)}) as workers:
+        yield from tqdm(workers.run("look", range(len(paths))), total=len(paths), desc=doing, unit=" photos", disable=None, delay=0.5, leave=False)
 
 
 def lower(what: int, limit: int) -> None:

@@ -13,19 +13,19 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from hogwear import dataset, decoding, machine, metrics, settings, similar
 from hogwear.choices import CHECKPOINT
-from hogwear.dataset import Paths, Photos, Split
-from hogwear.decoding import Array, Guard, Limits
+from hogwear.dataset import Photos, Split
+from hogwear.decoding import Array, Limits
+from hogwear.division import SIZE
 from hogwear.errors import BadInput, printable
+from hogwear.files import Paths, write_atomically
 from hogwear.pixels import Ints, Pixels
 from hogwear.shared_settings import SharedSettings
 
 SCHEMA = 1  # of doctor.json: raised when something in it is renamed, removed or means something else
 RESULTS = "doctor.json"
-SIZE = 160  # the side that photos are looked at with, in pixels; as train's default
 TINY = 32  # pixels of the shorter side
 FLAT, FLAT_SHARE = 8, 0.995  # near-empty: that share of the photo is so near, of 255, to its median colour
 FEW = 0.2  # under-represented: fewer photos to train on than that share of the largest class
@@ -68,18 +68,14 @@ def main(settings: Settings) -> None:
     found = look_at(Paths(m.file for m in members), splits[0].root, limits)
     report = {"schema": SCHEMA, "folder": str(photos.folder), **counted(photos, splits), **faults(members, found)}
     report |= doubted(photos, splits, limits, settings) if (settings.model_dir / CHECKPOINT).exists() else {"contradicted": None, "network": None}
-    dataset.write_atomically(settings.model_dir / RESULTS, (json.dumps(report, indent=2) + "\n").encode())
+    write_atomically(settings.model_dir / RESULTS, (json.dumps(report, indent=2) + "\n").encode())
     print("\n".join(lines(report)))
     print(f"Written to {settings.model_dir / RESULTS}.")
 
 
 def look_at(paths: Paths, root: Path, limits: Limits) -> list[Photo | str]:
     """Every file as a photo, or why it is none; decoded by all CPUs."""
-    guard = Guard(paths, SIZE, limits, min(machine.cpus(), len(paths)), within=[root])
-    found: dict[int, Photo | str] = {}
-    with guard.workers({"look": lambda row: guard.call(row, look)}) as workers:
-        for row, answer in tqdm(workers.run("look", range(len(paths))), total=len(paths), desc="looking", unit=" photos", disable=None, leave=False):
-            found[row] = answer
+    found = dict(decoding.look_at(paths, SIZE, limits, root, look, "looking"))
     return [found[row] for row in range(len(paths))]
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import dataset, machine, metrics, model_card, progress, settings
+from hogwear import machine, metrics, model_card, progress, settings
 from hogwear.decoding import Array
 from hogwear.errors import BadInput
+from hogwear.files import write_atomically
 from hogwear.model_card import Measured
 from hogwear.shared_settings import SharedSettings
 
@@ -91,7 +92,7 @@ def main(settings: Settings) -> None:
     table = model_card.versions_table(versions, f"{len(images)} photos of {split.name}")
     card = model_card.model_card(trained, table, evaluation)
     for name, content in {**dict(zip(versions, (exported, quantised), strict=True)), model_card.CARD: card.encode()}.items():
-        dataset.write_atomically(settings.model_dir / name, content)
+        write_atomically(settings.model_dir / name, content)
     print(f"{table}\nWritten to {settings.model_dir}: {', '.join(versions)} and {model_card.CARD}.")
 
 

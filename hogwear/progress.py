@@ -12,7 +12,6 @@ from hogwear.decoding import Array, Limits
 from hogwear.pixels import Pixels
 
 SKIPPED_SHOWN = 10
-tqdm.monitor_interval = 0  # its thread is the one thing that would make forking unsafe
 
 
 def decoded(split: Split, size: int, limits: Limits, cache_dir: Path, meanwhile: Callable[[], object] = lambda: None) -> Pixels:

@@ -10,8 +10,9 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from hogwear import dataset, figures
+from hogwear import figures
 from hogwear.decoding import Array
+from hogwear.files import write_atomically
 from hogwear.metrics import Floats, Ints
 from hogwear.pictures import shortened
 
@@ -53,7 +54,7 @@ def write(folder: Path, results: dict[str, Any], logits: Floats, labels: Ints, h
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
     environment.filters["printable"] = lambda text: shortened(str(text), 200)
     page = environment.get_template("report.html").render(r=results, charts=charts, gallery=gallery, few=FEW, history=history)
-    dataset.write_atomically(folder / REPORT, page.encode(errors="replace"))
+    write_atomically(folder / REPORT, page.encode(errors="replace"))
     return folder / REPORT
 
 

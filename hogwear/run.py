@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hogwear import checkpoint, dataset, hogwild, metrics, predict
+from hogwear import checkpoint, hogwild, metrics, predict
 from hogwear.budget import Budget
 from hogwear.choices import UNBALANCED, Choices
 from hogwear.closed_form import Moments
 from hogwear.errors import BadInput
+from hogwear.files import write_atomically
 from hogwear.hogwild import Course
 from hogwear.machine import Stop
 from hogwear.pixels import Pixels
@@ -343,4 +344,4 @@ def write_history(history: list[dict[str, float]], file: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=HEAD)
     writer.writeheader()
     writer.writerows(history)
-    dataset.write_atomically(file, text.getvalue().encode())
+    write_atomically(file, text.getvalue().encode())

@@ -10,12 +10,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SERVICES = ("train", "eval", "infer")
 PROJECT = f"hogwear-test-{os.getpid()}"
+OCI_FAILED = 126  # `docker exec` did not get as far as the command
 
 
 def attempt(*command: str, cwd: Path = ROOT, timeout: float = 300, **variables: str) -> "subprocess.CompletedProcess[str]":
     """The command, however it ends, with these variables of the shell."""
     env = os.environ | {"COMPOSE_PROJECT_NAME": PROJECT} | variables
     return subprocess.run(command, check=False, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env)
+
+
+def look_into(container: str, script: str) -> str:
+    """What a shell in the container prints. Once more where the engine could not start it: runc does fail at that in a busy container."""
+    for _ in range(5):
+        if (done := attempt("docker", "exec", container, "sh", "-c", script)).returncode != OCI_FAILED:
+            break
+        time.sleep(0.5)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def run(*command: str, cwd: Path = ROOT, timeout: float = 300) -> str:
@@ -63,6 +74,6 @@ def wait_for_output(container: str, pattern: str, seconds: float = 120) -> None:
 
 def python_processes(container: str) -> list[dict[str, str]]:
     """/proc/PID/status of the script and its workers, as dictionaries."""
-    statuses = run("docker", "exec", container, "sh", "-c", "for f in /proc/[0-9]*; do cat $f/status; echo; done")
+    statuses = look_into(container, "for f in /proc/[0-9]*; do cat $f/status; echo; done")
     parsed = [dict(line.split(":\t", 1) for line in s.splitlines() if ":\t" in line) for s in statuses.split("\n\n")]
     return [status for status in parsed if status.get("Name", "").startswith(("python", "pt_"))]

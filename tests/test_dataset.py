@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from hogwear import dataset, sample
-from hogwear.dataset import Paths, Photos, Split
+from hogwear.dataset import Photos, Split
 from hogwear.errors import BadInput
+from hogwear.files import Paths, write_atomically
 
 
 def make(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
@@ -203,8 +204,8 @@ REFUSED = {
         {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1},
         "data: both val and valid are there; keep one of them as the val split",
     ),
-    "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: one photo only; a class needs at least 2"),
-    "too few, flat": ({"a": 9, "b": 2}, "data/b: 2 photos; a class needs at least 3, for train, val and test"),
+    "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: too few photos (1); each of train, val needs one of each class"),
+    "too few, flat": ({"a": 9, "b": 2}, "data/b: too few photos (2); each of train, val, test needs one of each class"),
     "files only": ({".": 3}, "data: 3 files but no folders; expected a folder a class: "),
 }  # fmt: skip
 
@@ -225,12 +226,12 @@ def test_a_missing_folder_is_named_with_the_fix(data: Path, cache: Path) -> None
 
 def test_a_disk_that_refuses_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    dataset.write_atomically(file, b"old")
+    write_atomically(file, b"old")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
     try:
         with pytest.raises(OSError, match="File too large") as error:
-            dataset.write_atomically(file, bytes(2 << 20))
+            write_atomically(file, bytes(2 << 20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert error.value.filename == str(file)

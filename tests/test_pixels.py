@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 
 from hogwear import decoding
 from hogwear.augment import augment
-from hogwear.dataset import Paths, Split
+from hogwear.dataset import Split
 from hogwear.decoding import Array, decode
 from hogwear.errors import BadInput
+from hogwear.files import Paths
 from hogwear.pixels import Images, Pixels
 from hogwear.workers import FORK, Workers
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import saved
-from containers import PROJECT, SERVICES, attempt, image, run, wait_for_output
+from containers import PROJECT, SERVICES, attempt, image, look_into, run, wait_for_output
 
 pytestmark = pytest.mark.engine
 QUICK = ("--image-size", "64", "--epochs", "1")
@@ -227,6 +227,6 @@ def is_intact(model: Path) -> bool:
 
 def cpu_time(container: str) -> dict[str, int]:
     """Clock ticks that each thread in the container has computed for."""
-    stats = run("docker", "exec", container, "sh", "-c", "cat /proc/[0-9]*/task/*/stat 2> /dev/null || true")
+    stats = look_into(container, "cat /proc/[0-9]*/task/*/stat 2> /dev/null || true")
     fields = [(line.split()[0], line.rpartition(")")[2].split()) for line in stats.splitlines()]
     return {thread: int(f[11]) + int(f[12]) for thread, f in fields}  # utime and stime

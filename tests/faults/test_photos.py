@@ -28,9 +28,10 @@ from PIL import Image
 import infer
 import train
 from hogwear import budget, dataset, decoding, pixels
-from hogwear.dataset import Paths, Split
+from hogwear.dataset import Split
 from hogwear.decoding import LIMITS, Array, Guard, Limits, decode
 from hogwear.errors import BadInput
+from hogwear.files import Paths
 from hogwear.pixels import Pixels
 from hogwear.workers import FORK
 
