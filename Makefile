@@ -33,7 +33,8 @@ smoke: ## The three commands on a real Docker engine, checked from outside and i
 	tests/smoke_test.sh
 
 test: .venv/tools ## All tests; those of the containers only where a Docker engine answers
-	.venv/bin/python -m pytest -m 'not engine' -n 2 --dist loadfile
+	.venv/bin/python -m pytest -m 'not engine' -n 2 --dist loadfile --ignore tests/faults
+	.venv/bin/python -m pytest -m 'not engine' -n 2 --dist loadfile tests/faults
 	@if $(ENGINE); then \
 	  set -x; \
 	  .venv/bin/python -m pytest -m engine; \
