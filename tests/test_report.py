@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from conftest import CLASSES, Script, Trained, at
+from conftest import CLASSES, FAST, SIZE, Script, Trained, at
 from PIL import Image
 
 import eval
 import model
 from hogwear import report
+from hogwear.decoding import decode
 from hogwear.report import Mistake
 
 CHARTS = ("confusion", "coverage", "learning_curves", "reliability")
@@ -54,6 +55,15 @@ def test_the_worst_mistakes_are_shown_with_their_photos_and_where_the_network_lo
     for mistake in results["mistakes"]:
         assert Path(mistake["file"]).name in page and Path(mistake["file"]).parent.name == mistake["true_class"] != mistake["predicted"]
         assert mistake["maybe_mislabelled"] == (mistake["probability"] >= 0.9)
+
+
+def test_the_surest_mistake_comes_first(trained: Trained, results: dict[str, Any]) -> None:
+    loaded = model.load(trained.model, FAST)
+    photos = np.stack([decode(Path(mistake["file"]), SIZE) for mistake in results["mistakes"]])
+    with torch.inference_mode():
+        probabilities = (loaded.net(torch.from_numpy(photos)).float() / loaded.temperature).softmax(dim=1).numpy()
+    of_truth = [row[CLASSES.index(mistake["true_class"])] for row, mistake in zip(probabilities, results["mistakes"], strict=True)]
+    assert len(of_truth) > 1 and np.all(np.diff(of_truth) > -0.01), "by what the true class was given"
 
 
 def test_charts_are_on_the_page_and_beside_it(page: str, trained: Trained, results: dict[str, Any]) -> None:
