@@ -20,7 +20,7 @@ import numpy as np
 from hogwear import machine, metrics, progress, settings
 from hogwear.dataset import Photos, Split
 from hogwear.files import write_atomically
-from hogwear.pixels import Pixels, signatures_at_hand
+from hogwear.pixels import Pixels
 from hogwear.shared_settings import SharedSettings
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def main(settings: Settings) -> None:
     started = time.perf_counter()
     limits = settings.limits
     pixels = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
-    if (in_train := signatures_at_hand(photos.train, trained.image_size, settings.cache_dir, limits)) is not None:
-        progress.warn_of_leakage(in_train, pixels.signatures, split.name)
+    if train := Pixels.at_hand(photos.train, trained.image_size, settings.cache_dir, limits):
+        progress.warn_of_leakage(train, pixels, split.name)
     logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     mistakes = worst_mistakes(trained, logits, pixels, split)

@@ -76,7 +76,7 @@ def main(settings: Settings) -> None:
         return progress.decoded(split, choices.image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"))
 
     train, val = decoded(photos.train), decoded(photos.val)
-    progress.warn_of_leakage(train.signatures, val.signatures, "val")
+    progress.warn_of_leakage(train, val, "val")
     set_aside(settings.model_dir, saved)
     run = open_run(choices, photos.class_names, saved, settings.cache_dir)
     with machine.Stop() as stop:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hogwear.dataset import Split
 from hogwear.decoding import Guard, Limits
 from hogwear.errors import BadInput
-from hogwear.workers import Workers
+from hogwear.workers import QUEUED, Workers
 
 # Sides of photos, and how many epochs there must be time for to make each worth its cost; docs/decisions/time-budget.md.
 Sizes = tuple[tuple[int, float], ...]
@@ -52,6 +52,7 @@ def probe(net: Any, split: Split, limits: Limits, workers: int) -> Speed:
         F.cross_entropy(logits, torch.zeros(PROBED_BATCH, dtype=torch.int64)).backward()
 
     with guard.workers({"decode": decode}) as pool:
+        dict(pool.run("decode", range(QUEUED * workers)))  # two for each: the first time, Pillow imports its decoders
         decoding = [seconds for _, seconds in pool.run("decode", range(8 * workers)) if seconds is not None]
 
     with Workers(workers, lambda rank: {"predict": predict, "train": train}) as pool:

@@ -25,7 +25,8 @@ from hogwear.dataset import Split
 from hogwear.decoding import LIMITS, Guard, Limits
 from hogwear.decoding import Array as Array
 from hogwear.errors import BadInput, naming
-from hogwear.workers import QUEUED
+from hogwear.files import write_atomically
+from hogwear.workers import QUEUED, Workers
 
 CACHE_VERSION = 3  # part of the key: raise it when `decode` gives other pixels, or `signature` others
 LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it need not be answered for seconds
@@ -99,8 +100,18 @@ class Pixels:
         `on_photos` is told how many more are done; `meanwhile` is called once while the processes decode, if they do.
         Raises BadInput for a class without one readable photo.
         """
-        folder = cached(split, size, cache_dir, processes, on_photos, meanwhile, limits)
-        skipped = skipped_in(folder)
+        return cls.within(cached(split, size, cache_dir, processes, on_photos, meanwhile, limits), split)
+
+    @classmethod
+    def at_hand(cls, split: Split, size: int, cache_dir: Path, limits: Limits) -> "Pixels | None":
+        """The split's pixels if the cache has them; nothing is decoded."""
+        folder = place(split, size, cache_dir, limits)
+        return cls.within(folder, split) if folder.exists() else None
+
+    @classmethod
+    def within(cls, folder: Path, split: Split) -> "Pixels":
+        """Those in a cache folder. Raises as `open`."""
+        skipped = {int(row): why for row, why in json.loads((folder / SKIPPED).read_text()).items()}
         rows = np.delete(np.arange(len(split)), list(skipped))
         labels = split.labels[rows]
         if len(emptied := np.setdiff1d(split.labels, labels)):
@@ -142,16 +153,17 @@ def cached(
     return folder
 
 
-def signatures_at_hand(split: Split, size: int, cache_dir: Path, limits: Limits) -> Array | None:
-    """The signatures of its readable photos if the cache has them; nothing is decoded for them."""
-    folder = place(split, size, cache_dir, limits)
-    if not folder.exists():
-        return None
-    return Images(folder / SIGNATURES)[np.delete(np.arange(len(split)), list(skipped_in(folder)))]
+def leaked(train: Pixels, held_out: Pixels) -> int:
+    """How many photos of `held_out` are in `train`, too, exactly or nearly; kept beside them, for it takes 6 s with 200,000.
 
-
-def skipped_in(folder: Path) -> dict[int, str]:
-    return {int(row): why for row, why in json.loads((folder / SKIPPED).read_text()).items()}
+    Another process looks: the memory that takes is then free again.
+    """
+    known = held_out.file.with_name(f"leaked-{train.file.parent.name}.json")
+    if not known.exists():
+        with Workers(1, lambda rank: {"look": lambda item: similar.leaked(train.signatures, held_out.signatures)}) as workers:
+            [(_, count)] = workers.run("look", [0])
+        write_atomically(known, str(count).encode())
+    return int(known.read_text())
 
 
 def place(split: Split, size: int, cache_dir: Path, limits: Limits) -> Path:

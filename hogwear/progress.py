@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hogwear import machine, similar
+from hogwear import machine, pixels
 from hogwear.dataset import Split
-from hogwear.decoding import Array, Limits
+from hogwear.decoding import Limits
 from hogwear.pixels import Pixels
 
 SKIPPED_SHOWN = 10
@@ -17,17 +17,17 @@ SKIPPED_SHOWN = 10
 def decoded(split: Split, size: int, limits: Limits, cache_dir: Path, meanwhile: Callable[[], object] = lambda: None) -> Pixels:
     """`Pixels.open` on all CPUs with a bar, naming the photos that could not be read."""
     with tqdm(total=len(split), desc=f"decoding {split.name}", unit=" photos", disable=None, delay=0.5, leave=False) as bar:
-        pixels = Pixels.open(split, size, cache_dir, machine.cpus(), bar.update, meanwhile, limits)
-    for path, why in list(pixels.skipped.items())[:SKIPPED_SHOWN]:
+        opened = Pixels.open(split, size, cache_dir, machine.cpus(), bar.update, meanwhile, limits)
+    for path, why in list(opened.skipped.items())[:SKIPPED_SHOWN]:
         print(f"Warning: skipped {str(path)!r}: {why}", file=sys.stderr)
-    if (more := len(pixels.skipped) - SKIPPED_SHOWN) > 0:
+    if (more := len(opened.skipped) - SKIPPED_SHOWN) > 0:
         print(f"Warning: skipped {more} more photos of {split.name}", file=sys.stderr)
-    return pixels
+    return opened
 
 
-def warn_of_leakage(train: Array, held_out: Array, name: str) -> None:
-    """Say how many of the photos with these signatures are in train, too."""
-    if count := similar.leaked(train, held_out):
+def warn_of_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
+    """Say how many photos of a split are in train, too."""
+    if count := pixels.leaked(train, held_out):
         print(f"Warning: leakage: {name} shares {count} of its {len(held_out)} photos with train, exactly or nearly: its figures may be too good; "
               "python -m hogwear.dataset doctor names them", file=sys.stderr)  # fmt: skip
 

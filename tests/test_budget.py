@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import Answer, Elsewhere, at, refusal, saved
 
-import model  # noqa: F401 - before a clock runs
+import model
 import train
-from hogwear import dataset
-from hogwear.budget import SIZES, Budget, Speed, plan, probe
+from hogwear import dataset, decoding
+from hogwear.budget import PROBED_SIZE, SIZES, Budget, Speed, plan, probe
 from hogwear.decoding import LIMITS
 from hogwear.errors import BadInput
 
@@ -40,6 +40,20 @@ def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(data: Path,
 
     speed: Speed = Elsewhere(probed).answer()
     assert 0 < speed.decoding < 1 and 0 < speed.predicting < 1 and 0 < speed.training < 1
+
+
+def test_what_the_first_photo_of_a_process_costs_is_no_part_of_the_speed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []  # each worker has its own
+
+    def slow_at_first(path: Path, *rest: object) -> None:
+        """As Pillow is, which imports its decoders then."""
+        calls.append(path)
+        time.sleep(0.4 if len(calls) == 1 else 0)
+
+    monkeypatch.setattr(decoding, "decode", slow_at_first)
+    net = model.build("tinyvgg", 5, PROBED_SIZE)
+    speed: Speed = Elsewhere(probe, net, dataset.find(data, tmp_path).train, LIMITS, 2).answer()
+    assert speed.decoding < 0.02
 
 
 def test_more_time_buys_larger_photos_and_more_epochs() -> None:
