@@ -39,14 +39,18 @@ class Divider:
         Raises BadInput for a class with fewer photos than splits, and for one that has none left to train on.
         """
         slot = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-        manifest = self.cache_dir / f"split-{slot}{'' if shares is SHARES else '-' + '-'.join(shares)}.json"
+        manifest = self.cache_dir / f"split-{slot}{'' if 'test' in shares else '-val'}.json"
         known: Known = json.loads(manifest.read_text()) if manifest.exists() else {}
         if not known.keys() >= set(keys(found)):
             for name, files in found.items():
                 if len(files) <= len(shares):
                     raise BadInput(f"{folder / name}: too few photos ({len(files)}); each of {', '.join(['train', *shares])} needs one of each class")
-            known = assigned(found, known, self.alike(found, folders), shares)
+            groups = self.alike(found, folders)
+            known = assigned(found, known, groups, shares)
             write_atomically(manifest, json.dumps(known, indent=1).encode())
+            whole = sum(len({known[key] for key in group}) == 1 for group in groups)
+            if groups:
+                self.notes = (f"Split: {sum(map(len, groups))} photos are nearly the same as others; {whole} of their {len(groups)} groups are on one side.",)
         parts: dict[str, Classes] = {split: {name: [] for name in found} for split in ("train", *shares)}
         for name, files in found.items():
             for file in files:
@@ -65,8 +69,6 @@ class Divider:
                 signatures[row], readable[row] = answer, True
         rows = np.flatnonzero(readable).tolist()
         groups = similar.groups(len(rows), similar.near_pairs(signatures[readable]))
-        if groups:
-            self.notes = (f"Split: {sum(map(len, groups))} photos are nearly the same as others, in groups ({len(groups)}) that stay on one side.",)
         return [tuple(photos[rows[i]] for i in group) for group in groups]
 
 

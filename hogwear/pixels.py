@@ -1,7 +1,7 @@
 """Photos as pixels: decoded once, by all CPUs, into a cache.
 
 A cache is a folder <split>-<size>-<slot>/<key>/ with pixels.npy, (N, S, S, 3) uint8, signatures.npy, (N, 256) uint8, which tell near
-duplicates (similar.py), and skipped.json, {row: reason}. The key is a hash of every file's name, size, time and rights, and of the limits, so a changed photo makes a new cache; the old one is then removed.
+duplicates (similar.py), skipped.json, {row: reason}, and leaked-<key>.json, how many of them are in the train of that key, too. The key is a hash of every file's name, size, time and rights, and of the limits, so a changed photo makes a new cache; the old one is then removed.
 """
 
 import errno

@@ -1,8 +1,7 @@
 """The built-in sample: drawn product pictures of five classes, for a machine that has no photos yet.
 
-A kind of article is a short function that draws on a Canvas, in coordinates from -1 to 1 (x right, y down). The
-canvas decides colours, cloth and pose; photograph() adds background, shadow, light and grain. Every picture has a
-random generator of its own, so that none depends on how many were drawn before it.
+A kind of article is a short function that draws on a Canvas (drawing.py), which decides colours, cloth and pose. Every picture
+has a random generator of its own, so that none depends on how many were drawn before it.
 """
 
 import shutil
@@ -11,26 +10,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
+from hogwear.drawing import (
+    BLACK,
+    BRASS,
+    WHITE,
+    Array,
+    Canvas,
+    Point,
+    both,
+    ellipse,
+    grown,
+    mix,
+    photograph,
+    soft,
+)
 from hogwear.errors import BadInput, naming
 
 CLASS_NAMES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
 PHOTOS_PER_CLASS = {"train": 60, "val": 15, "test": 15}
-SIZE = 224
-SHEET = 2 * SIZE  # drawn twice as large and then reduced, because Pillow's own edges are jagged
-
-Array = NDArray[np.float32]
-Colour = tuple[int, ...]
-Point = tuple[float, float]
-WHITE, BLACK, BRASS, LEATHER = (255, 255, 255), (24, 22, 28), (214, 178, 94), (142, 92, 56)
-PALETTE = [
-    *((38, 50, 84), (72, 110, 164), (142, 184, 214), (36, 116, 116), (126, 168, 140), (96, 104, 60)),  # blues, greens
-    *((232, 184, 76), (222, 122, 62), (198, 72, 64), (130, 38, 58), (226, 148, 156), (124, 92, 150)),  # warm, violet
-    *((128, 88, 62), (202, 172, 134), (236, 226, 208), (150, 152, 158), (58, 58, 64)),  # brown to grey
-]
-Y, X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)  # (H, W) each
 
 
 def ensure(folder: Path, *, seed: int = 0) -> Path:
@@ -82,152 +81,6 @@ def draw(label: int, index: int, rng: np.random.Generator) -> Image.Image:
     canvas = Canvas(rng)
     kinds[index % len(kinds)](canvas)
     return photograph(canvas.sheet, rng)
-
-
-def both(*right: Point) -> list[Point]:
-    """The whole of a symmetric outline from its right half, given from top to bottom."""
-    return [*right, *((-x, y) for x, y in reversed(right) if x)]
-
-
-def ellipse(x: float, y: float, rx: float, ry: float) -> Array:
-    angle = np.linspace(0, 2 * np.pi, 28, endpoint=False, dtype=np.float32)
-    return np.stack((x + rx * np.cos(angle), y + ry * np.sin(angle)), axis=1)
-
-
-def grown(outline: ArrayLike, factor: float) -> Array:
-    at = np.asarray(outline, np.float32)
-    centre = at.mean(0)
-    return np.asarray(centre + factor * (at - centre), np.float32)
-
-
-def soft(outline: ArrayLike, roundness: float, *, closed: bool = True) -> Array:
-    """The outline with rounded corners: at 0 they stay sharp, at 1 nothing stays straight (a quadratic B-spline)."""
-    at = np.asarray(outline, np.float32)
-    before, after = (at + roundness / 2 * (np.roll(at, step, axis=0) - at) for step in (1, -1))
-    if not closed:
-        before[0] = after[0] = at[0]
-        before[-1] = after[-1] = at[-1]
-    t = np.linspace(0, 1, 6, dtype=np.float32)[:, None]
-    curve = (1 - t) ** 2 * before[:, None] + 2 * t * (1 - t) * at[:, None] + t**2 * after[:, None]  # (N, 6, 2)
-    return curve.reshape(-1, 2)[0 if closed else 5 : None if closed else -5]
-
-
-def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`share` of b, the rest of a."""
-    return tuple(round((1 - share) * x + share * y) for x, y in zip(a, b, strict=True))
-
-
-class Canvas:
-    """A transparent sheet with the pose, the colours and the cloth of one article.
-
-    Main and accent contrast; trim and belt are colours of smaller parts, dark is for insides, ink for outlines.
-    """
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.pose = random_pose(rng)
-        self.main, *others = (PALETTE[i] for i in rng.permutation(len(PALETTE)))
-        self.accent = next(colour for colour in others if abs(np.mean(colour) - np.mean(self.main)) > 50)
-        self.trim = self.main if self.maybe() else self.accent
-        self.belt = LEATHER if self.maybe() else self.accent
-        self.dark, self.ink = mix(self.main, BLACK, 0.4), mix(self.main, BLACK, 0.72)
-        self.cloth = self.weave()
-        self.sheet = Image.new("RGBA", (SHEET, SHEET), (*self.ink, 0))  # ink, because it shows through at the edges
-        self.pen = ImageDraw.Draw(self.sheet)
-
-    def vary(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
-
-    def maybe(self) -> bool:
-        return bool(self.rng.random() < 0.5)
-
-    def weave(self) -> Image.Image:
-        """A sheet of cloth: plain, or with a pattern that is a function of the article's own coordinates."""
-        cloth = Image.new("RGBA", (SIZE, SIZE), self.main)
-        pattern = self.rng.choice(["plain", "plain", "plain", "down", "across", "checks", "dots"])
-        if pattern != "plain":
-            step, gap = self.vary(0.14, 0.26), self.vary(-0.4, 0.6)
-            x, y, depth = (a * X + b * Y + c for a, b, c in np.linalg.inv(self.pose))
-            u, v = (np.cos(2 * np.pi / step * along / depth) for along in (x, y))
-            down, across, dots = ((2000 * step * (wave - gap)).clip(0, 255) for wave in (u, v, u + v - 0.7))
-            share = {"down": down, "across": across, "checks": (down + across) / 2, "dots": dots}[pattern]
-            cloth.paste(self.accent, mask=Image.fromarray(share.astype(np.uint8)))
-        return cloth.resize((SHEET, SHEET), Image.Resampling.NEAREST)  # photograph() takes it back to this size
-
-    def place(self, outline: Array) -> list[Point]:
-        """From the article's coordinates to pixels of the sheet."""
-        x, y, depth = (a * outline[:, 0] + b * outline[:, 1] + c for a, b, c in self.pose)
-        return list(zip(((x / depth + 1) * SIZE).tolist(), ((y / depth + 1) * SIZE).tolist(), strict=True))
-
-    def part(self, outline: ArrayLike, paint: Colour | None = None, roundness: float = 0.2) -> None:
-        """A piece of cloth, or of one colour, with an outline in ink."""
-        edge = self.place(soft(outline, roundness))
-        if paint is None:
-            mask = Image.new("1", self.sheet.size)
-            ImageDraw.Draw(mask).polygon(edge, fill=1)
-            self.sheet.paste(self.cloth, mask=mask)
-        else:
-            self.pen.polygon(edge, fill=paint)
-        self.pen.line([*edge, *edge[:2]], fill=self.ink, width=3)
-
-    def line(self, through: ArrayLike, colour: Colour, width: float = 0.013, roundness: float = 0.9) -> None:
-        way = self.place(soft(through, roundness, closed=False))
-        self.pen.line(way, fill=colour, width=round(width * SIZE), joint="curve")
-
-    def strap(self, through: ArrayLike, colour: Colour, width: float = 0.07) -> None:
-        self.line(through, mix(colour, BLACK, 0.6), width + 0.025)
-        self.line(through, colour, width)
-
-
-def random_pose(rng: np.random.Generator) -> Array:
-    """A homography: mirror, shear, turn by at most 20 degrees, scale, shift, and tilt a little in depth."""
-    angle, scale = np.radians(rng.uniform(-20, 20)), rng.uniform(0.66, 0.86)
-    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    (x, y), (tilt_x, tilt_y) = rng.uniform(-0.08, 0.08, (2, 2))
-    flat = np.diag([rng.choice([-1, 1]), rng.uniform(0.92, 1.05), 1])
-    flat[0, 1] = rng.uniform(-0.12, 0.12)
-    return np.asarray([[cos, -sin, x], [sin, cos, y], [tilt_x, tilt_y, 1]] @ flat, np.float32)
-
-
-def photograph(sheet: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The article on a background, with a shadow under it, light on it and the grain of a camera."""
-    opaque = sheet.getchannel("A")
-    silhouette = opaque.reduce(8).filter(ImageFilter.GaussianBlur(2.5))
-    fallen = Image.new("L", silhouette.size)
-    fallen.paste(silhouette, (int(rng.integers(-2, 3)), int(rng.integers(1, 4))))
-    light = 0.74 + 0.34 / 255 * enlarged(silhouette)  # darker towards the edges, which makes things look round
-    behind = background(rng) * (1 - rng.uniform(0.1, 0.45) / 255 * enlarged(fallen))
-    article = np.asarray(sheet.convert("RGB").reduce(SHEET // SIZE)).transpose(2, 0, 1).astype(np.float32, order="C")
-    alpha = np.asarray(opaque.reduce(SHEET // SIZE), np.float32) / 255
-    picture = behind + alpha * (light * article - behind)  # (3, H, W)
-    picture += rng.uniform(0, 9) * (rng.random((SIZE, SIZE), np.float32) - 0.5)
-    return Image.merge("RGB", [Image.fromarray(plane) for plane in picture.clip(0, 255).astype(np.uint8)])
-
-
-def background(rng: np.random.Generator) -> Array:
-    """White, one pale tint, or two of them as a gradient, a spotlight, a rough wall, or a wall and a floor.
-
-    Shape (3, H, W) float32, from 0 to 255.
-    """
-    one, two = (mix(PALETTE[i], WHITE, rng.uniform(0.6, 0.9)) for i in rng.integers(len(PALETTE), size=2))
-    share = np.zeros_like(X)
-    match rng.choice(["white", "tint", "gradient", "spotlight", "wall", "floor"]):
-        case "white":
-            one = WHITE
-        case "gradient":
-            share = 0.5 + 0.5 * (rng.uniform(-1, 1) * X + rng.uniform(-1, 1) * Y)
-        case "spotlight":
-            share = (X**2 + Y**2) / 2
-        case "wall":
-            share = 0.3 * enlarged(Image.fromarray(rng.random((28, 28), np.float32)))
-        case "floor":
-            share = ((Y - rng.uniform(0.2, 0.6)) * 40).clip(0, 1)
-    near, far = (np.array(colour, np.float32)[:, None, None] for colour in (one, two))
-    return np.asarray(near + share * (far - near), np.float32)
-
-
-def enlarged(image: Image.Image) -> Array:
-    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)
 
 
 def trousers(c: Canvas) -> None:

@@ -44,7 +44,7 @@ def test_near_duplicates_are_on_one_side(folder: Path, tmp_path: Path) -> None:
     sides = split_of(photos)
     assert all(sides[f"{name}/{i}.jpg"] == sides[f"{name}/{i}-worse.jpg"] == sides[f"{name}/{i}-small.jpg"] for name in photos.class_names for i in range(A_DOZEN))
     assert Counter(sides.values()) == {"train": 2 * (36 - 2 * 3), "val": 2 * 3, "test": 2 * 3}, "of 36 photos, 15 per cent are 5: one group of three"
-    assert photos.notes == ("Split: 72 photos are nearly the same as others, in groups (24) that stay on one side.",)
+    assert photos.notes == ("Split: 72 photos are nearly the same as others; 24 of their 24 groups are on one side.",)
     train, val, test = (Pixels.open(split, 160, tmp_path / "cache", 2).signatures for split in (photos.train, photos.val, photos.evaluated))
     assert similar.leaked(train, val) == similar.leaked(train, test) == similar.leaked(val, test) == 0
 

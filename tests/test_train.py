@@ -51,8 +51,16 @@ def copy_of(folder: Path, name: Path) -> Path:
 # --- a run to its end
 
 
-def test_one_worker_and_one_seed_give_identical_weights_twice(trained: Trained) -> None:
-    assert same_run(saved(trained.model), saved(trained.twin))
+@pytest.fixture(scope="module")
+def twin(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of the same run once more."""
+    folder = tmp_path_factory.mktemp("twin")
+    start("train.py", *SMALL_RUN, "--workers", 1, *at(data, folder, trained.cache)).ok()
+    return folder
+
+
+def test_one_worker_and_one_seed_give_identical_weights_twice(trained: Trained, twin: Path) -> None:
+    assert same_run(saved(trained.model), saved(twin))
 
 
 def test_another_seed_gives_another_run(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
@@ -115,8 +123,8 @@ def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6] and {row["images"] for row in rows} == {120}
 
 
-def test_nothing_but_the_last_two_checkpoints_and_the_metrics_is_in_the_model_folder(trained: Trained) -> None:
-    assert {file.name for file in trained.twin.iterdir()} == {"checkpoint.pt", "checkpoint.previous.pt", "metrics.csv", ".lock"}
+def test_nothing_but_the_last_two_checkpoints_and_the_metrics_is_in_the_model_folder(twin: Path) -> None:
+    assert {file.name for file in twin.iterdir()} == {"checkpoint.pt", "checkpoint.previous.pt", "metrics.csv", ".lock"}
 
 
 # --- interrupted and gone on with
