@@ -52,7 +52,7 @@ lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, compose-lint, docker comp
 	.venv/bin/hadolint Dockerfile.*
 	.venv/bin/shellcheck $(SCRIPTS)
 	.venv/bin/compose-lint --fail-on low --strict-config --skip-suppressed docker-compose.yml
-	if docker compose version > /dev/null 2>&1; then docker compose config --quiet; fi
+	if docker compose version > /dev/null 2>&1; then docker compose --profile '*' config --quiet; docker stack config --compose-file docker/swarm.yml > /dev/null; fi
 
 audit: .venv/tools ## Look for known vulnerabilities of the run-time packages; loud where it cannot
 	.venv/bin/python .ci/audit --requirement requirements.txt

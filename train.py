@@ -12,17 +12,21 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from hogwear import dataset, machine, progress, settings
+from hogwear import cluster, dataset, machine, progress, settings
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, UNBALANCED, Choices, choose
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
+from hogwear.link import ALONE, Alone, Cut, Link, Place
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings
@@ -44,25 +48,81 @@ class Settings(SharedSettings):
 
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
     image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
-    epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="1, more for under 4,000 photos")
+    epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="1, more for under 4,000 photos a machine")
     time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, kind=int, at_least=5, default_help="as long as it takes")
     workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, default_help="the CPUs there are")
     batch_size: int | None = flag("photos a step", None, kind=int, at_least=1, below=4097, default_help=str(Choices.batch_size))
     lr: float | None = flag("peak learning rate", None, kind=float, at_least=1e-7, below=10, default_help="the network's own")
     momentum: float | None = flag("of SGD", None, kind=float, at_least=0, below=1, default_help=str(Choices.momentum))
     seed: int | None = flag("of the shuffles, changes to photos and first weights", None, kind=int, at_least=0, below=2**63, default_help=str(Choices.seed))
+    sync_every: int = flag("images of all machines between two averages, under torchrun", 1024, kind=int, at_least=1)
     fresh: bool = flag("start over instead of going on", False, kind=bool)
+
+
+SAME = ("arch", "image_size", "epochs", "batch_size", "lr", "momentum", "seed", "sync_every")  # on all machines of a cluster
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run begins with."""
+
+    photos: Photos
+    choices: Choices
+    workers: int
+    budget: "Budget | None"
+    train: Pixels
+    val: Pixels
+    saved: "Checkpoint | None"
 
 
 def main(settings: Settings) -> None:
     started = time.monotonic()
     machine.keep_freed_memory()
-    lock = claim(settings.model_dir)
+    here = cluster.place()
+    machines = here.machines if here else 1
+    if here:
+        join(here, settings)
+    lock = claim(settings.model_dir) if here is None or here.rank == 0 else None
+    with Link(here, "prepare") if here else ALONE as others:
+        prepared = prepare(settings, others, started)
+        others.wait()
+    if prepared is None:
+        return
+    if lock:
+        set_aside(settings.model_dir, prepared.saved)
+    run = open_run(prepared.choices, prepared.photos.class_names, prepared.saved, settings.cache_dir, machines)
+    connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
+    with machine.Stop() as stop:
+        try:
+            run.fit(prepared.train, prepared.val, prepared.workers, settings.model_dir, stop, prepared.budget, connect)
+        except Cut:
+            if run.session.images:
+                with suppress(BadInput):  # of claim: rank 0 is there, and saves
+                    lock = lock or claim(settings.model_dir)
+                    run.write(settings.model_dir)
+            raise
+    if not run.finished:
+        print(f"Stopped after {run.images_seen * machines} images; run train again to go on.")
+        sys.exit(128 + stop.signal)
+    if lock:
+        lock.close()
+    print(run.others.summary(), end="")
+    print(f"Done: validation accuracy {run.best['val_acc']:.4f} (epoch {run.best['epoch']}). Next: eval, infer.")
+
+
+def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
+    """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
     photos = settings.photos()
     limits = settings.limits
     saved = saved_run(settings)
+    if isinstance(others, Link):
+        saved = cluster.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
     state = saved.state if saved else None
-    choices = choose(settings, state, photos.class_names, len(photos.train))
+    if state and state["finished"] and cluster.job() and state.get("job") == cluster.job():
+        print(f"Job {cluster.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
+              "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
+        return None
+    choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
     workers = settings.workers or machine.cpus()
     machine.require_memory(workers)
     budget = None
@@ -73,19 +133,32 @@ def main(settings: Settings) -> None:
     print_plan(choices, workers, photos)
 
     def decoded(split: dataset.Split) -> Pixels:
-        return progress.decoded(split, choices.image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"))
+        return progress.decoded(split, choices.image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"), others)
 
     train, val = decoded(photos.train), decoded(photos.val)
-    progress.warn_of_leakage(train, val, "val")
-    set_aside(settings.model_dir, saved)
-    run = open_run(choices, photos.class_names, saved, settings.cache_dir)
-    with machine.Stop() as stop:
-        run.fit(train, val, workers, settings.model_dir, stop, budget)
-    if not run.finished:
-        print(f"Stopped after {run.images_seen} images; run train again to go on.")
-        sys.exit(128 + stop.signal)
-    lock.close()
-    print(f"Done: validation accuracy {run.best['val_acc']:.4f} (epoch {run.best['epoch']}). Next: eval, infer.")
+    if others.machines == 1:
+        progress.warn_of_leakage(train, val, "val")
+    return Prepared(photos, choices, workers, budget, train, val, saved)
+
+
+def connection(here: Place | None, photos: int, sync_every: int, epochs_done: float | None) -> Callable[[Any], Alone]:
+    """What makes a network one of several machines', where there are several."""
+    if here is None:
+        return Alone
+    return partial(Link, here, "train", syncs_per_epoch=max(1, round(photos / sync_every)), epochs_done=epochs_done or 0.0)
+
+
+def join(here: Place, settings: Settings) -> None:
+    """Be one of several machines: those of another rank than 0 say nothing but warnings."""
+    if settings.time_budget:
+        raise BadInput("--time-budget: plans for one machine; under torchrun give --epochs")
+    if settings.fresh:
+        raise BadInput("--fresh: torchrun would start over whenever a machine comes or goes; move the checkpoint away instead")
+    print(f"Cluster: {here.machines} machines; this is rank {here.rank}.", flush=True)
+    if here.rank == 0:
+        cluster.host_store()
+    else:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def claim(model_dir: Path) -> TextIO:
@@ -178,7 +251,7 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
         print(f"Warning: {workers} workers on {cpus} CPUs are slower than {cpus}", file=sys.stderr)
 
 
-def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint | None", cache_dir: Path) -> "Run":
+def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint | None", cache_dir: Path, machines: int) -> "Run":
     """A run with a network of its own: as it was `saved`, or from published or random weights."""
     import torch
 
@@ -189,7 +262,7 @@ def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint 
     torch.manual_seed(choices.seed)
     dtype = model.fast_dtype(cache_dir)
     print(f"Arithmetic: {str(dtype).removeprefix('torch.')}, the fastest on this CPU as measured.")
-    run = Run(model.build(choices.arch, len(class_names), choices.image_size, dtype), choices, class_names)
+    run = Run(model.build(choices.arch, len(class_names), choices.image_size, dtype), choices, class_names, machines)
     if saved is None:
         run.net.load_pretrained()
     else:

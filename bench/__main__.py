@@ -11,14 +11,14 @@ import time
 
 import torch
 
-from bench import runs, speed
+from bench import cluster, runs, speed
 from bench.common import ROOT
 from bench.growth import growth
 from hogwear import machine
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 INTRODUCTION = "# Results\n\n`make bench` measures all of this: medians, with minimum and maximum. A part is measured again by its name, as\n`python -m bench peers`.\n"
-EVERY = (speed.phases, speed.hogwild_pays, speed.staleness, runs.accuracy, runs.peers, runs.ancestor, runs.fashion_mnist, runs.budget, runs.start, growth)  # fmt: skip
+EVERY = (speed.phases, speed.hogwild_pays, speed.staleness, runs.accuracy, runs.peers, runs.ancestor, runs.fashion_mnist, runs.budget, runs.start, growth, cluster.cluster, cluster.cluster_accuracy)  # fmt: skip
 PARTS = {part.__name__: part for part in EVERY}
 
 

@@ -74,7 +74,7 @@ def watch(command: list[str], cache: Path) -> tuple[float, int]:
         now = time.perf_counter()
         if not begun and any(cache.glob("pixels/*")):
             begun = now
-        if not done and len(list(cache.glob("pixels/*/[!.]*/skipped.json"))) == len(SHARES):
+        if not done and sum(not file.with_name("done.npy").exists() for file in cache.glob("pixels/*/*/skipped.json")) == len(SHARES):
             done = now
         if now - sampled >= 1:
             peak, sampled = max(peak, sum(map(pss, family(process.pid)))), now

@@ -109,7 +109,11 @@ def load(model_dir: Path) -> Checkpoint:
 
 def read(file: Path) -> Checkpoint:
     """A checkpoint file, every byte of it verified."""
-    content = file.read_bytes()
+    return parsed(file, file.read_bytes())
+
+
+def parsed(file: Path, content: bytes) -> Checkpoint:
+    """The checkpoint with this content, which `file` is said to have."""
     body, digest = memoryview(content)[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
     if hashlib.sha256(body).digest() != digest:
         raise Damaged(f"{file}: damaged (its checksum does not match)")

@@ -6,7 +6,7 @@ from typing import Any
 from hogwear.errors import BadInput
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
-FEW = 4000  # photos; where there are fewer, the default is to see that many all the same, in several epochs
+FEW = 4000  # photos a machine; where there are fewer, the default is to see that many all the same, in several epochs
 UNBALANCED = 10  # times as many photos in the largest class as in the smallest: then rare classes count as much as others
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"  # in the model folder: the last two that were saved
@@ -27,8 +27,8 @@ class Choices:
     seed: int = 0
 
 
-def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, ...], photos: int) -> Choices:
-    """What to train with on so many photos: as `settings` ask, or as the checkpoint `state` says.
+def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, ...], photos: int, machines: int = 1) -> Choices:
+    """What to train with on so many photos and machines: as `settings` ask, or as the checkpoint `state` says.
 
     BadInput where the checkpoint is of other classes or another architecture, and where an interrupted run is asked
     to go on with other settings than it had.
@@ -36,7 +36,7 @@ def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, 
     given: dict[str, Any] = {f.name: v for f in fields(Choices) if (v := getattr(settings, f.name)) is not None}
     if "epochs" in given and "time_budget" in given:
         raise BadInput("--epochs and --time-budget exclude each other: give one of them")
-    default = {"epochs": max(1, round(FEW / photos))}
+    default = {"epochs": max(1, round(FEW * machines / photos))}
     if state is None:
         return Choices(**default | given)
     if class_names != tuple(state["class_names"]):

@@ -4,9 +4,10 @@ Fine-tuning that begins with a good classifier does not first tear up the featur
 (LP-FT, arXiv 2202.10054). Measurements: docs/decisions/closed-form-head.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,9 +51,14 @@ class Moments:
 
         return add
 
-    def classifier(self) -> tuple[Tensor, Tensor]:
+    def totals(self) -> list[npt.NDArray[np.float64]]:
+        """The sums of f fᵀ (D, D), of f (classes, D) and of photos (classes,) by all workers."""
+        return [x.sum(0, dtype=torch.float64).numpy() for x in (self.outer, self.sums, self.counts)]
+
+    @staticmethod
+    def classifier(totals: Sequence[npt.NDArray[np.float64]]) -> tuple[Tensor, Tensor]:
         """Weight (classes, D) and bias (classes,) for logits of the classes, taken to be equally frequent."""
-        outer, sums, counts = (x.sum(0, dtype=torch.float64) for x in (self.outer, self.sums, self.counts))
+        outer, sums, counts = map(torch.from_numpy, totals)
         means = sums / counts.clamp(min=1)[:, None]  # (classes, D)
         covariance = (outer - means.T @ sums) / counts.sum()
         covariance += RIDGE * covariance.trace() / len(covariance) * torch.eye(len(covariance), dtype=torch.float64)

@@ -23,6 +23,7 @@ from hogwear.tables import GUESSED, Columns, Table
 
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Photos of one split; row i of everything made from it is paths[i]."""
@@ -100,7 +101,7 @@ def require_inside(path: Path, root: Path) -> None:
         raise BadInput(f"{path}: a link that leads out of {root}, to {target}; put the {what} itself there, or mount it there")
 
 
-def classes_in(folder: Path, root: Path) -> dict[str, list[str]]:
+def classes_in(folder: Path, root: Path) -> dict[str, Paths]:
     """{class: names of its files} for folder/CLASS/*, both sorted.
 
     BadInput if a class is empty, leads out of `root`, or has a name that cannot be printed.
@@ -112,22 +113,18 @@ def classes_in(folder: Path, root: Path) -> dict[str, list[str]]:
                 raise BadInput(f"{folder}: the name of the class folder {entry.name!r} cannot be printed; rename it")
             require_inside(folder / entry.name, root)
             # Links, FIFOs and what else is no folder are named as skipped later, when nobody can exchange them any more.
-            found[entry.name] = sorted(e.name for e in visible(Path(entry.path)) if not e.is_dir(follow_symlinks=False))
-            if not found[entry.name]:
+            found[entry.name] = Paths(sorted(e.name for e in visible(Path(entry.path)) if not e.is_dir(follow_symlinks=False)))
+            if not len(found[entry.name]):
                 raise BadInput(f"{entry.path}: no photos in this class; add some or remove the folder")
     if not found:
         raise BadInput(f"{folder}: no class folders in it; expected {folder}/CLASS/*.jpg")
     return found
 
 
-def make_split(name: str, folder: Path, class_names: tuple[str, ...], found: dict[str, list[str]], root: Path) -> Split:
-    return labelled(name, [(str(folder / c), found.get(c, [])) for c in class_names], root)
-
-
-def labelled(name: str, classes: list[tuple[str, list[str]]], root: Path) -> Split:
-    """A split of (folder, files in it) for each class, in order."""
-    paths = Paths(f"{folder}/{file}" for folder, files in classes for file in files)
-    return Split(name, paths, np.repeat(np.arange(len(classes)), [len(files) for _, files in classes]), root)
+def labelled(name: str, folders: list[Path], files: list[Paths], root: Path) -> Split:
+    """A split of a folder, and names of files in it, for each class in order."""
+    paths = Paths(f"{folder}/{file}" for folder, names in zip(folders, files, strict=True) for file in names.texts())
+    return Split(name, paths, np.repeat(np.arange(len(files)), [len(names) for names in files]), root)
 
 
 def from_split_folders(data_dir: Path, parts: dict[str, list[str]], is_sample: bool, divide: Divider) -> Photos:
@@ -144,16 +141,26 @@ def from_split_folders(data_dir: Path, parts: dict[str, list[str]], is_sample: b
             raise BadInput(f"{folders[split]}: class {unknown[0]} is not in train; the classes there: {', '.join(class_names)}")
     if "val" not in found:
         folders["val"] = folders["train"]
-        found |= divide(folders["train"], found["train"], {name: folders["train"] / name for name in class_names}, {"val": SHARES["val"]})
-    splits = {name: make_split(name, folders[name], class_names, classes, data_dir) for name, classes in found.items()}
+        found |= divided(divide, folders["train"], found["train"], {"val": SHARES["val"]})
+    splits = {
+        name: labelled(name, [folders[name] / c for c in class_names], [classes.get(c, Paths()) for c in class_names], data_dir)
+        for name, classes in found.items()
+    }
     return Photos(data_dir, class_names, splits["train"], splits["val"], splits.get("test"), is_sample, divide.notes)
 
 
 def from_class_folders(data_dir: Path, is_sample: bool, divide: Divider) -> Photos:
     found = classes_in(data_dir, data_dir)
-    parts, class_names = divide(data_dir, found, {name: data_dir / name for name in found}), tuple(found)
-    train, val, test = (make_split(split, data_dir, class_names, parts[split], data_dir) for split in FOLDER_NAMES)
+    parts, class_names = divided(divide, data_dir, found, SHARES), tuple(found)
+    folders = [data_dir / name for name in class_names]
+    train, val, test = (labelled(split, folders, list(parts[split].values()), data_dir) for split in FOLDER_NAMES)
     return Photos(data_dir, class_names, train, val, test, is_sample, divide.notes)
+
+
+def divided(divide: Divider, folder: Path, found: dict[str, Paths], shares: dict[str, float]) -> dict[str, dict[str, Paths]]:
+    """The photos `found` in folder/CLASS/, by split and class."""
+    parts = divide(folder, {name: list(files.texts()) for name, files in found.items()}, {name: folder / name for name in found}, shares)
+    return {split: {name: Paths(files) for name, files in classes.items()} for split, classes in parts.items()}
 
 
 def from_table(table: Table, data_dir: Path, divide: Divider) -> Photos:
@@ -165,7 +172,7 @@ def from_table(table: Table, data_dir: Path, divide: Divider) -> Photos:
         parts |= divided(parts["train"], {"val": SHARES["val"]})
     class_names = tuple(sorted(parts["train"]))
     splits = {
-        name: labelled(name, [(str(data_dir), parts[name].get(c, [])) for c in class_names], data_dir)
+        name: labelled(name, [data_dir] * len(class_names), [Paths(parts[name].get(c, [])) for c in class_names], data_dir)
         for name in FOLDER_NAMES if name in parts
     }  # fmt: skip
     return Photos(data_dir, class_names, splits["train"], splits["val"], splits.get("test"), False, (*table.notes, *divide.notes))

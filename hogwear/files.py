@@ -9,12 +9,16 @@ import numpy as np
 
 from hogwear.errors import naming
 
+AT_ONCE = 4096  # paths that are str at the same time
+
 
 class Paths:
     """Paths in one block of bytes, made into objects when asked for: 200,000 objects would be 40 MB."""
 
-    def __init__(self, paths: Iterable[str | Path]) -> None:
-        self.encoded = os.fsencode("".join(f"{path}\0" for path in paths))  # NUL is the one byte that no path holds
+    def __init__(self, paths: Iterable[str | Path] = ()) -> None:
+        self.encoded = bytearray()
+        for path in paths:
+            self.encoded += os.fsencode(f"{path}\0")  # NUL is the one byte that no path holds
         self.ends = np.flatnonzero(np.frombuffer(self.encoded, np.uint8) == 0)  # (n,)
 
     def __len__(self) -> int:
@@ -22,14 +26,18 @@ class Paths:
 
     def __getitem__(self, i: int) -> Path:
         start = self.ends[i - 1] + 1 if i else 0
-        return Path(os.fsdecode(self.encoded[start : self.ends[i]]))
+        return Path(os.fsdecode(bytes(self.encoded[start : self.ends[i]])))
 
     def __iter__(self) -> Iterator[Path]:
         return map(Path, self.texts())
 
-    def texts(self) -> list[str]:
-        """All of them as str, for a moment: a tenth of the time that Path takes."""
-        return os.fsdecode(self.encoded).split("\0")[:-1]
+    def texts(self) -> Iterator[str]:
+        """All of them as str, a few thousand at a time: a tenth of the time that Path takes."""
+        start = 0
+        for end in [*self.ends[AT_ONCE - 1 : -1 : AT_ONCE].tolist(), len(self.encoded) - 1]:
+            if end > start:
+                yield from os.fsdecode(bytes(self.encoded[start:end])).split("\0")
+            start = end + 1
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -102,6 +102,13 @@ def keep_freed_memory() -> None:
             libc.mallopt(m_trim_threshold, gigabyte)
 
 
+def die_with_parent() -> None:
+    """The kernel kills this process when the one that forked it is gone, however that ended."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 class Stop:
     """SIGTERM and SIGINT as a flag, for work that must be put away first: `with Stop() as stop: ... if stop.asked`."""
 

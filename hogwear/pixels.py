@@ -1,21 +1,26 @@
 """Photos as pixels: decoded once, by all CPUs, into a cache.
 
 A cache is a folder <split>-<size>-<slot>/<key>/ with pixels.npy, (N, S, S, 3) uint8, signatures.npy, (N, 256) uint8, which tell near
-duplicates (similar.py), skipped.json, {row: reason}, and leaked-<key>.json, how many of them are in the train of that key, too. The key is a hash of every file's name, size, time and rights, and of the limits, so a changed photo makes a new cache; the old one is then removed.
+duplicates (similar.py), skipped.json, {row: reason}, and leaked-<key>.json, how many of them are in the train of that key, too. As
+long as rows are missing, because it was interrupted or because other machines have them, there is done.npy, (N,) bool; in the
+files they are holes, which take no room. The key is a hash of every file's name, size, time and rights, and of the limits, so a
+changed photo makes a new cache; the old one is then removed.
 """
 
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import stat
-import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +36,12 @@ from hogwear.workers import QUEUED, Workers
 CACHE_VERSION = 3  # part of the key: raise it when `decode` gives other pixels, or `signature` others
 LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it need not be answered for seconds
 
-SIGNATURES, SKIPPED = "signatures.npy", "skipped.json"
+PIXELS, SIGNATURES, SKIPPED = "pixels.npy", "signatures.npy", "skipped.json"
+DONE, NOTED_EVERY = "done.npy", 20.0  # seconds; what an interruption costs at the most
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+WHOLE = slice(None)
 
 
 class Images:
@@ -94,31 +102,34 @@ class Pixels:
         on_photos: Callable[[int], object] = lambda count: None,
         meanwhile: Callable[[], object] = lambda: None,
         limits: Limits = LIMITS,
+        part: slice = WHOLE,
     ) -> "Pixels":
-        """The split's pixels, decoded now by so many processes unless the cache has them.
+        """The split's pixels, or those of a part of its rows, decoded now by so many processes unless the cache has them.
 
         `on_photos` is told how many more are done; `meanwhile` is called once while the processes decode, if they do.
-        Raises BadInput for a class without one readable photo.
+        Raises BadInput for a class without one readable photo, where it is the whole split.
         """
-        return cls.within(cached(split, size, cache_dir, processes, on_photos, meanwhile, limits), split)
+        return cls.within(cached(split, size, cache_dir, processes, on_photos, meanwhile, limits, part), split, part)
 
     @classmethod
     def at_hand(cls, split: Split, size: int, cache_dir: Path, limits: Limits) -> "Pixels | None":
         """The split's pixels if the cache has them; nothing is decoded."""
         folder = place(split, size, cache_dir, limits)
-        return cls.within(folder, split) if folder.exists() else None
+        return cls.within(folder, split) if done(folder, len(split)).all() else None
 
     @classmethod
-    def within(cls, folder: Path, split: Split) -> "Pixels":
+    def within(cls, folder: Path, split: Split, part: slice = WHOLE) -> "Pixels":
         """Those in a cache folder. Raises as `open`."""
+        wanted = np.arange(len(split))[part]
         skipped = {int(row): why for row, why in json.loads((folder / SKIPPED).read_text()).items()}
-        rows = np.delete(np.arange(len(split)), list(skipped))
+        skipped = {row: why for row, why in skipped.items() if row in range(len(split))[part]}
+        rows = np.setdiff1d(wanted, list(skipped))
         labels = split.labels[rows]
-        if len(emptied := np.setdiff1d(split.labels, labels)):
+        if part == WHOLE and len(emptied := np.setdiff1d(split.labels, labels)):
             row = next(i for i in skipped if split.labels[i] in emptied)
             photo = split.paths[row]
             raise BadInput(f"{photo.parent}: no readable photo in this class ({photo.name}: {skipped[row]})")
-        return cls(folder / "pixels.npy", rows, labels, {split.paths[i]: why for i, why in skipped.items()})
+        return cls(folder / PIXELS, rows, labels, {split.paths[i]: why for i, why in skipped.items()})
 
 
 def cached(
@@ -129,28 +140,49 @@ def cached(
     on_photos: Callable[[int], object],
     meanwhile: Callable[[], object],
     limits: Limits,
+    part: slice,
 ) -> Path:
-    """The cache folder of this split at this size, made if need be; one process makes it, others wait for that one."""
+    """The cache folder of this split at this size, in which this part is; one process at a time decodes into it."""
     folder = place(split, size, cache_dir, limits)
     parent = folder.parent
-    if folder.exists():
+    if done(folder, len(split))[part].all():
         return folder
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / "lock").open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)  # not flock: forked workers would hold it too, and may outlive us by seconds
-        if not folder.exists():
-            others = [entry for entry in parent.iterdir() if entry.is_dir()]
-            temporary = Path(tempfile.mkdtemp(dir=parent, prefix="."))
+        while not locked(lock):
+            on_photos(0)
+        if not done(folder, len(split))[part].all():
+            others = [entry for entry in parent.iterdir() if entry.is_dir() and entry != folder]
             try:
                 with naming(folder):
-                    fill(temporary, split, size, processes, on_photos, meanwhile, limits)
-                temporary.rename(folder)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)  # half a cache would keep a full disk full
+                    fill(folder, split, size, processes, on_photos, meanwhile, limits, part)
+            except OSError:
+                shutil.rmtree(folder, ignore_errors=True)  # half a cache would keep a full disk full
                 raise
-            for other in others:  # of photos as they were, or of a build that was killed
+            for other in others:  # of photos as they were
                 shutil.rmtree(other, ignore_errors=True)
     return folder
+
+
+def locked(file: IO[str], wait: float = 0.2) -> bool:
+    """Whether it is ours, after so many seconds at the most. Not flock: forked workers would hold it too, and may outlive us by seconds."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        time.sleep(wait)
+        return False
+    return True
+
+
+def done(folder: Path, count: int) -> Bools:
+    """Which rows a cache has: (count,)."""
+    if not (folder / SKIPPED).exists():
+        return np.zeros(count, bool)
+    try:
+        rows: Bools = np.load(folder / DONE)
+    except FileNotFoundError:
+        rows = np.ones(count, bool)
+    return rows
 
 
 def leaked(train: Pixels, held_out: Pixels) -> int:
@@ -168,10 +200,9 @@ def leaked(train: Pixels, held_out: Pixels) -> int:
 
 def place(split: Split, size: int, cache_dir: Path, limits: Limits) -> Path:
     """Where the cache of the split as it is now belongs."""
-    paths = split.paths.texts()
     key = hashlib.sha256(f"{CACHE_VERSION} {size} {len(split)} {limits} ".encode() + split.paths.encoded)
-    key.update(np.fromiter(map(fingerprint, paths), "Q, Q, Q", len(split)).tobytes())
-    common = os.path.commonpath({path.rpartition("/")[0] for path in paths})  # of folders, because of 200,000 photos it takes a second
+    key.update(np.fromiter(map(fingerprint, split.paths.texts()), "Q, Q, Q", len(split)).tobytes())
+    common = os.path.commonpath({path.rpartition("/")[0] for path in split.paths.texts()})  # of folders, because of 200,000 photos it takes a second
     slot = hashlib.sha256(os.fsencode(common)).hexdigest()[:12]
     return cache_dir / "pixels" / f"{split.name}-{size}-{slot}" / key.hexdigest()[:32]
 
@@ -196,18 +227,23 @@ def fill(
     on_photos: Callable[[int], object],
     meanwhile: Callable[[], object],
     limits: Limits,
+    part: slice,
 ) -> None:
-    """Decode every photo into `folder`."""
-    folder.chmod(0o755)
-    np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (len(split), size, size, 3))  # header and holes
-    np.lib.format.open_memmap(folder / SIGNATURES, "w+", np.uint8, (len(split), similar.LENGTH))
-    images, signatures = Images(folder / "pixels.npy", "r+b"), Images(folder / SIGNATURES, "r+b")
+    """Decode those photos of a part into `folder` that are not there yet."""
+    ready = done(folder, len(split))
+    if not (folder / SKIPPED).exists():
+        begin(folder, len(split), size)
+    skipped = {int(row): why for row, why in json.loads((folder / SKIPPED).read_text()).items() if ready[int(row)]}
+    wanted = np.arange(len(split))[part]
+    on_photos(int(ready[wanted].sum()))
+    missing = wanted[~ready[wanted]]
+    images, signatures = Images(folder / PIXELS, "r+b"), Images(folder / SIGNATURES, "r+b")
     guard = Guard(split.paths, size, limits, processes, within=[split.root])
-    chunk = min(LARGEST_CHUNK, -(-len(split) // (QUEUED * processes)))
+    chunk = min(LARGEST_CHUNK, -(-len(missing) // (QUEUED * processes)))
 
     def decode_chunk(start: int) -> dict[int, str]:
         skipped = {}
-        for row in range(start, min(start + chunk, len(split))):
+        for row in missing[start : start + chunk].tolist():
             image = guard.decode(row)
             if isinstance(image, str):
                 skipped[row] = image
@@ -216,11 +252,33 @@ def fill(
                 signatures[row] = similar.signature(image)
         return skipped
 
-    skipped: dict[int, str] = {}
+    def note() -> None:
+        """On the disk first the pixels, then that they are there."""
+        for written in images, signatures:
+            os.fsync(written.file.fileno())
+        write_atomically(folder / SKIPPED, json.dumps(skipped).encode())
+        np.save(content := io.BytesIO(), ready)
+        write_atomically(folder / DONE, content.getvalue())
+
+    noted = time.monotonic()
     with guard.workers({"decode": decode_chunk}) as workers:
-        for start, missed in workers.run("decode", range(0, len(split), chunk), meanwhile=meanwhile):
-            skipped |= missed
-            on_photos(min(chunk, len(split) - start))
-    for written in images, signatures:
-        os.fsync(written.file.fileno())
-    (folder / SKIPPED).write_text(json.dumps(skipped))
+        for start, more in workers.run("decode", range(0, len(missing), chunk), meanwhile=meanwhile):
+            rows = missing[start : start + chunk]
+            skipped |= more
+            ready[rows] = True
+            on_photos(len(rows))
+            if time.monotonic() - noted > NOTED_EVERY:
+                note()
+                noted = time.monotonic()
+    note()
+    if ready.all():
+        (folder / DONE).unlink()
+
+
+def begin(folder: Path, count: int, size: int) -> None:
+    """A cache with no row yet. What is written last makes it one."""
+    folder.mkdir(exist_ok=True)
+    np.lib.format.open_memmap(folder / PIXELS, "w+", np.uint8, (count, size, size, 3))  # header and holes
+    np.lib.format.open_memmap(folder / SIGNATURES, "w+", np.uint8, (count, similar.LENGTH))
+    np.save(folder / DONE, np.zeros(count, bool))
+    write_atomically(folder / SKIPPED, b"{}")

@@ -26,12 +26,15 @@ def job(net: nn.Module, images: Images | Array, rows: npt.NDArray[np.int64]) -> 
     return predict
 
 
-def gather(workers: Workers, count: int) -> Logits:
+def gather(workers: Workers, count: int, on_batch: Callable[[], object] = lambda: None) -> Logits:
     """The answers of all `count` photos, in order, from workers whose job "predict" is a `job`.
 
     The batches are the same for any number of workers, and so is every bit of the result.
     """
-    parts: dict[int, Any] = dict(workers.run("predict", range(0, count, BATCH)))
+    parts: dict[int, Any] = {}
+    for start, logits in workers.run("predict", range(0, count, BATCH)):
+        parts[start] = logits
+        on_batch()
     return np.concatenate([parts[start] for start in sorted(parts)])
 
 

@@ -9,15 +9,24 @@ from tqdm import tqdm
 from hogwear import machine, pixels
 from hogwear.dataset import Split
 from hogwear.decoding import Limits
+from hogwear.link import ALONE, Alone
 from hogwear.pixels import Pixels
 
 SKIPPED_SHOWN = 10
 
 
-def decoded(split: Split, size: int, limits: Limits, cache_dir: Path, meanwhile: Callable[[], object] = lambda: None) -> Pixels:
-    """`Pixels.open` on all CPUs with a bar, naming the photos that could not be read."""
-    with tqdm(total=len(split), desc=f"decoding {split.name}", unit=" photos", disable=None, delay=0.5, leave=False) as bar:
-        opened = Pixels.open(split, size, cache_dir, machine.cpus(), bar.update, meanwhile, limits)
+def decoded(
+    split: Split, size: int, limits: Limits, cache_dir: Path, meanwhile: Callable[[], object] = lambda: None, others: Alone = ALONE
+) -> Pixels:
+    """`Pixels.open` on all CPUs with a bar, naming the photos that could not be read; of this machine's part."""
+    count = len(range(len(split))[others.part])
+    with tqdm(total=count, desc=f"decoding {split.name}", unit=" photos", disable=True if others.rank else None, delay=0.5, leave=False) as bar:
+
+        def on_photos(more: int) -> None:
+            bar.update(more)
+            others.beat()
+
+        opened = Pixels.open(split, size, cache_dir, machine.cpus(), on_photos, meanwhile, limits, others.part)
     for path, why in list(opened.skipped.items())[:SKIPPED_SHOWN]:
         print(f"Warning: skipped {str(path)!r}: {why}", file=sys.stderr)
     if (more := len(opened.skipped) - SKIPPED_SHOWN) > 0:
@@ -35,23 +44,25 @@ def warn_of_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
 class TrainingBar:
     """Images/s, loss and the time left, over the whole course."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self.bar = tqdm(total=total, initial=done, desc="training", unit=" images", disable=None, smoothing=0.1)
+    def __init__(self, total: int, done: int, cluster: Alone) -> None:
+        self.machines = cluster.machines
+        hidden = True if cluster.rank else None  # None: where there is no terminal
+        self.bar = tqdm(total=total * self.machines, initial=done * self.machines, desc="training", unit=" images", disable=hidden, smoothing=0.1)
         self.loss = 0.0
 
     def show(self, images: int, loss: float) -> None:
         """So many images more; `loss` is their mean."""
         self.loss = 0.9 * self.loss + 0.1 * loss if self.loss else loss
         self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
-        self.bar.update(images)
+        self.bar.update(images * self.machines)
 
     def end_at(self, total: int) -> None:
         """The course has become longer or shorter."""
-        self.bar.total = total
+        self.bar.total = total * self.machines
 
     def back_to(self, images: int) -> None:
         """So many are done, and not more."""
-        self.bar.n = images
+        self.bar.n = images * self.machines
 
     def write(self, line: str) -> None:
         """A line above the bar, on stdout."""

@@ -11,16 +11,18 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hogwear import checkpoint, hogwild, metrics, predict
+from hogwear import checkpoint, cluster, hogwild, metrics, predict
 from hogwear.budget import Budget
 from hogwear.choices import UNBALANCED, Choices
 from hogwear.closed_form import Moments
 from hogwear.errors import BadInput
 from hogwear.files import write_atomically
 from hogwear.hogwild import Course
+from hogwear.link import ALONE, Alone
 from hogwear.machine import Stop
 from hogwear.pixels import Pixels
 from hogwear.progress import TrainingBar
@@ -64,9 +66,10 @@ class Run:
 
     good: Snapshot  # the last one that was sound
 
-    def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...]) -> None:
-        self.net, self.choices, self.class_names = net, choices, class_names
+    def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...], machines: int = 1) -> None:
+        self.net, self.choices, self.class_names, self.machines = net, choices, class_names, machines
         self.images_seen = 0  # in this run
+        self.epoch_images = 1  # that this machine sees in an epoch
         self.first_epoch = 0  # epochs of the runs before it
         self.finished = False
         self.history: list[dict[str, float]] = []  # a row an epoch, of all runs
@@ -76,6 +79,8 @@ class Run:
         self.momentum: Tensor | None = None  # (workers, trained parameters)
         self.length: int | None = None  # images in all, where a time budget set them
         self.setbacks = 0  # times that training diverged; each halves the learning rate
+        self.epochs_done: float | None = None  # where images do not tell, because another number of machines had a part each
+        self.others = ALONE  # machines that train beside this one
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: in the middle of its run, or with a run more if that was finished."""
@@ -86,6 +91,8 @@ class Run:
         else:
             self.net.load_state_dict(state["weights"])
             self.images_seen, self.first_epoch = state["images_seen"], state["first_epoch"]
+            if self.machines > 1 or state.get("machines", 1) > 1:
+                self.epochs_done = state["epochs_done"]
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
             self.length, self.setbacks = state.get("length"), state.get("setbacks", 0)  # older checkpoints have none
 
@@ -97,12 +104,15 @@ class Run:
             "image_size": self.choices.image_size,
             "preprocessing": "RGB uint8, letterboxed on white to image_size; the network normalises",
             "choices": asdict(self.choices),
-            "images_seen": self.images_seen,
+            "images_seen": self.images_seen * self.machines,
+            "machines": self.machines,
+            "job": cluster.job(),
+            "epochs_done": self.good.images_seen / self.epoch_images,
             "first_epoch": self.first_epoch,
             "finished": self.finished,
             "history": self.history,
             "best": self.best,
-            "tally": asdict(self.tally),
+            "tally": asdict(self.tally),  # of rank 0
             "length": self.length,
             "setbacks": self.setbacks,
             "weights": self.good.weights,
@@ -118,25 +128,28 @@ class Run:
             labels=train.labels,
             batch_size=self.choices.batch_size,
             length=torch.tensor([self.length or self.choices.epochs * len(train)]).share_memory_(),
-            lr=self.choices.lr or self.net.lr * steady,
+            lr=self.choices.lr or self.net.lr * steady * math.sqrt(self.machines),  # docs/decisions/cluster.md
             lr_scale=torch.tensor([0.5**self.setbacks], dtype=torch.float64).share_memory_(),
             momentum=self.choices.momentum,
             seed=self.choices.seed,
             first_epoch=self.first_epoch,
-            log_prior=log_prior(train.labels),
+            log_prior=log_prior(train.labels, len(self.class_names)),
         )
 
     def fit(
-        self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop, budget: Budget | None = None
-    ) -> None:
+        self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop, budget: Budget | None = None,
+        connect: Callable[[Any], Alone] = Alone,
+    ) -> None:  # fmt: skip
         """Train to the end of the run or until `stop`; save then, and as often as costs SAVING_SHARE of the time.
 
-        With a `budget` the run ends when the time does.
+        With a `budget` the run ends when the time does. `connect` joins the network to those of other machines, which
+        train with other photos; rank 0 of them saves.
         """
         if budget:
             self.length = budget.images
+        self.epoch_images = len(train)
         course = self.course(train, workers)
-        step = course.step_at(self.images_seen)
+        step = course.step_at(self.images_seen) if self.epochs_done is None else int(self.epochs_done * course.steps_per_epoch + 1e-6)
         if step >= course.steps:
             raise BadInput(
                 f"the interrupted run has seen {self.images_seen} images, and with the photos there are now it would "
@@ -156,16 +169,25 @@ class Run:
                 "predict": predict.job(self.net, images, val.rows),
             }
 
-        with Workers(workers, prepare) as pool, TrainingBar(course.images_before(course.steps), self.images_seen) as bar:
+        with (
+            connect(self.net) as self.others,  # before the workers: it must not inherit our ends of their pipes
+            Workers(workers, prepare) as pool,
+            TrainingBar(course.images_before(course.steps), self.images_seen, self.others) as bar,
+        ):
             if moments:
                 self.start_head(pool, moments, stop)
+            self.others.begin()
             self.keep(LossWatch(len(self.class_names)))
             saves = SaveClock()
             while not self.finished and not stop.asked:
                 loss = LossWatch(len(self.class_names))
                 try:
                     self.train(pool, course, loss, lambda: stop.asked or saves.due(), bar, budget)
-                except Exception:  # no worker stays alive, or memory ran out: what they did until now is kept
+                    step = course.step_at(self.images_seen)
+                    closing = (step % course.steps_per_epoch == 0 and self.tally.images > 0) or step >= course.steps
+                    if closing and not loss.diverged:
+                        self.settle()
+                except Exception:  # no worker stays alive, memory ran out, another machine is gone: what they did until now is kept
                     if self.keep(loss):
                         self.save(model_dir)
                     raise
@@ -173,18 +195,25 @@ class Run:
                     self.go_back(course, loss, model_dir)
                     bar.back_to(self.images_seen)
                     continue
-                step = course.step_at(self.images_seen)
                 self.finished = step >= course.steps
-                if (step % course.steps_per_epoch == 0 and self.tally.images) or self.finished:
-                    self.close_epoch(predict.gather(pool, len(val)), val, course.lr_at(step - 1))
+                if closing:
+                    self.close_epoch(predict.gather(pool, len(val), self.others.beat), val, course.lr_at(step - 1))
                     bar.write(self.epoch_line())
                 if self.finished or saves.due():
                     with saves:
                         self.save(model_dir)
             if not self.finished and self.session.images:
                 self.save(model_dir)
+            if self.finished:
+                self.others.wait()  # nobody leaves before it is saved
 
     def save(self, model_dir: Path) -> None:
+        """By one machine of all."""
+        if self.others.rank == 0:
+            self.write(model_dir)
+
+    def write(self, model_dir: Path) -> None:
+        """The checkpoint and metrics.csv."""
         checkpoint.save(model_dir, self.state())
         write_history(self.history, model_dir / HISTORY)
 
@@ -202,10 +231,18 @@ class Run:
             for tally in self.tally, self.session:
                 tally.add(result)
             loss.add(result.loss)
+            self.others.reached(step / course.steps_per_epoch)
             bar.show(result.images, result.loss)
             if budget:
                 self.stay_in_time(budget, course, time.monotonic() - started)
                 bar.end_at(int(course.length))
+        for tally in self.tally, self.session:
+            tally.seconds += time.monotonic() - started
+
+    def settle(self) -> None:
+        """All machines take the average of their parameters."""
+        started = time.monotonic()
+        self.others.settle()
         for tally in self.tally, self.session:
             tally.seconds += time.monotonic() - started
 
@@ -249,21 +286,24 @@ class Run:
             pass
         if stop.asked:
             return
-        weight, bias = moments.classifier()
+        weight, bias = moments.classifier(self.others.total(moments.totals()))
         self.net.head.weight.data.copy_(weight)
         self.net.head.bias.data.copy_(bias)
 
     def close_epoch(self, logits: predict.Logits, val: Pixels, lr: float) -> None:
         """Note a row of history, and keep the weights if they are the best on val yet (of equal ones, the later)."""
+        sums = np.array([[self.tally.images, self.tally.loss, self.tally.correct]])
+        logits, labels, sums = self.others.gather([logits, val.labels, sums])
+        images, loss, correct = sums.sum(axis=0).tolist()
         row = {
             "epoch": len(self.history) + 1,
-            "images": self.tally.images,
+            "images": int(images),
             "lr": lr,
-            "train_loss": self.tally.loss / self.tally.images,
-            "train_acc": self.tally.correct / self.tally.images,
-            "val_loss": metrics.cross_entropy(logits, val.labels),
-            "val_acc": metrics.accuracy(logits, val.labels),
-            "images_per_second": self.tally.images / self.tally.seconds,
+            "train_loss": loss / images,
+            "train_acc": correct / images,
+            "val_loss": metrics.cross_entropy(logits, labels),
+            "val_acc": metrics.accuracy(logits, labels),
+            "images_per_second": images / self.tally.seconds,
         }
         self.history.append(row)
         self.tally = Tally()
@@ -271,7 +311,7 @@ class Run:
         if not self.best or row["val_acc"] >= self.best["val_acc"]:
             self.best = {name: row[name] for name in ("epoch", "val_acc", "val_loss")}
             self.best["image_size"] = self.choices.image_size
-            self.best |= calibrated(logits, val.labels)
+            self.best |= calibrated(logits, labels)
             self.best["weights"] = self.good.weights
 
     def epoch_line(self) -> str:
@@ -285,13 +325,13 @@ class Run:
         )
 
 
-def log_prior(labels: hogwild.Ints) -> Tensor:
+def log_prior(labels: hogwild.Ints, classes: int) -> Tensor:
     """The logarithm of the classes' shares, (classes,), where they differ UNBALANCED-fold; else zeros.
 
     Added to the logits in the loss, the logits themselves take all classes to be equally frequent, so that rare ones
     are found as often (logit adjustment, arXiv 2007.07314), as the closed form they start from does.
     """
-    counts = torch.from_numpy(labels).bincount()
+    counts = torch.from_numpy(labels).bincount(minlength=classes).clamp(min=1)  # other machines may have all photos of a class
     if counts.max() < UNBALANCED * counts.min():
         return hogwild.NO_PRIOR
     return (counts / counts.sum()).log()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from containers import ROOT, SERVICES, image, python_processes, run, wait_for_output
+from containers import PROJECT, ROOT, SERVICES, image, python_processes, run, wait_for_output
 
 OWNERS = pytest.mark.parametrize("owner", [1000, 1234, 0], ids=["uid1000", "uid1234", "root"])
 
@@ -38,12 +38,16 @@ def test_nothing_is_copied_to_the_mount_point() -> None:
         assert copies and not [line for line in copies if "/opt/mount" in line]
 
 
-@pytest.mark.parametrize("service", SERVICES)
-def test_compose_hands_on_the_variable_of_every_flag(service: str) -> None:
-    help_text = run(sys.executable, f"{service}.py", "--help")
-    flags = set(re.findall(r"^  --([a-z-]+)", help_text, re.MULTILINE))
+# The service, the script whose flags it hands on, and those of them that are not for it.
+HANDED_ON = (("train", "train", {"sync-every"}), ("node", "train", {"time-budget", "fresh"}), ("eval", "eval", set()), ("infer", "infer", set()))
+
+
+@pytest.mark.parametrize("service, script, without", HANDED_ON)
+def test_compose_hands_on_the_variable_of_every_flag(service: str, script: str, without: set[str]) -> None:
+    help_text = run(sys.executable, f"{script}.py", "--help")
+    flags = set(re.findall(r"^  --([a-z-]+)", help_text, re.MULTILINE)) - without
     flags -= {"data-dir", "model-dir", "cache-dir", "responses-dir"}  # where things are mounted
-    section = re.search(rf"^  {service}:\n((?:    .*\n|\n)+)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
+    section = re.search(rf"^  {service}:.*\n((?:    .*\n|\n)+)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
     assert section
     handed_on = set(re.findall(r"^ +- HOGWEAR_([A-Z_]+)$", section[1], re.MULTILINE))
     assert handed_on == {flag.upper().replace("-", "_") for flag in flags}
@@ -138,3 +142,26 @@ def test_a_rebuilt_image_runs_the_new_code_on_the_old_volume(checkout: Path) -> 
             assert run("docker", "compose", "run", "--rm", "train", cwd=checkout).endswith(f"{version}\n")
     finally:
         script.write_text(code)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("owner", [1234])
+def test_two_nodes_train_one_model_one_is_killed_and_comes_back(checkout: Path, owned_folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOGWEAR_EPOCHS", "12")
+    one, other = (f"{PROJECT}-node-{number}" for number in (1, 2))
+    try:
+        run("docker", "compose", "--profile", "cluster", "up", "--detach", "--scale", "node=2", cwd=checkout)
+        started = run("docker", "compose", "--profile", "*", "ps", "--all", "--format", "{{.Name}}", cwd=checkout)
+        assert set(started.split()) == {one, other, f"{PROJECT}-rendezvous-1"}, "nothing else"
+        wait_for_output(one, r"Cluster: 2 machines")
+        first = one if "rank 0" in run("docker", "logs", one) else other
+        wait_for_output(first, r"epoch 1/")
+        run("docker", "kill", one)
+        wait_for_output(other, r"Resuming the interrupted run in model/checkpoint.pt after [1-9]")
+        run("docker", "start", one)
+        assert run("docker", "wait", one, other, timeout=120).split() == ["0", "0"], run("docker", "logs", other)
+        assert run("docker", "logs", other).count("Cluster: 2 machines") >= 2, "with the one that came back"
+    finally:
+        run("docker", "compose", "--profile", "cluster", "down", cwd=checkout)
+    run("docker", "compose", "run", "--rm", "eval", cwd=checkout)
+    assert {(file.stat().st_uid, file.stat().st_gid) for file in owned_folders[1].rglob("*")} == {(1234, 1234)}

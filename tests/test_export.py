@@ -54,7 +54,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     add = moments.job(net.features, 0)
     for start in moments.items:
         add(start)
-    weight, bias = moments.classifier()
+    weight, bias = moments.classifier(moments.totals())
     net.head.load_state_dict({"weight": weight, "bias": bias})
     best = {"weights": net.state_dict(), "image_size": SIZE, "epoch": 2, "temperature": TEMPERATURE, "sure_from": 0.625}
     checkpoint.save(folder, {

@@ -187,7 +187,7 @@ def plain_sgd(net: Any, course: Course, steps: range) -> tuple[Any, list[float]]
 @pytest.mark.parametrize(("counts", "strong"), [((30, 30, 20), False), ((99, 50, 10), False), ((100, 50, 10), True)])
 def test_rare_classes_weigh_as_much_as_others_where_sizes_differ_strongly(counts: tuple[int, ...], strong: bool) -> None:
     labels = np.repeat(np.arange(3), counts)
-    prior = log_prior(labels)
+    prior = log_prior(labels, 3)
     logits = torch.zeros(len(labels), 3, requires_grad=True)
     F.cross_entropy(logits + prior, torch.from_numpy(labels)).backward()
     assert logits.grad is not None

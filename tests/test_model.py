@@ -184,7 +184,7 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
     moments = Moments(workers, 3, pixels, 3)
     with Workers(workers, lambda rank: {"moments": moments.job(features, rank)}) as pool:
         list(pool.run("moments", moments.items))
-    weight, bias = moments.classifier()
+    weight, bias = moments.classifier(moments.totals())
 
     f = features(torch.from_numpy(images)).double().numpy()
     means = np.stack([f[labels == c].mean(0) for c in range(3)])

@@ -16,10 +16,10 @@ import pytest
 from conftest import SIZE, Elsewhere
 from PIL import Image, ImageOps
 
-from hogwear import decoding
+from hogwear import decoding, pixels
 from hogwear.augment import augment
 from hogwear.dataset import Split
-from hogwear.decoding import Array, decode
+from hogwear.decoding import LIMITS, Array, decode
 from hogwear.errors import BadInput
 from hogwear.files import Paths
 from hogwear.pixels import Images, Pixels
@@ -250,20 +250,39 @@ def test_other_splits_and_sizes_have_caches_of_their_own(copies: list[Path], tmp
     assert len({pixels.file for pixels in opened}) == 4 and all(pixels.file.exists() for pixels in opened)
 
 
-def test_a_build_killed_half_way_leaves_nothing_that_counts(copies: list[Path], tmp_path: Path) -> None:
+def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_noted(
+    copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "NOTED_EVERY", 0.0)
     cache = tmp_path / "cache"
+    copies[1].write_bytes(b"no photo")
 
     def die(count: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        if count == 4:  # the second chunk's; the first has five
+            os.kill(os.getpid(), signal.SIGKILL)
 
     killed = Elsewhere(Pixels.open, split_of(copies), SIZE, cache, 1, die)
     with pytest.raises(EOFError):
         killed.answer()
     assert killed.process.exitcode == -signal.SIGKILL
-    [unfinished] = caches(cache)
-    opened = Pixels.open(split_of(copies), SIZE, cache, 1)
-    assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
-    assert len(caches(cache)) == 1 and caches(cache) != [unfinished]
+    assert Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS) is None
+    counts: list[int] = []
+    opened = Pixels.open(split_of(copies), SIZE, cache, 1, counts.append)
+    assert counts[0] == 5 and sum(counts) == 9 and list(opened.skipped) == [copies[1]]
+    assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]])
+    assert len(caches(cache)) == 1 and Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS)
+
+
+def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(copies: list[Path], tmp_path: Path) -> None:
+    cache, counts = tmp_path / "cache", []
+    part = Pixels.open(split_of(copies), SIZE, cache, 2, counts.append, part=slice(1, None, 2))
+    assert part.rows.tolist() == [1, 3, 5, 7] and part.labels.tolist() == split_of(copies).labels[1::2].tolist() and sum(counts) == 4
+    assert np.array_equal(part.images[part.rows], [decode(path, SIZE) for path in copies[1::2]])
+    assert not part.images[np.array([0])].any() and Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS) is None
+    counts.clear()
+    whole = Pixels.open(split_of(copies), SIZE, cache, 2, counts.append)
+    assert counts[0] == 4 and sum(counts) == 9 and whole.file == part.file
+    assert np.array_equal(whole.images[whole.rows], [decode(path, SIZE) for path in copies])
 
 
 def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(copies: list[Path], tmp_path: Path) -> None:

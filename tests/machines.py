@@ -1,0 +1,124 @@
+"""Several machines as they are on one host: each is a torchrun of its own, with a model folder and a cache of its own."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT, descendants, is_running, saved, wait_until
+
+from bench import network
+
+LISTENING = "0A"  # TCP_LISTEN
+LOOPBACK = "0100007F"  # 127.0.0.1
+
+
+class Cluster:
+    """Machines on the loopback interface, or in the namespaces of a simulated network. Number 0 is the rendezvous, too."""
+
+    def __init__(self, folder: Path, data: Path, *flags: object, net: network.Network | None = None) -> None:
+        self.folder, self.data, self.flags, self.net = folder, data, flags, net
+        self.torchruns: dict[int, subprocess.Popen[str]] = {}
+        self.seen: set[int] = set()  # every process there has been
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.endpoint = f"{self.address(0)}:{free.getsockname()[1]}"
+        self.rendezvous = self.run(0, "-m", "hogwear.rendezvous", self.endpoint, cwd=ROOT, stdout=subprocess.PIPE)
+        assert self.rendezvous.stdout and self.rendezvous.stdout.readline() == f"Rendezvous: {self.endpoint}\n"
+
+    def address(self, number: int) -> str:
+        return network.address(number) if self.net else "127.0.0.1"
+
+    def run(self, number: int, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        """Python on a machine."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
+        env |= {"GLOO_SOCKET_IFNAME": "line0" if self.net else "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.Popen(self.net.inside(number, *command) if self.net else command, env=env, text=True, start_new_session=True, **options)
+
+    def start(self, number: int, *flags: object, nnodes: str = "1:4", restarts: int = 5) -> subprocess.Popen[str]:
+        torchrun = [
+            f"--nnodes={nnodes}", "--nproc-per-node=1", f"--max-restarts={restarts}", "--monitor-interval=0.2", "--rdzv-id=test", "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.endpoint}", "--rdzv-conf=is_host=false,last_call_timeout=3", f"--local-addr={self.address(number)}",
+        ]  # fmt: skip
+        where: list[object] = ["--data-dir", self.data, "--model-dir", self.model(number), "--cache-dir", self.folder / f"cache-{number}"]
+        with (self.folder / f"{number}.out").open("a") as out:
+            self.torchruns[number] = self.run(
+                number, "-m", "torch.distributed.run", *torchrun, ROOT / "train.py", *where, *self.flags, *flags, stdout=out, stderr=subprocess.STDOUT
+            )
+        return self.torchruns[number]
+
+    def model(self, number: int) -> Path:
+        return self.folder / f"model-{number}"
+
+    def output(self, number: int | None = None) -> str:
+        """Of one machine, or of all."""
+        return "".join(file.read_text() for file in sorted(self.folder.glob("*.out")) if number is None or file.stem == str(number))
+
+    def first(self) -> int:
+        """The machine that is rank 0."""
+        [number] = [number for number in self.torchruns if "this is rank 0" in self.output(number).rpartition("Cluster:")[2]]
+        return number
+
+    def wait_for(self, pattern: str, seconds: float = 120) -> None:
+        """Until a pattern is in the output of all."""
+        try:
+            wait_until(lambda: self.look() or re.search(pattern, self.output()), seconds)
+        except AssertionError:
+            raise AssertionError(f"no {pattern!r} in:\n{self.output()}") from None
+
+    def look(self) -> None:
+        self.seen |= {pid for torchrun in self.torchruns.values() for pid in {torchrun.pid, *descendants(torchrun.pid)}}
+
+    def kill(self, number: int) -> None:
+        """All of a machine at once, as if its plug were pulled."""
+        family = {self.torchruns[number].pid, *descendants(self.torchruns[number].pid)}
+        self.seen |= family
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def listening(self) -> set[str]:
+        """Addresses that anything of the machines listens on, as the kernel writes them."""
+        self.look()
+        inodes = set()
+        for pid in {self.rendezvous.pid, *self.seen}:
+            with suppress(OSError):
+                inodes |= {str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
+        found = set()
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                _, local, _, state, *_, inode = line.split()[:10]
+                if state == LISTENING and f"socket:[{inode}]" in inodes:
+                    found.add(local.partition(":")[0])
+        return found
+
+    def codes(self, seconds: float = 180) -> dict[int, int]:
+        """How each machine ended, once all have."""
+        try:
+            wait_until(lambda: self.look() or all(torchrun.poll() is not None for torchrun in self.torchruns.values()), seconds)
+        except AssertionError:
+            raise AssertionError(f"still at work:\n{self.output()}") from None
+        return {number: torchrun.returncode for number, torchrun in self.torchruns.items()}
+
+    def require_nothing_left(self) -> None:
+        """No process of any machine's."""
+        wait_until(lambda: not any(map(is_running, self.seen)), 20)
+
+    def result(self) -> dict[str, Any]:
+        """The newest checkpoint of a finished run."""
+        states = [saved(folder) for folder in sorted(self.folder.glob("model-*")) if (folder / "checkpoint.pt").exists()]
+        return max(states, key=lambda state: (len(state["history"]), state["finished"]))
+
+    def end(self) -> None:
+        self.look()
+        for pid in {self.rendezvous.pid, *self.seen}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in (self.rendezvous, *self.torchruns.values()):
+            process.wait()

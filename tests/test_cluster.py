@@ -1,0 +1,72 @@
+"""Several machines train one model."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SIZE, Answer, Call, at, refusal
+from machines import LOOPBACK, Cluster
+
+import train
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, data: Path) -> Iterator[Cluster]:
+    machines = Cluster(tmp_path, data, "--image-size", SIZE, "--batch-size", 8, "--workers", 1, "--sync-every", 40, "--epochs", 4)
+    yield machines
+    machines.end()
+
+
+def test_two_machines_train_one_model_and_rank_0_saves_it(cluster: Cluster, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        cluster.start(number, nnodes="2")
+    cluster.wait_for("epoch 1/")
+    assert cluster.listening() == {LOOPBACK}, "on the interface named, never on all"
+    assert set(cluster.codes(120).values()) == {0}, cluster.output()
+    [folder] = cluster.folder.glob("model-*/checkpoint.pt")
+    state = cluster.result()
+    assert folder.parent == cluster.model(cluster.first())
+    assert state["finished"] and state["machines"] == 2 and state["images_seen"] == 480
+    assert [row["images"] for row in state["history"]] == [120] * 4 and state["best"]["val_acc"] >= 0.7
+    assert re.search(r"Averages: 12, for each of which every machine sent \d+\.\d MB", cluster.output())
+    assert cluster.output().count("Done: ") == 1, "the others say nothing"
+    cluster.require_nothing_left()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")  # one of them is started once more, for the same job
+    again = call(train, *at(cluster.data, folder.parent, cluster.folder / "cache-0"))
+    assert again.code == 0 and "Job test is done" in again.stdout and cluster.result()["images_seen"] == 480
+
+
+@pytest.fixture
+def refuse(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*flags: object, **environment: object) -> str:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        answer: Answer = call(train, "--data-dir", data, "--model-dir", tmp_path / "model", "--cache-dir", tmp_path / "cache", *flags)
+        assert answer.code == 2 and not (tmp_path / "model").exists()
+        return refusal(answer.stderr)
+
+    return refuse
+
+
+def test_several_processes_of_one_machine_are_refused(refuse) -> None:
+    assert "--nproc-per-node=1" in refuse(RANK=0, WORLD_SIZE=4, LOCAL_WORLD_SIZE=2)
+
+
+@pytest.mark.parametrize("flags", [("--fresh",), ("--time-budget", 60)])
+def test_what_is_for_one_machine_only_is_refused(refuse, flags: tuple[object, ...]) -> None:
+    assert str(flags[0]) in refuse(*flags, RANK=0, WORLD_SIZE=2, LOCAL_WORLD_SIZE=1)
+
+
+def test_a_single_machine_imports_nothing_for_it() -> None:
+    """torch imports a part of torch.distributed by itself."""
+    code = """
+import sys, torch
+def distributed(): return {name for name in sys.modules if name.startswith("torch.distributed")}
+before = distributed()
+import model, train, hogwear.run
+assert distributed() == before, distributed() - before
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
