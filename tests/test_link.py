@@ -14,6 +14,7 @@ from torch import nn
 
 from hogwear import cluster, link
 from hogwear.link import Cut, Link, Place
+from hogwear.workers import FORK
 
 
 def together(*functions: Callable[[Link], Any]) -> list[Any]:
@@ -63,18 +64,20 @@ def test_all_begin_with_rank_0s_parameters_and_settle_on_the_mean() -> None:
 
 
 def test_what_is_learnt_while_an_average_is_under_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = Link.snapshot
+    snapshot, taken = Link.snapshot, [FORK.Event(), FORK.Event()]
 
     def slowly(others: Link) -> torch.Tensor:
-        snapshot = taken(others)
-        time.sleep(1.0)
-        return snapshot
+        before = snapshot(others)
+        taken[others.rank].set()
+        time.sleep(0.5)
+        return before
 
     def machine(others: Link) -> float:
         others.begin()
+        taken[others.rank].clear()
         set_to(others, 2.0 * others.rank)
         others.reached(0.25)
-        time.sleep(0.5)
+        assert taken[others.rank].wait(20)
         set_to(others, value(others) + 10)
         while others.averaging:
             others.reached(0.25)
@@ -105,15 +108,15 @@ def test_arrays_and_messages_of_all_are_gathered_in_the_order_of_their_ranks() -
 
 
 def test_a_machine_that_is_late_is_waited_for_as_long_as_it_does_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "STALLED", 0.5)
+    monkeypatch.setattr(link, "STALLED", 1.5)
 
     def late(others: Link) -> None:
-        for _ in range(20):
+        for _ in range(25):
             time.sleep(0.1)
             others.beat()
 
     def stuck(others: Link) -> None:
-        time.sleep(2.0)
+        time.sleep(3.5)
 
     def early(others: Link) -> None:
         pass
@@ -126,7 +129,7 @@ def test_a_machine_that_dies_is_noticed_at_once() -> None:
     def die(others: Link) -> None:
         time.sleep(0.5)
         others.process.kill()
-        time.sleep(5)
+        time.sleep(1)
 
     def live(others: Link) -> None:
         started = time.monotonic()
