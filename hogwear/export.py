@@ -1,4 +1,4 @@
-"""Write the trained network as ONNX, for other programs and languages: model/model.onnx, model-int8.onnx and MODEL_CARD.md.
+"""Write the trained network as ONNX, for other programs and languages: model/model.onnx and MODEL_CARD.md.
 
     python -m hogwear.export
 
@@ -7,11 +7,8 @@ A fourth script, in effect: nothing in hogwear/ imports it, and it alone in here
 
 import importlib.util
 import json
-import logging
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from hogwear import machine, metrics, model_card, progress, settings
 from hogwear.decoding import Array
 from hogwear.errors import BadInput
 from hogwear.files import write_atomically
-from hogwear.model_card import Measured
 from hogwear.shared_settings import SharedSettings
 
 if TYPE_CHECKING:
@@ -33,16 +29,15 @@ if TYPE_CHECKING:
 # torch, onnx and onnxruntime take seconds to import, so not before the flags are known to be good.
 
 TOLERANCE = 1e-3  # of a probability; 1e-5 is what another order of the same float32 sums makes
-CALIBRATION = 128  # photos of val that the ranges of int8's activations are taken from
+MODEL = "model.onnx"
 MEASURED = 1000  # photos at most: a fair sample of a large split
-QUANTISED = ("Conv", "Add", "GlobalAveragePool", "MaxPool", "Gemm")
 
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Write model/checkpoint.pt as ONNX with its preprocessing inside, in float32 and in int8, and a model card.
+    """Write model/checkpoint.pt as ONNX with its preprocessing inside, and a model card.
 
-    The int8 version is calibrated on val; both are measured on the test split (val, where there is no test).
+    The exported network is measured on the test split, or on val where there is no test split.
     """
 
 
@@ -60,8 +55,7 @@ def main(settings: Settings) -> None:
     evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
     photos = settings.photos_of(trained.class_names)
     split, limits = photos.evaluated, settings.limits
-    calibration, _ = sample(progress.decoded(photos.val, trained.image_size, limits, settings.cache_dir), CALIBRATION)
-    images, labels = sample(progress.decoded(split, trained.image_size, limits, settings.cache_dir), MEASURED)
+    images, labels = sample(progress.decoded(split, trained.image_size, limits, settings.cache_dir))
     logits = predict.predict(trained.net, images, np.arange(len(images)), machine.cpus())
     expected = np.exp(metrics.log_softmax(logits / trained.temperature))  # (n, classes)
 
@@ -73,27 +67,15 @@ def main(settings: Settings) -> None:
             f"nothing was written: install the onnxruntime that requirements.txt names"
         )
     print(f"As the checkpoint answers: probabilities differ by at most {difference:.1e} on {len(images)} photos of {split.name}.")
-    quantised = int8_model(exported, calibration)
-    quantised_answers, quantised_milliseconds = answer(quantised, images)
-
-    def measured(content: bytes, probabilities: "Floats", milliseconds: float) -> Measured:
-        predicted = probabilities.argmax(axis=1)
-        return Measured(
-            megabytes=len(content) / 1e6,
-            accuracy=float((predicted == labels).mean()),
-            agreement=float((predicted == expected.argmax(axis=1)).mean()),
-            milliseconds=milliseconds,
-        )
-
-    versions = {
-        "model.onnx": measured(exported, answers, milliseconds),
-        "model-int8.onnx": measured(quantised, quantised_answers, quantised_milliseconds),
-    }
-    table = model_card.versions_table(versions, f"{len(images)} photos of {split.name}")
-    card = model_card.model_card(trained, table, evaluation)
-    for name, content in {**dict(zip(versions, (exported, quantised), strict=True)), model_card.CARD: card.encode()}.items():
-        write_atomically(settings.model_dir / name, content)
-    print(f"{table}\nWritten to {settings.model_dir}: {', '.join(versions)} and {model_card.CARD}.")
+    measured = model_card.measured(
+        megabytes=len(exported) / 1e6,
+        accuracy=float((answers.argmax(axis=1) == labels).mean()),
+        milliseconds=milliseconds,
+        photos=f"{len(images)} photos of {split.name}",
+    )
+    write_atomically(settings.model_dir / MODEL, exported)
+    write_atomically(settings.model_dir / model_card.CARD, model_card.model_card(trained, measured, evaluation).encode())
+    print(f"{measured}\nWritten to {settings.model_dir}: {MODEL} and {model_card.CARD}.")
 
 
 def require_installed(*packages: str) -> None:
@@ -102,9 +84,9 @@ def require_installed(*packages: str) -> None:
         raise BadInput(f"exporting needs {' and '.join(missing)}, not installed here: pip install --requirement requirements.txt")
 
 
-def sample(pixels: "Pixels", count: int) -> tuple[Array, "Ints"]:
-    """Photos (n, S, S, 3) and their labels: so many at most, spread over all classes, the same every time."""
-    chosen = np.unique(np.linspace(0, len(pixels) - 1, min(count, len(pixels))).round().astype(np.int64))
+def sample(pixels: "Pixels") -> tuple[Array, "Ints"]:
+    """Photos (n, S, S, 3) and their labels: MEASURED at most, spread over all classes, the same every time."""
+    chosen = np.unique(np.linspace(0, len(pixels) - 1, min(MEASURED, len(pixels))).round().astype(np.int64))
     return pixels.images[pixels.rows[chosen]], pixels.labels[chosen]
 
 
@@ -182,50 +164,7 @@ def parameters(graph: "Graph", layer: Any) -> tuple[str, str]:
     return graph.constant(layer.weight.numpy(), np.float32), graph.constant(layer.bias.numpy(), np.float32)
 
 
-# --- in int8, and measured
-
-
-def int8_model(exported: bytes, photos: Array) -> bytes:
-    """The same with the arithmetic of its network in int8, its ranges taken from these photos, (n, S, S, 3).
-
-    Why these settings: docs/decisions/export.md.
-    """
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.feeds = iter({"photo": photo} for photo in photos)
-
-        def get_next(self) -> dict[str, Array] | None:
-            return next(self.feeds, None)
-
-    nodes = onnx.load_from_string(exported).graph.node
-    preprocessing = [node.name for node in nodes[: [node.op_type for node in nodes].index("Conv")]]
-    logging.disable(logging.WARNING)  # it advises to optimise the graph first, which has nothing left to be optimised
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, "model.onnx"), Path(folder, "int8.onnx")
-            source.write_bytes(exported)
-            quantize_static(
-                source, target, Reader(),
-                op_types_to_quantize=list(QUANTISED),
-                nodes_to_exclude=preprocessing,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                extra_options={"CalibMovingAverage": True},  # the mean of the photos' ranges, not what the oddest of them needs
-            )  # fmt: skip
-            quantised = onnx.load(target)
-    finally:
-        logging.disable(logging.NOTSET)
-    # It sorts the nodes anew without looking into `If`; the preprocessing can be first, as it was.
-    place = {name: i for i, name in enumerate(preprocessing)}
-    nodes = sorted(quantised.graph.node, key=lambda node: place.get(node.name, len(place)))
-    del quantised.graph.node[:]
-    quantised.graph.node.extend(nodes)
-    onnx.checker.check_model(quantised, full_check=True)
-    return quantised.SerializeToString()
+# --- measured
 
 
 def answer(exported: bytes, photos: Array) -> tuple["Floats", float]:

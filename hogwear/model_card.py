@@ -1,7 +1,6 @@
 """The model card: what an exported network is, how good it is, what it is not good for, and how to call it."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,6 @@ if TYPE_CHECKING:
     from model import Trained
 
 CARD, EVALUATION = "MODEL_CARD.md", "eval_results.json"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One exported file, measured with onnxruntime."""
-
-    megabytes: float
-    accuracy: float
-    agreement: float  # the share of photos with the checkpoint's answer
-    milliseconds: float  # a photo of the network's own size, on one thread, its preprocessing included
 
 
 def evaluation(model_dir: Path, sha256: str) -> dict[str, Any] | None:
@@ -36,19 +25,16 @@ def evaluation(model_dir: Path, sha256: str) -> dict[str, Any] | None:
         raise BadInput(f"{file}: not what eval writes; delete it, or run eval again") from None
 
 
-def versions_table(versions: dict[str, Measured], photos: str) -> str:
-    """A row a file, in Markdown that reads well as it is."""
-    rows = [
-        f"| {name:15} | {m.megabytes:4.1f} | {m.accuracy:8.4f} | {m.agreement:9.4f} | {m.milliseconds:10.1f} |"
-        for name, m in versions.items()
-    ]
-    head = ["| file            |   MB | accuracy | agreement | ms a photo |", "| --------------- | ---: | -------: | --------: | ---------: |"]
-    return "\n".join([*head, *rows, "", f"Measured with onnxruntime on {photos}, one at a time on one thread, preprocessing included;",
-                      "agreement is the share of photos with the checkpoint's own answer."])  # fmt: skip
+def measured(megabytes: float, accuracy: float, milliseconds: float, photos: str) -> str:
+    """A sentence on the exported file: its size, and what onnxruntime made of these photos."""
+    return (
+        f"`model.onnx`, {megabytes:.1f} MB: accuracy {accuracy:.4f} on {photos}, {milliseconds:.1f} ms per photo "
+        "with onnxruntime (one photo at a time, one thread, preprocessing included)."
+    )
 
 
-def model_card(trained: "Trained", versions: str, evaluation: dict[str, Any] | None) -> str:
-    """The card, in Markdown; `versions` is a `versions_table`, `evaluation` what eval says of this checkpoint, if it does."""
+def model_card(trained: "Trained", measured: str, evaluation: dict[str, Any] | None) -> str:
+    """The card, in Markdown. `measured` is a sentence on the file, `evaluation` what eval says of this checkpoint, if it does."""
     names = ", ".join(f"`{name}`" for name in trained.class_names)
     size = trained.image_size
     return f"""# Model card
@@ -56,9 +42,9 @@ def model_card(trained: "Trained", versions: str, evaluation: dict[str, Any] | N
 A network that says which of {len(trained.class_names)} classes a photo shows: {names}. It is {trained.arch} at {size} pixels, trained and
 exported by Hogwear; checkpoint sha256 `{trained.sha256[:16]}`.
 
-## Files
+## File
 
-{versions}
+{measured}
 
 ## Use
 
@@ -85,8 +71,6 @@ They are calibrated: logits are divided by the temperature {trained.temperature:
 - Transparent photos have to be put over white first, and rotated ones upright, as above.
 - The line with `draft` is not only for speed: Hogwear too reads JPEG photos of more than twice {size} pixels at a half, a quarter or an
   eighth of their size. Read whole they give slightly other pixels, so other probabilities, and sometimes another answer.
-- The int8 file answers a few photos otherwise, and its probabilities are less well calibrated. On x86 CPUs without VNNI its sums may
-  overflow: there, use the other file, or the slower arithmetic that onnxruntime's option `session.x64quantprecision` = `1` chooses.
 
 ## Licence
 

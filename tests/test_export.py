@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASSES, ROOT, SIZE, Answer, Call, at, refusal
+from conftest import CLASSES, FAST, ROOT, SIZE, Answer, Call, at, refusal
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -117,39 +117,40 @@ def test_onnxruntime_answers_as_the_network_does_whatever_the_photos_shape(arch:
     assert np.ptp([*answers.values()], axis=0).max() > 0.01, "photos differ in their answers, or nothing was compared"
 
 
-def test_real_photos_get_the_checkpoints_probabilities_and_the_bfloat16_networks_roughly(exported: Path, data: Path) -> None:
-    session = onnxruntime.InferenceSession(exported / "model.onnx")
-    trained, fast = (model.load(exported, dtype) for dtype in (torch.float32, torch.bfloat16))
+@pytest.fixture(scope="module")
+def answers(exported: Path, data: Path) -> dict[Path, Any]:
+    """onnxruntime's probabilities of every fourth test photo."""
+    session, found = onnxruntime.InferenceSession(exported / "model.onnx"), {}
     for photo in sorted(data.glob("test/*/*"))[::4]:
         with Image.open(photo) as image:
             image.draft("RGB", (SIZE, SIZE))  # as decode reads JPEG, at half of its size
-            [found] = session.run(None, {"photo": np.asarray(image.convert("RGB"))})
-        assert found == pytest.approx(our_probabilities(trained, photo), abs=1e-3)
-        assert found == pytest.approx(our_probabilities(fast, photo), abs=0.1)
+            [found[photo]] = session.run(None, {"photo": np.asarray(image.convert("RGB"))})
+    return found
 
 
-def test_the_files_say_what_they_are(exported: Path) -> None:
-    sha256 = checkpoint.load(exported).sha256
-    for name in ("model.onnx", "model-int8.onnx"):
-        onnx.checker.check_model(exported / name, full_check=True)
-        session = onnxruntime.InferenceSession(exported / name)
-        [photo], [probabilities] = session.get_inputs(), session.get_outputs()
-        assert (photo.name, photo.type, photo.shape) == ("photo", "tensor(uint8)", ["height", "width", 3])
-        assert (probabilities.name, probabilities.type, probabilities.shape) == ("probabilities", "tensor(float)", [5])
-        metadata = session.get_modelmeta().custom_metadata_map
-        assert json.loads(metadata["class_names"]) == list(CLASSES) and metadata["checkpoint_sha256"] == sha256
-        assert (float(metadata["temperature"]), float(metadata["sure_from"])) == (TEMPERATURE, 0.625)
-        assert (metadata["arch"], int(metadata["image_size"]), int(metadata["epoch"])) == ("efficientnet_lite0", SIZE, 2)
+def test_real_photos_get_the_checkpoints_probabilities(exported: Path, answers: dict[Path, Any]) -> None:
+    trained = model.load(exported, torch.float32)
+    for photo, answer in answers.items():
+        assert answer == pytest.approx(our_probabilities(trained, photo), abs=1e-3)
 
 
-def test_int8_is_a_third_of_the_size_and_mostly_of_one_mind_with_float32(exported: Path, data: Path) -> None:
-    sizes = [(exported / name).stat().st_size for name in ("model.onnx", "model-int8.onnx")]
-    assert sizes[1] < sizes[0] / 3
-    both = [onnxruntime.InferenceSession(exported / name) for name in ("model.onnx", "model-int8.onnx")]
-    photos = [pixels_in(photo) for photo in sorted(data.glob("test/*/*"))]
-    answers = [np.stack([session.run(None, {"photo": photo})[0] for photo in photos]) for session in both]
-    same = float((answers[0].argmax(1) == answers[1].argmax(1)).mean())
-    assert same > 0.7 and np.abs(answers[0] - answers[1]).mean() > 1e-4, same
+@pytest.mark.skipif(torch.bfloat16 != FAST, reason="THIS CPU COMPUTES IN FLOAT32: nothing in bfloat16 to compare with")
+def test_real_photos_get_roughly_the_probabilities_of_the_network_in_bfloat16(exported: Path, answers: dict[Path, Any]) -> None:
+    trained = model.load(exported, torch.bfloat16)
+    for photo, answer in answers.items():
+        assert answer == pytest.approx(our_probabilities(trained, photo), abs=0.1)
+
+
+def test_the_file_says_what_it_is(exported: Path) -> None:
+    onnx.checker.check_model(exported / "model.onnx", full_check=True)
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    [photo], [probabilities] = session.get_inputs(), session.get_outputs()
+    assert (photo.name, photo.type, photo.shape) == ("photo", "tensor(uint8)", ["height", "width", 3])
+    assert (probabilities.name, probabilities.type, probabilities.shape) == ("probabilities", "tensor(float)", [5])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == list(CLASSES) and metadata["checkpoint_sha256"] == checkpoint.load(exported).sha256
+    assert (float(metadata["temperature"]), float(metadata["sure_from"])) == (TEMPERATURE, 0.625)
+    assert (metadata["arch"], int(metadata["image_size"]), int(metadata["epoch"])) == ("efficientnet_lite0", SIZE, 2)
 
 
 def test_the_cards_five_lines_of_python_run(
