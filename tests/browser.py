@@ -20,7 +20,8 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         there, ours = os.pipe(), os.pipe()  # to the browser, from it
         self.write, self.read = os.fdopen(there[1], "wb", buffering=0), os.fdopen(ours[0], "rb", buffering=0)
-        self.numbers, self.events, self.rest = itertools.count(1), [], b""
+        self.numbers, self.rest = itertools.count(1), b""
+        self.events: list[dict[str, Any]] = []
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--remote-debugging-pipe"]
 
         def connect() -> None:  # in the child: the browser reads file descriptor 3 and writes 4
@@ -29,7 +30,8 @@ class Browser:
 
         command = [str(CHROMIUM), *flags, f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(command, preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(there[0]), os.close(ours[1])
+        os.close(there[0])
+        os.close(ours[1])
         self.session = None
         [page] = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
@@ -76,7 +78,8 @@ class Browser:
     def __exit__(self, *error: object) -> None:
         self.process.kill()
         self.process.wait()
-        self.write.close(), self.read.close()
+        self.write.close()
+        self.read.close()
 
 
 if __name__ == "__main__":  # browser.py page.html picture.png: what a desk shows of it first

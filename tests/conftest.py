@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from containers import PROJECT, ROOT, copy_checkout, engine_answers, give, run
+from containers import PROJECT, copy_checkout, engine_answers, give, run
+from containers import ROOT as ROOT  # for the tests, too
 
 sys.path.insert(0, str(ROOT))
 
@@ -66,7 +67,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def held_in(report: pytest.TestReport) -> list[tuple[str, int, str]]:
     """Rows of a passed test: what it told `held`, else the sentence that is its name."""
-    told = [row for name, row in report.user_properties if name == "held"]
+    told: list[Any] = [row for name, row in report.user_properties if name == "held"]
     if told or report.when != "call" or "/faults/" not in report.nodeid:
         return told
     sentence = report.nodeid.rpartition("::test_")[2].replace("_", " ")
@@ -127,7 +128,7 @@ class Script:
         env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
         with self.out.open("w") as out, self.err.open("w") as err:
-            files = {"env": env, "stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            files: dict[str, Any] = {"env": env, "stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
             self.process = subprocess.Popen(command, cwd=folder, start_new_session=True, **files | options)
 
     @property

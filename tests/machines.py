@@ -68,12 +68,13 @@ class Cluster:
     def wait_for(self, pattern: str, seconds: float = 120) -> None:
         """Until a pattern is in the output of all."""
         try:
-            wait_until(lambda: self.look() or re.search(pattern, self.output()), seconds)
+            wait_until(lambda: re.search(pattern, self.look().output()), seconds)
         except AssertionError:
             raise AssertionError(f"no {pattern!r} in:\n{self.output()}") from None
 
-    def look(self) -> None:
+    def look(self) -> "Cluster":
         self.seen |= {pid for torchrun in self.torchruns.values() for pid in {torchrun.pid, *descendants(torchrun.pid)}}
+        return self
 
     def kill(self, number: int) -> None:
         """All of a machine at once, as if its plug were pulled."""
@@ -101,7 +102,7 @@ class Cluster:
     def codes(self, seconds: float = 180) -> dict[int, int]:
         """How each machine ended, once all have."""
         try:
-            wait_until(lambda: self.look() or all(torchrun.poll() is not None for torchrun in self.torchruns.values()), seconds)
+            wait_until(lambda: all(torchrun.poll() is not None for torchrun in self.look().torchruns.values()), seconds)
         except AssertionError:
             raise AssertionError(f"still at work:\n{self.output()}") from None
         return {number: torchrun.returncode for number, torchrun in self.torchruns.items()}

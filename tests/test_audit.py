@@ -12,6 +12,7 @@ import pytest
 from containers import ROOT
 
 RANGE = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.1"}]}
+Audit = Callable[[str, str], "subprocess.CompletedProcess[str]"]
 FLAW = {"id": "PYSEC-2026-1", "affected": [{"package": {"name": "leaky", "ecosystem": "PyPI"}, "ranges": [RANGE]}]}
 
 
@@ -34,7 +35,7 @@ def service() -> Iterator[str]:
 
 
 @pytest.fixture
-def audit(tmp_path: Path) -> Callable[[str, str], "subprocess.CompletedProcess[str]"]:
+def audit(tmp_path: Path) -> Audit:
     def audit(requirement: str, service: str) -> "subprocess.CompletedProcess[str]":
         file = tmp_path / "requirements.txt"
         file.write_text(requirement)
@@ -44,19 +45,19 @@ def audit(tmp_path: Path) -> Callable[[str, str], "subprocess.CompletedProcess[s
     return audit
 
 
-def test_a_vulnerability_is_named_and_ends_the_audit_with_an_error(audit: Callable, service: str) -> None:
+def test_a_vulnerability_is_named_and_ends_the_audit_with_an_error(audit: Audit, service: str) -> None:
     done = audit("leaky==1.0", service)
     assert done.returncode == 1
     assert done.stderr == "leaky 1.0: PYSEC-2026-1, fixed in 1.1\n"
 
 
-def test_packages_without_one_pass(audit: Callable, service: str) -> None:
+def test_packages_without_one_pass(audit: Audit, service: str) -> None:
     done = audit("tight==1.0", service)
     assert done.returncode == 0
     assert "1 packages audited" in done.stdout and "!!!" not in done.stdout
 
 
-def test_offline_the_audit_passes_and_says_loudly_that_it_could_not_look(audit: Callable) -> None:
+def test_offline_the_audit_passes_and_says_loudly_that_it_could_not_look(audit: Audit) -> None:
     done = audit("leaky==1.0", "http://127.0.0.1:9")
     assert done.returncode == 0
     assert done.stdout.startswith("!!! NOT AUDITED")

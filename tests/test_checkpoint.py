@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hogwear import checkpoint
+from hogwear.choices import CHECKPOINT
 from hogwear.errors import BadInput, NoCheckpoint
 
 Damage = Callable[[bytes], bytes]
@@ -114,6 +115,6 @@ def test_no_checkpoint_is_an_error_of_its_own(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_save_left_behind_is_removed_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / f".{checkpoint.CHECKPOINT}.half").write_bytes(b"half")
+    (tmp_path / f".{CHECKPOINT}.half").write_bytes(b"half")
     checkpoint.save(tmp_path, {"n": 1})
-    assert [file.name for file in tmp_path.iterdir()] == [checkpoint.CHECKPOINT]
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ from conftest import ROOT, SIZE, Answer, Call, at, refusal
 from machines import LOOPBACK, Cluster
 
 import train
+
+Refuse = Callable[..., str]
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_two_machines_train_one_model_and_rank_0_saves_it(cluster: Cluster, call
 
 
 @pytest.fixture
-def refuse(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def refuse(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refuse:
     def refuse(*flags: object, **environment: object) -> str:
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
@@ -51,12 +53,12 @@ def refuse(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return refuse
 
 
-def test_several_processes_of_one_machine_are_refused(refuse) -> None:
+def test_several_processes_of_one_machine_are_refused(refuse: Refuse) -> None:
     assert "--nproc-per-node=1" in refuse(RANK=0, WORLD_SIZE=4, LOCAL_WORLD_SIZE=2)
 
 
 @pytest.mark.parametrize("flags", [("--fresh",), ("--time-budget", 60)])
-def test_what_is_for_one_machine_only_is_refused(refuse, flags: tuple[object, ...]) -> None:
+def test_what_is_for_one_machine_only_is_refused(refuse: Refuse, flags: tuple[object, ...]) -> None:
     assert str(flags[0]) in refuse(*flags, RANK=0, WORLD_SIZE=2, LOCAL_WORLD_SIZE=1)
 
 

@@ -39,7 +39,7 @@ def test_nothing_is_copied_to_the_mount_point() -> None:
 
 
 # The service, the script whose flags it hands on, and those of them that are not for it.
-HANDED_ON = (("train", "train", {"sync-every"}), ("node", "train", {"time-budget", "fresh"}), ("eval", "eval", set()), ("infer", "infer", set()))
+HANDED_ON = (("train", "train", {"sync-every"}), ("node", "train", {"time-budget", "fresh"}), ("eval", "eval", set[str]()), ("infer", "infer", set[str]()))
 
 
 @pytest.mark.parametrize("service, script, without", HANDED_ON)

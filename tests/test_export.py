@@ -92,7 +92,8 @@ def our_probabilities(trained: model.Trained, photo: Path) -> Any:
 def test_a_letterbox_in_the_graph_is_decodes_to_the_last_bit(size: int, photos: dict[str, Path]) -> None:
     graph = Graph()
     output = letterbox(graph, "photo", size)
-    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in (("photo", ["h", "w", 3]), (output, [1, 3, size, size]))]
+    shapes: dict[str, list[str | int]] = {"photo": ["h", "w", 3], output: [1, 3, size, size]}
+    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in shapes.items()]
     whole = helper.make_graph(graph.nodes, "letterbox", ends[:1], ends[1:], graph.constants)
     file = helper.make_model(whole, ir_version=9, opset_imports=[helper.make_opsetid("", OPSET)])
     session = onnxruntime.InferenceSession(file.SerializeToString())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -257,7 +257,11 @@ def test_two_workers_train_on_every_photo_once_an_epoch_and_both_take_part(cours
 def log_to(file: Path) -> Callable[[str], None]:
     """A function that notes a line in a file, from any process."""
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    return lambda text: os.write(handle, f"{text}\n".encode()) and None
+
+    def note(text: str) -> None:
+        os.write(handle, f"{text}\n".encode())
+
+    return note
 
 
 @pytest.fixture
@@ -297,7 +301,11 @@ def test_items_are_taken_only_when_a_worker_wants_them() -> None:
 
 def test_as_many_items_as_workers_are_done_side_by_side() -> None:
     def prepare(rank: int) -> dict[str, Callable[[int], int]]:
-        return {"work": lambda item: time.sleep(0.1) or rank}
+        def job(item: int) -> int:
+            time.sleep(0.1)
+            return rank
+
+        return {"work": job}
 
     with Workers(3, prepare) as workers:
         assert sorted(rank for _, rank in workers.run("work", range(3))) == [0, 1, 2]
@@ -406,7 +414,11 @@ def test_a_death_that_is_accounted_for_does_not_count(log: Path) -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
         return item
 
-    with Workers(1, lambda rank: {"work": job}, lambda *death: not blamed.append(death)) as workers:
+    def blame(rank: int, code: int) -> bool:
+        blamed.append((rank, code))
+        return True
+
+    with Workers(1, lambda rank: {"work": job}, blame) as workers:
         assert list(workers.run("work", range(1))) == [(0, 0)]
     assert blamed == [(0, -signal.SIGUSR1)] * 5
 
@@ -419,11 +431,11 @@ def test_where_memory_runs_out_the_kernel_takes_a_worker_first() -> None:
 
 @pytest.mark.parametrize("where", ["prepare", "job"])
 def test_what_a_job_raises_is_raised_in_the_parent_and_tells_where(where: str) -> None:
-    def no_space(item: int) -> None:
+    def no_space(item: int) -> NoReturn:
         raise OSError(28, "No space left on device", "pixels.npy")
 
     def prepare(rank: int) -> dict[str, Callable[[int], Any]]:
-        return {"work": no_space} if where == "job" else no_space(rank)  # type: ignore[dict-item]
+        return {"work": no_space} if where == "job" else no_space(rank)
 
     with pytest.raises(OSError, match="No space left") as error, Workers(2, prepare) as workers:
         list(workers.run("work", range(5)))
@@ -487,14 +499,19 @@ def orphans(log: Path) -> Iterator[set[int]]:
     """Workers, one busy and one idle, whose parent has been killed without a chance to tell them."""
     note = log_to(log)
 
+    def job(item: int) -> None:
+        note(str(item))
+        time.sleep(0.3 * item)
+
     def parent() -> None:
-        with Workers(2, lambda rank: {"work": lambda item: note(str(item)) or time.sleep(0.3 * item)}) as workers:
+        with Workers(2, lambda rank: {"work": job}) as workers:
             for _ in workers.run("work", range(2)):
                 pass
 
     process = FORK.Process(target=parent)
     process.start()
     wait_until(lambda: log.exists() and len(log.read_text().split()) == 2)
+    assert process.pid
     found = descendants(process.pid)
     process.kill()
     process.join()

@@ -31,7 +31,7 @@ def together(*functions: Callable[[Link], Any]) -> list[Any]:
         nn.init.constant_(net.weight, float(rank))
         net.share_memory()
         try:
-            with Link(Place(rank, len(functions)), "test", net, syncs_per_epoch=4) as others:
+            with (others := Link(Place(rank, len(functions)), "test", net, syncs_per_epoch=4)):
                 answer = functions[rank](others)
                 others.wait()
                 return answer

@@ -274,7 +274,8 @@ def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_no
 
 
 def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(copies: list[Path], tmp_path: Path) -> None:
-    cache, counts = tmp_path / "cache", []
+    cache = tmp_path / "cache"
+    counts: list[int] = []
     part = Pixels.open(split_of(copies), SIZE, cache, 2, counts.append, part=slice(1, None, 2))
     assert part.rows.tolist() == [1, 3, 5, 7] and part.labels.tolist() == split_of(copies).labels[1::2].tolist() and sum(counts) == 4
     assert np.array_equal(part.images[part.rows], [decode(path, SIZE) for path in copies[1::2]])

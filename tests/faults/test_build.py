@@ -105,16 +105,16 @@ def built(proxy: Proxy, ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory
     # So that the build reaches the proxy, which is on this machine.
     (folder / "docker-compose.override.yml").write_text("services: {train: {build: {network: host}}}\n")
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
-    project = {"COMPOSE_PROJECT_NAME": f"{PROJECT}-behind"}
+    project = f"{PROJECT}-behind"
     build = ("docker", "compose", "build", "--build-arg", f"HTTPS_PROXY={proxy.url}", "train")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TORCH_INDEX_URL", raising=False)  # it would win over the index that the proxy has
-        done = attempt(*build, cwd=folder, HOGWEAR_BUILD_CA="ca.pem", **project)
+        done = attempt(*build, cwd=folder, HOGWEAR_BUILD_CA="ca.pem", COMPOSE_PROJECT_NAME=project)
     try:
         assert done.returncode == 0, done.stdout + done.stderr
-        yield f"{PROJECT}-behind-train"
+        yield f"{project}-train"
     finally:
-        attempt("docker", "compose", "down", "--rmi", "local", cwd=folder, **project)
+        attempt("docker", "compose", "down", "--rmi", "local", cwd=folder, COMPOSE_PROJECT_NAME=project)
 
 
 def test_the_image_builds_behind_a_proxy_with_a_private_ca(built: str, proxy: Proxy) -> None:

@@ -393,7 +393,7 @@ def test_a_photo_may_link_only_into_the_data_folder(folder: Path, photo_files: l
     shutil.copy(photo_files[30], outside)
     (folder.parent / "data2").mkdir()
     shutil.copy(photo_files[30], folder.parent / "data2" / "0.jpg")
-    links = {
+    links: dict[str, Path | str] = {
         "absolute.jpg": folder / "val" / "b" / "0.jpg", "relative.jpg": "../b/1.jpg", "chain.jpg": "relative.jpg",
         "out.jpg": outside, "out-relative.jpg": "../../../outside.jpg", "out-chain.jpg": "out.jpg", "beside.jpg": "../../../data2/0.jpg",
         "nowhere.jpg": "nothing.jpg", "loop.jpg": "loop.jpg", "folder.jpg": "../b", "device.jpg": "/dev/zero",

@@ -18,6 +18,7 @@ from conftest import (
     SIZE,
     SMALL_RUN,
     Held,
+    Script,
     Start,
     Times,
     Trained,
@@ -122,7 +123,11 @@ def test_two_workers_interrupted_are_as_accurate_as_not_interrupted(start: Start
             for number in range(10 if how == "interrupted" else 0):
                 script = start("train.py", *arguments)
                 script.wait_for("^Plan")
-                wait_until(lambda script=script: script.process.poll() is not None or len(descendants(script.pid)) >= 2)  # type: ignore[misc]
+
+                def trains_or_has_ended(script: Script = script) -> bool:
+                    return script.process.poll() is not None or len(descendants(script.pid)) >= 2
+
+                wait_until(trains_or_has_ended)
                 time.sleep(random.uniform(0, 3))
                 os.kill(script.pid, INTERRUPTIONS[number % 3])
                 if script.code() == 0:
@@ -219,7 +224,11 @@ def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
     script = start("train.py", *arguments)
     for setback in range(1, SETBACKS + 1):
         epochs = script.stdout.count("\nepoch ")
-        wait_until(lambda epochs=epochs: script.stdout.count("\nepoch ") > epochs)  # type: ignore[misc]
+
+        def is_an_epoch_further(epochs: int = epochs) -> bool:
+            return script.stdout.count("\nepoch ") > epochs
+
+        wait_until(is_an_epoch_further)
         spoil_weights(script.pid, weights_size())
         script.wait_for_warning("training diverged", setback)
         assert f"half the learning rate, {0.02 / 2**setback:g}" in script.stderr

@@ -26,7 +26,7 @@ from hogwear.choices import CHECKPOINT, PREVIOUS
 from hogwear.errors import BadInput
 from hogwear.workers import FORK
 
-Strace = Callable[..., str]
+Strace = Callable[..., tuple[str, int]]
 
 SAVING = "openat,unlink,write,fchmod,fsync,link,rename,close"
 
@@ -157,8 +157,11 @@ def test_a_save_killed_at_a_random_moment_leaves_the_old_one_or_the_new_one(tmp_
                 checkpoint.save(tmp_path, state(number, size=1 << 20))
                 last.value = number
 
+        def has_saved_twice(last: Any = last) -> bool:
+            return bool(last.value >= 2)
+
         process = forked(save_for_ever)
-        wait_until(lambda last=last: last.value >= 2)  # type: ignore[misc]
+        wait_until(has_saved_twice)
         time.sleep(random.uniform(0, 0.03))
         process.kill()
         process.join()
