@@ -44,6 +44,7 @@ class Network(nn.Module):
     """A frozen trunk, a trained top, and the hyper-parameters that suit them."""
 
     lr: float  # the default peak learning rate
+    optimizer: str  # one of hogwild.OPTIMIZERS
     pretrained: bool  # whether its features are good for anything before training
     head: nn.Linear  # the classifier: the one layer that never comes from pretrained weights
 
@@ -105,7 +106,7 @@ class EfficientNetLite0(Network):
     weights are float32; the arithmetic is done in `dtype`. Preprocessing: (x - 127) / 128.
     """
 
-    lr, pretrained = 0.05, True
+    lr, optimizer, pretrained = 0.05, "sgd", True
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -171,15 +172,16 @@ class EfficientNetLite0(Network):
 class TinyVGG(Network):
     """The ancestor's small network (poloclub.github.io/cnn-explainer), trained from scratch over all its parameters."""
 
-    lr, pretrained = 0.02, False
+    lr, optimizer, pretrained = 0.002, "adam", False  # docs/decisions/from-scratch.md
     CHANNELS = 10
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()
         c, side = self.CHANNELS, image_size // 4
+        # The maximum is taken before the ReLU, which gives the same and has a quarter left to do: 1.17 times as fast.
         self.layers = nn.Sequential(
-            nn.Conv2d(3, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(3, c, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(c, c, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True),
+            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(c, c, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True),
             nn.Flatten(),
         )  # fmt: skip
         self.side = side
@@ -253,7 +255,7 @@ def load(model_dir: Path, dtype: torch.dtype) -> Trained:
         net, state["arch"], class_names, image_size, dtype,
         epoch=best["epoch"] if best else 0,
         sha256=loaded.sha256,
-        temperature=best.get("temperature", 1.0),  # older checkpoints have none of these two
+        temperature=best.get("temperature", 1.0),
         sure_from=best.get("sure_from", 0.0),
         history=tuple(state["history"]),
         choices=state["choices"],
