@@ -6,7 +6,7 @@ from typing import Any
 from hogwear.errors import BadInput
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
-FEW = 4000  # photos a machine; where there are fewer, the default is to see that many all the same, in several epochs
+IMAGES = {"efficientnet_lite0": 4000, "tinyvgg": 20_000}  # that each machine sees by default, in one epoch or more
 UNBALANCED = 10  # times as many photos in the largest class as in the smallest: then rare classes count as much as others
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"  # in the model folder: the last two that were saved
@@ -19,7 +19,7 @@ class Choices:
 
     arch: str = "efficientnet_lite0"
     image_size: int = 160
-    epochs: int = 1  # more where there are FEW photos
+    epochs: int = 1  # more where there are fewer than IMAGES photos
     time_budget: int | None = None  # seconds; the epochs follow from it
     batch_size: int = 32
     lr: float | None = None  # None: the network's own
@@ -36,7 +36,8 @@ def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, 
     given: dict[str, Any] = {f.name: v for f in fields(Choices) if (v := getattr(settings, f.name)) is not None}
     if "epochs" in given and "time_budget" in given:
         raise BadInput("--epochs and --time-budget exclude each other: give one of them")
-    default = {"epochs": max(1, round(FEW * machines / photos))}
+    arch = given.get("arch", Choices.arch) if state is None else state["arch"]
+    default = {"epochs": max(1, round(IMAGES[arch] * machines / photos))}
     if state is None:
         return Choices(**default | given)
     if class_names != tuple(state["class_names"]):

@@ -20,6 +20,7 @@ import torch
 import torch._dynamo  # SGD imports it when first used: better once here than in every worker of `call`
 from conftest import (
     CLASSES,
+    FASHION5,
     FAST,
     SIZE,
     SMALL_RUN,
@@ -39,7 +40,8 @@ from conftest import (
 import eval
 import model
 import train
-from hogwear.choices import Choices
+from hogwear import sample, settings
+from hogwear.choices import Choices, choose
 from hogwear.pixels import Pixels
 from hogwear.run import LossWatch, Run, Tally
 
@@ -360,6 +362,32 @@ def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
     initial = model.build("tinyvgg", 5, SIZE).state_dict()
     assert state["arch"] == "tinyvgg"
     assert [name for name, weights in state["weights"].items() if torch.equal(weights, initial[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("arch", "photos", "epochs"),
+    [("efficientnet_lite0", 1884, 2), ("efficientnet_lite0", 100_000, 1), ("tinyvgg", 1884, 11), ("tinyvgg", 100_000, 1)],
+)
+def test_few_photos_are_seen_in_several_epochs_and_in_more_from_scratch(arch: str, photos: int, epochs: int) -> None:
+    assert choose(settings.parse(train.Settings, ["--arch", arch]), None, CLASSES, photos).epochs == epochs
+
+
+@pytest.fixture
+def well_sorted(tmp_path: Path) -> Path:
+    """40 real photos of each class to train on and 16 to validate with (the built-in sample's where there are none), each in its own class."""
+    source = FASHION5 if FASHION5.is_dir() else sample.ensure(tmp_path / "sample")
+    for split, count in {"train": 40, "val": 16}.items():
+        for name in CLASSES:
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for photo in sorted((source / split / name).iterdir())[:count]:
+                shutil.copy(photo, tmp_path / "data" / split / name)
+    return tmp_path / "data"
+
+
+def test_two_workers_learn_from_scratch_what_real_photos_show(well_sorted: Path, start: Start, tmp_path: Path) -> None:
+    script = start("train.py", "--arch", "tinyvgg", "--image-size", 64, "--epochs", 20, "--workers", 2, *at(well_sorted, tmp_path / "model", tmp_path / "cache"))
+    script.ok()
+    assert saved(tmp_path / "model")["best"]["val_acc"] > 0.8, f"of five classes; chance is 0.2\n{script.stdout}"
 
 
 def test_the_first_weights_of_a_network_from_scratch_come_from_the_seed(
