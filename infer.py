@@ -49,7 +49,7 @@ class Settings(SharedSettings):
     responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
     images: tuple[Path, ...] = flag("photos, folders or patterns of them to predict, instead of random ones of the test split", (), kind=Path)
     num_images: int = flag("how many random photos", 5, kind=int, at_least=1)
-    seed: int | None = flag("chooses the random photos", None, kind=int, at_least=0, below=2**63, default_help="others every time")
+    seed: int | None = flag("chooses the random photos", None, kind=int, at_least=0, below=2**63, default_help="different photos each time")
 
 
 def main(settings: Settings) -> None:

@@ -39,7 +39,7 @@ def flag(help: str, default: Any, *, kind: Callable[[str], Any] = str, at_least:
          below: float | None = None, choices: tuple[str, ...] | None = None, default_help: str | None = None) -> Any:
     """A setting. `kind` reads it from text; bool makes a switch, a tuple default takes several values.
 
-    `default_help` says in words what a default of None comes to.
+    `default_help` says in words what a default of None comes to, or what a switch is without its flag.
     """
     metadata = {"help": help, "kind": kind, "at_least": at_least, "below": below, "choices": choices,
                 "default_help": default_help}
@@ -87,11 +87,11 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
     for setting in fields(settings):  # type: ignore[arg-type]
         rules, several = setting.metadata, isinstance(setting.default, tuple)
         option: dict[str, Any] = {"help": rules["help"], "default": MISSING}
+        shown = rules["default_help"] or (None if several or rules["kind"] is bool else setting.default)
+        option["help"] += f" (default: {shown})" if shown is not None else ""
         if rules["kind"] is bool:
             option["action"] = "store_true"
         else:
-            shown = rules["default_help"] or (None if several else setting.default)
-            option["help"] += f" (default: {shown})" if shown is not None else ""
             option["metavar"] = "{" + ",".join(rules["choices"]) + "}" if rules["choices"] else METAVARS[rules["kind"]]
             option["nargs"] = "+" if several else None
         parser.add_argument("--" + setting.name.replace("_", "-"), **option)

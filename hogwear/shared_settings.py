@@ -19,7 +19,7 @@ class SharedSettings:
     model_dir: Path = flag("where checkpoint.pt and the results are", Path("model"), kind=Path)
     cache_dir: Path = flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
     image_column: str | None = flag("of a table (*.csv) in the data folder: the photos' paths or names", None, default_help="guessed")
-    label_column: str | None = flag("of a table: the classes", None, default_help="guessed; five classes of Kaggle's styles.csv")
+    label_column: str | None = flag("of a table: the classes", None, default_help="guessed; five classes for Kaggle's styles.csv")
     min_count: int = flag("of a table: values with fewer photos make no class", Columns.min_count, kind=int, at_least=3)
     max_megapixels: int = flag("skip larger photos; a worker needs up to 18 MB a megapixel", LIMITS.megapixels, kind=int, at_least=1, below=100_001)
     max_megabytes: int = flag("skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001)

@@ -7,7 +7,6 @@ its own, and removes them afterwards. Image builds take minutes the first time a
 import json
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -36,21 +35,6 @@ def test_nothing_is_copied_to_the_mount_point() -> None:
     for service in SERVICES:
         copies = re.findall(r"^(?:COPY|ADD) .*", (ROOT / f"Dockerfile.{service}").read_text(), re.MULTILINE)
         assert copies and not [line for line in copies if "/opt/mount" in line]
-
-
-# The service, the script whose flags it hands on, and those of them that are not for it.
-HANDED_ON = (("train", "train", {"sync-every"}), ("node", "train", {"time-budget", "fresh"}), ("eval", "eval", set[str]()), ("infer", "infer", set[str]()))
-
-
-@pytest.mark.parametrize("service, script, without", HANDED_ON)
-def test_compose_hands_on_the_variable_of_every_flag(service: str, script: str, without: set[str]) -> None:
-    help_text = run(sys.executable, f"{script}.py", "--help")
-    flags = set(re.findall(r"^  --([a-z-]+)", help_text, re.MULTILINE)) - without
-    flags -= {"data-dir", "model-dir", "cache-dir", "responses-dir"}  # where things are mounted
-    section = re.search(rf"^  {service}:.*\n((?:    .*\n|\n)+)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
-    assert section
-    handed_on = set(re.findall(r"^ +- HOGWEAR_([A-Z_]+)$", section[1], re.MULTILINE))
-    assert handed_on == {flag.upper().replace("-", "_") for flag in flags}
 
 
 @pytest.mark.engine

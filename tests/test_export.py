@@ -1,6 +1,5 @@
 """Exporting: onnxruntime answers as the checkpoint does, from the whole photo on, and the files say what they are."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASSES, FAST, ROOT, SIZE, Answer, Call, at, refusal
+from conftest import CLASSES, FAST, SIZE, Answer, Call, at, refusal
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -211,12 +210,3 @@ def test_figures_of_eval_that_cannot_be_read_are_named(folder: Path, run: Export
     (tmp_path / "eval_results.json").write_text("[1, 2]")
     answer = run(tmp_path)
     assert answer.code == 2 and f"{tmp_path}/eval_results.json: not what eval writes" in refusal(answer.stderr)
-
-
-def test_compose_runs_it_as_the_other_scripts_are_run() -> None:
-    section = re.search(r"^  export:\n((?:    .*\n|\n)+)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
-    assert section
-    mounted = {"data_dir", "model_dir", "cache_dir"}
-    flags = {field.name.upper() for field in dataclasses.fields(export.Settings)} - {name.upper() for name in mounted}
-    assert set(re.findall(r"^ +- HOGWEAR_([A-Z_]+)$", section[1], re.MULTILINE)) == flags
-    assert "entrypoint: [/bin/sh, /app/docker/entrypoint, hogwear/export.py, model]" in section[1]

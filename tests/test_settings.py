@@ -110,15 +110,6 @@ def test_help_tells_every_flag_with_its_default_and_how_to_name_its_variable(
             assert f"(default: {setting.default})" in " ".join(text.split())
 
 
-def test_every_script_has_the_flags_it_is_documented_with() -> None:
-    common = {"data_dir", "model_dir", "cache_dir", "max_megapixels", "max_megabytes", "image_column", "label_column", "min_count"}
-    assert {f.name for f in fields(train.Settings)} == common | {
-        "arch", "image_size", "epochs", "time_budget", "workers", "batch_size", "lr", "momentum", "seed", "sync_every", "fresh",
-    }  # fmt: skip
-    assert {f.name for f in fields(eval.Settings)} == common
-    assert {f.name for f in fields(infer.Settings)} == common | {"responses_dir", "images", "num_images", "seed"}
-
-
 OUT_OF_MEMORY = "memory ran out: use fewer --workers, a smaller --batch-size or --image-size"
 
 

@@ -1,0 +1,216 @@
+"""What the documentation says is so: flags and their defaults, exit codes, files, links, commands, and what Compose hands on."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+from dataclasses import dataclass, fields
+from fnmatch import fnmatch
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from conftest import ROOT, Call, Script, Start, at, saved, wait_until
+
+import eval
+import infer
+import train
+from hogwear import doctor, export, rendezvous
+
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "bench" / "RESULTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SCRIPTS: dict[str, ModuleType] = {"train": train, "eval": eval, "infer": infer, "doctor": doctor, "export": export}
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the rows of the table under this heading of the README."""
+    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    _, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def code(text: str) -> list[str]:
+    """What a text shows as code: spans in backticks, and the lines of indented blocks without their comments."""
+    prose = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+    blocks = [line.partition("  #")[0] for line in text.splitlines() if line.startswith("    ")]
+    return re.findall(r"`([^`\n]+)`", prose) + blocks
+
+
+# --- flags
+
+
+def test_the_readme_has_every_flag_of_every_script_with_the_default_that_help_tells(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    told = []
+    for name, script in SCRIPTS.items():
+        text = re.sub(r"\n {3,}", " ", call(script, "--help").stdout)  # an option a line
+        told += [(name, flag, default) for flag, default in re.findall(r"^  (--[\w-]+)(?:.*\(default: (.*)\)$)?", text, re.MULTILINE)]
+    documented = []
+    for whose, flag, default, _ in table("Flags"):
+        documented += [(name, flag.strip("`"), default.replace("`", "")) for name in (SCRIPTS if whose == "all" else [whose])]
+    assert sorted(documented) == sorted(told)
+
+
+# --- Compose
+
+COMPOSE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+RUN_BY = {  # each service
+    "train": ("train.py", train), "node": ("train.py", train), "eval": ("eval.py", eval), "infer": ("infer.py", infer),
+    "doctor": ("hogwear/doctor.py", doctor), "export": ("hogwear/export.py", export), "rendezvous": ("hogwear/rendezvous.py", rendezvous),
+}  # fmt: skip
+MOUNTED = dict.fromkeys(("data_dir", "model_dir", "cache_dir", "responses_dir"), "compose mounts these folders in one place")
+NOT_HANDED_ON = {  # {service: {setting: why not}}
+    "train": {"sync_every": "a machine alone has no others to average with"},
+    "node": {"time_budget": "train refuses it in a cluster", "fresh": "train refuses it in a cluster"},
+}
+
+
+def entry_point(service: dict[str, Any]) -> list[str]:
+    """Its own, or else its image's."""
+    dockerfile = (ROOT / service["build"]["dockerfile"]).read_text()
+    return service.get("entrypoint") or json.loads(dockerfile.rpartition("\nENTRYPOINT ")[2])
+
+
+@pytest.mark.parametrize("service", COMPOSE)
+def test_compose_hands_on_the_variable_of_every_flag(service: str) -> None:
+    file, script = RUN_BY[service]
+    assert entry_point(COMPOSE[service])[:3] == ["/bin/sh", "/app/docker/entrypoint", file]
+    flags = {field.name for field in fields(script.Settings)} if hasattr(script, "Settings") else set()
+    exceptions = NOT_HANDED_ON.get(service, {})
+    assert exceptions.keys() <= flags, "an exception that is none"
+    handed_on = [line for line in COMPOSE[service].get("environment", []) if re.fullmatch("HOGWEAR_[A-Z_]+", line)]
+    assert sorted(handed_on) == sorted(f"HOGWEAR_{flag.upper()}" for flag in flags - exceptions.keys() - MOUNTED.keys())
+
+
+# --- exit codes, and what a run leaves behind
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of train that were stopped once they had saved, and have ended."""
+
+    terminated: Script
+    interrupted: Script  # rank 0 of two machines
+    left_alone: Script  # the other one
+    folder: Path  # with model-NAME and cache-NAME of each of them
+
+    def at(self, name: str, data: Path) -> tuple[object, ...]:
+        return at(data, self.folder / f"model-{name}", self.folder / f"cache-{name}")
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All at once: most of their time goes into importing torch."""
+    folder = tmp_path_factory.mktemp("runs")
+    small = "--arch", "tinyvgg", "--image-size", 32, "--batch-size", 8, "--epochs", 10_000, "--workers", 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machine = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+
+    def run(name: str, **environment: str) -> Script:
+        env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")} | environment
+        return start("train.py", *small, *at(data, folder / f"model-{name}", folder / f"cache-{name}"), env=env)
+
+    found = Runs(run("terminated"), run("interrupted", **machine, RANK="0"), run("left_alone", **machine, RANK="1"), folder)
+    for script, name, number in (found.terminated, "terminated", signal.SIGTERM), (found.interrupted, "interrupted", signal.SIGINT):
+        wait_until(lambda script=script, name=name: (folder / f"model-{name}" / "checkpoint.pt").exists() or script.process.poll() is not None)  # type: ignore[misc]
+        assert script.process.poll() is None, script.stderr
+        os.kill(script.pid, number)
+    for script in (found.terminated, found.interrupted, found.left_alone):
+        script.code()
+    return found
+
+
+def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(runs: Runs, data: Path, call: Call, tmp_path: Path) -> None:
+    produced = {
+        0: call(infer, *runs.at("terminated", data), "--responses-dir", tmp_path / "responses").code,
+        1: runs.left_alone.code(),
+        2: call(train, "--epochs", 0).code,
+        3: call(eval, *at(data, tmp_path / "model", tmp_path / "cache")).code,
+        130: runs.interrupted.code(),
+        143: runs.terminated.code(),
+    }
+    [sentence] = re.findall(r"^Exit codes: (.*?)\n\n", README, re.MULTILINE | re.DOTALL)
+    assert produced == {code: code for code in map(int, re.findall(r"\d+", sentence))}
+    assert "another machine is gone" in runs.left_alone.stderr
+    for script, name in (runs.terminated, "terminated"), (runs.interrupted, "interrupted"):
+        assert f"Stopped after {saved(runs.folder / f'model-{name}')['images_seen']} images" in script.stdout, "after saving"
+
+
+def test_what_comes_out_is_what_the_readme_says(runs: Runs, data: Path, call: Call, tmp_path: Path) -> None:
+    model, responses = runs.folder / "model-terminated", tmp_path / "responses"
+    for script in (eval, doctor, export, infer):
+        answer = call(script, *runs.at("terminated", data), *(("--responses-dir", responses) if script is infer else ()))
+        assert answer.code == 0, answer
+    written = {f"model/{file.name}" for file in model.iterdir() if not file.name.startswith(".")}
+    written |= {f"responses/{file.relative_to(responses)}" for file in responses.rglob("*.*")}
+    documented = set()
+    for cell, _ in table("What comes out"):
+        names = re.findall(r"`(.+?)`", cell)
+        documented |= {name if "/" in name else str(Path(names[0]).with_name(name)) for name in names}
+    assert {pattern for pattern in documented if not any(fnmatch(file, pattern) for file in written)} == set()
+    assert {file for file in written if not any(fnmatch(file, pattern) for pattern in documented)} == set()
+
+
+# --- files, links, commands
+
+MADE = {  # by commands, not in the repository
+    ".cache", ".venv", ".venv/bin/python", "sbom.json", "model/*.png", "model/MODEL_CARD.md", "model/checkpoint.previous.pt",
+    "model/checkpoint.pt", "model/doctor.json", "model/eval_results.json", "model/metrics.csv", "model/model.onnx", "model/report.html",
+    "responses/contact_sheet.png", "responses/predictions.csv", "responses/predictions.json", "responses/results/*.png",
+    "MODEL_CARD.md", "model.onnx",
+}  # fmt: skip
+YOURS = {  # what a reader may have
+    ".env", "ca.pem", "data/boots/*.jpg", "data/images", "data/sandals/*.jpg", "data/test/...", "data/train/boots/*.jpg", "data/val/boots/*.jpg",
+    "images", "new", "styles.csv", "train",
+}  # fmt: skip
+SUFFIXES = {".csv", ".jpeg", ".jpg", ".png", "70/15/15"}  # and what else looks like a path and is none
+PATH = re.compile(r"(?<![\w./:$*-])((?:[\w.*-]+/)+[\w.*-]*|[\w*-]*\.[a-z]\w*)(?![\w/])")
+
+
+def test_every_file_that_the_readme_names_exists_or_is_made_by_a_command() -> None:
+    named = {path.rstrip("/") for text in code(README) for path in PATH.findall(re.sub(r"-m \S+", "", text))} - SUFFIXES
+    assert len(named) > 50, "found"
+    assert {path for path in named - MADE - YOURS if not (ROOT / path).exists()} == set()
+    assert (MADE | YOURS) - named == set(), "the lists have what is no longer named"
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link can point to in it, as GitHub names headings."""
+    headings = re.findall(r"^#+ (.*)", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        path, _, heading = target.partition("#")
+        if ":" not in path:
+            assert (document.parent / path).exists(), target
+            assert not heading or heading in anchors(document.parent / path if path else document), target
+
+
+def commands(pattern: str) -> set[str]:
+    """What the documents have where the pattern's group is, in code."""
+    return {found for document in DOCUMENTS for text in code(document.read_text()) for found in re.findall(pattern, text)}
+
+
+def test_every_target_of_make_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = commands(r"\bmake ([\w-]+)")
+    assert named and named - targets == set()
+
+
+def test_every_module_that_is_to_be_run_with_python_exists_and_can_be_run() -> None:
+    named = commands(r"python -m ([\w.]+)")
+    assert named
+    for name in named:
+        found = importlib.util.find_spec(name)
+        if found and found.submodule_search_locations:  # a package: its __main__.py is run
+            found = importlib.util.find_spec(f"{name}.__main__")
+        assert found and found.origin and '__name__ == "__main__"' in Path(found.origin).read_text(), name
