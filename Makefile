@@ -2,10 +2,11 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-docker demo-venv build smoke test faults lint audit sbom images bench clean
+.PHONY: help demo demo-docker demo-venv build smoke test faults lint avx2 audit sbom images bench clean
 
 PYTHON ?= python3
 SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
+NUMERIC := $(addprefix tests/test_,budget.py eval.py export.py hogwild.py infer.py model.py train.py)
 SBOM ?= sbom.json
 ENGINE := docker compose version > /dev/null 2>&1 && docker info > /dev/null 2>&1
 
@@ -32,9 +33,8 @@ build: ## Build the three images
 smoke: ## The three commands on a real Docker engine, checked from outside and inside
 	tests/smoke_test.sh
 
-test: .venv/tools ## All tests; those of the containers only where a Docker engine answers
-	.venv/bin/python -m pytest -m 'not engine' -n 2 --dist loadfile --ignore tests/faults
-	.venv/bin/python -m pytest -m 'not engine' -n 2 --dist loadfile tests/faults
+test: .venv/tools ## All tests, each fault once; those of the containers only where a Docker engine answers
+	.venv/bin/python -m pytest -m 'not engine' -n 2 --dist loadfile
 	@if $(ENGINE); then \
 	  set -x; \
 	  .venv/bin/python -m pytest -m engine; \
@@ -43,7 +43,11 @@ test: .venv/tools ## All tests; those of the containers only where a Docker engi
 	  printf '\n%s\n' '!!! NO DOCKER ENGINE ANSWERS: the container tests and the smoke test were SKIPPED !!!'; \
 	fi
 
-faults: .venv/tools ## Inject every fault many times, and write what held to docs/faults.md (a quarter of an hour)
+avx2: .venv/tools ## The tests that compute, as on a CPU that has AVX2 only
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 .venv/bin/python -m pytest -n 2 --dist loadfile $(NUMERIC)
+
+faults: .venv/tools ## Inject every fault many times, and write what held to docs/faults.md (half an hour)
+	.venv/bin/python -m pytest tests/test_docker.py --full -m long
 	.venv/bin/python -m pytest tests/faults --full -n 2 --dist loadfile
 
 lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, compose-lint, docker compose config

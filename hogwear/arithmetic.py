@@ -61,5 +61,6 @@ def cpu_identity() -> str:
     """Tells CPUs apart that may be fast at different things: a hash of the first one's name and instructions."""
     told = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # the last three are ARM's
     first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if Path("/proc/cpuinfo").exists() else []
-    lines = [platform.machine(), os.environ.get("ONEDNN_MAX_CPU_ISA", ""), *(line for line in first if line.startswith(told))]
+    limits = [os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
+    lines = [platform.machine(), *limits, *(line for line in first if line.startswith(told))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

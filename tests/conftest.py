@@ -37,7 +37,19 @@ SIZE = 64
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="tests/faults: as often as `make faults` does, and write docs/faults.md")
+    parser.addoption("--full", action="store_true", help="as `make faults` does: long tests too, faults injected many times, docs/faults.md written")
+
+
+def pytest_report_header() -> str:
+    return f"CPU: {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} of them; networks compute in {FAST}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked `long`, unless --full asks for it."""
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture
@@ -323,13 +335,13 @@ class Elsewhere:
             self.process.join()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engine() -> None:
     if not engine_answers():
         pytest.skip("NO DOCKER ENGINE ANSWERS (docker info, docker compose version): nothing here was tested")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkout(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A copy of the checkout with its images built, and with a volume that the tests share as a user's runs do."""
     folder = copy_checkout(tmp_path_factory.mktemp("checkout"))

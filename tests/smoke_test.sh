@@ -90,14 +90,13 @@ pipeline() { # NAME FLOOR
   check "$name: test accuracy is at least $floor: $accuracy" at_least "$floor" "$accuracy"
   check "$name: exactly five pictures, all of them PNG" five_pictures
   check "$name: everything belongs to user $(id -u)" all_ours
-  check "$name: in a container, the checkpoint loads" inside \
-    'import torch; torch.load("model/checkpoint.pt", weights_only=True)'
-  check "$name: in a container, the results can be read" inside \
-    "import json; assert json.load(open('model/eval_results.json'))['test_acc'] >= $floor"
-  check "$name: in a container, five pictures open" inside \
-    'import glob, PIL.Image as I; p = glob.glob("responses/results/*.png"); assert len(p) == 5; [I.open(f).load() for f in p]'
-  check "$name: in a container, everything belongs to us" inside \
-    'import glob, os; assert {os.stat(f).st_uid for d in ("model", "responses") for f in glob.glob(d + "/**", recursive=True)} == {os.getuid()}'
+  check "$name: in a container, checkpoint, results and pictures open, and all of it belongs to us" inside "
+import glob, json, os, PIL.Image, torch
+torch.load('model/checkpoint.pt', weights_only=True)
+assert json.load(open('model/eval_results.json'))['test_acc'] >= $floor
+pictures = glob.glob('responses/results/*.png')
+assert len(pictures) == 5 and all(PIL.Image.open(file).load() for file in pictures)
+assert {os.stat(file).st_uid for folder in ('model', 'responses') for file in glob.glob(folder + '/**', recursive=True)} == {os.getuid()}"
   check "$name: train again resumes" resumes --epochs 1
   check "$name: everything still belongs to user $(id -u)" all_ours
 }

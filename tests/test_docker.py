@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from containers import PROJECT, ROOT, SERVICES, image, python_processes, run, wait_for_output
 
-OWNERS = pytest.mark.parametrize("owner", [1000, 1234, 0], ids=["uid1000", "uid1234", "root"])
+LONG = pytest.mark.long
+OWNERS = pytest.mark.parametrize("owner", [pytest.param(1000, marks=LONG), 1234, pytest.param(0, marks=LONG)], ids=["uid1000", "uid1234", "root"])
 
 
 def dependency_stage(service: str) -> str:
@@ -51,6 +52,7 @@ def test_code_in_the_image_belongs_to_root_and_only_root_writes_it(checkout: Pat
 
 
 @pytest.mark.engine
+@LONG
 def test_the_sbom_lists_what_is_installed_in_the_image(checkout: Path, tmp_path: Path) -> None:
     run("make", "--assume-old=.venv/tools", "--assume-old=build", "sbom", f"SBOM={tmp_path / 'sbom.json'}")
     components = json.loads((tmp_path / "sbom.json").read_text())["components"]
@@ -87,7 +89,7 @@ def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders
 
 @pytest.mark.engine
 @pytest.mark.parametrize("owner", [1000])
-@pytest.mark.parametrize("stop", [["stop"], ["kill", "--signal", "TERM"], ["kill", "--signal", "INT"]], ids=" ".join)
+@pytest.mark.parametrize("stop", [["stop"], pytest.param(["kill", "--signal", "INT"], marks=LONG)], ids=" ".join)
 def test_a_stopped_run_saves_and_the_next_goes_on(checkout: Path, owned_folders: list[Path], container: str, stop: list[str]) -> None:
     run("docker", "compose", "run", "--detach", "--name", container, "train", "--epochs", "1000", cwd=checkout)
     wait_for_output(container, r"epoch 1/")
@@ -126,9 +128,11 @@ def test_a_rebuilt_image_runs_the_new_code_on_the_old_volume(checkout: Path) -> 
             assert run("docker", "compose", "run", "--rm", "train", cwd=checkout).endswith(f"{version}\n")
     finally:
         script.write_text(code)
+        run("docker", "compose", "build", "train", cwd=checkout)  # other tests share it
 
 
 @pytest.mark.engine
+@LONG
 @pytest.mark.parametrize("owner", [1234])
 def test_two_nodes_train_one_model_one_is_killed_and_comes_back(checkout: Path, owned_folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOGWEAR_EPOCHS", "12")

@@ -19,7 +19,7 @@ import pytest
 import trustme
 from containers import PROJECT, attempt, copy_checkout, run
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 INDEXES = ("pypi.org", "download.pytorch.org")  # pip's own, and that of torch's CPU builds
 PASSWORD = "correct-horse-battery-staple"
 VERSION = f"1.{time.time_ns()}"  # or the build would find all of it in its cache

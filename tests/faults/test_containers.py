@@ -17,6 +17,7 @@ from conftest import saved
 from containers import PROJECT, SERVICES, attempt, image, look_into, run, wait_for_output
 
 pytestmark = pytest.mark.engine
+LONG = pytest.mark.long
 QUICK = ("--image-size", "64", "--epochs", "1")
 Service = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -81,7 +82,7 @@ def model(checkout: Path, finished: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("owner", [1000, 0], ids=["uid1000", "root"])
+@pytest.mark.parametrize("owner", [1000, pytest.param(0, marks=LONG)], ids=["uid1000", "root"])
 @pytest.mark.parametrize("script", SERVICES)
 def test_a_service_can_do_nothing_but_write_its_own_folders(
     checkout: Path, service: Service, owned_folders: list[Path], owner: int, script: str
@@ -121,7 +122,7 @@ def test_out_of_processes_train_ends_with_the_reason(service: Service, model: Pa
     assert is_intact(model)
 
 
-@pytest.mark.parametrize("memory, batch_size", [("700m", 300), ("400m", 32)], ids=["for workers", "even to begin"])
+@pytest.mark.parametrize("memory, batch_size", [("700m", 300), pytest.param("400m", 32, marks=LONG)], ids=["for workers", "even to begin"])
 def test_out_of_memory_train_ends_with_the_reason(service: Service, model: Path, memory: str, batch_size: int) -> None:
     done = service("train", "--epochs", 1, "--image-size", 160, "--workers", 2, "--batch-size", batch_size, HOGWEAR_MEMORY=memory)
     assert "memory" in reason(done, "train")
@@ -131,7 +132,7 @@ def test_out_of_memory_train_ends_with_the_reason(service: Service, model: Path,
         assert "Resuming" in succeeded(service("train")).stdout
 
 
-@pytest.mark.parametrize("cpus", ["1", "1.5"])
+@pytest.mark.parametrize("cpus", [pytest.param("1", marks=LONG), "1.5"])
 def test_no_more_threads_compute_than_the_quota_has_cpus(checkout: Path, container: str, cpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if int(run("docker", "info", "--format", "{{.NCPU}}")) < 2:
         pytest.skip("the engine has one CPU: every quota is all of it")
@@ -144,7 +145,7 @@ def test_no_more_threads_compute_than_the_quota_has_cpus(checkout: Path, contain
     assert len([t for t in spent.values() if t > 0.2 * sum(spent.values())]) == 1, spent
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=LONG), 2])
 def test_the_default_shared_memory_is_enough_for_a_few_workers(service: Service, model: Path, workers: int) -> None:
     succeeded(service("train", *QUICK, "--workers", workers, override=changed("train", shm_size="64m")))
 
@@ -182,7 +183,7 @@ def test_on_a_full_disk_the_previous_checkpoint_survives(service: Service, small
     assert not [name for name in left if name.startswith(".checkpoint")], "no half of a file that keeps the disk full"
 
 
-@pytest.mark.parametrize("small_disk", [1, 12], indirect=True)
+@pytest.mark.parametrize("small_disk", [pytest.param(1, marks=LONG), 12], indirect=True)
 def test_no_room_for_the_cache_ends_train_with_the_reason(service: Service, small_disk: str, model: Path) -> None:
     done = service("train", "--image-size", 160, override=on(small_disk, "/opt/mount"))
     line = reason(done, "train")
@@ -190,7 +191,7 @@ def test_no_room_for_the_cache_ends_train_with_the_reason(service: Service, smal
     assert is_intact(model)
 
 
-@pytest.mark.parametrize("script, folder", [("train", "model"), ("eval", "model"), ("infer", "responses")])
+@pytest.mark.parametrize("script, folder", [("train", "model"), pytest.param("eval", "model", marks=LONG), ("infer", "responses")])
 def test_a_read_only_folder_is_named_in_one_line(service: Service, model: Path, script: str, folder: str) -> None:
     done = service(script, override=changed(script, volumes=[f"./{folder}:/opt/mount/{folder}:ro"]))
     assert done.stderr.count("\n") == 1, done.stderr

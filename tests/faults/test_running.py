@@ -34,9 +34,6 @@ from conftest import (
 import model
 from hogwear.run import SETBACKS
 
-ONLY_FULL = "takes long: only under make faults"
-
-
 # --- train is killed
 
 
@@ -94,10 +91,11 @@ def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
 INTERRUPTIONS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 
 
+@pytest.mark.long
 def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
-    data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
+    data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
-    tries, done = times(0, 10) or pytest.skip(ONLY_FULL), 0
+    tries, done = 10, 0
     arguments = *SMALL_RUN, "--epochs", 60, "--workers", 1, "--cache-dir", trained.cache, "--data-dir", data
     start("train.py", *arguments, "--model-dir", tmp_path / "whole").ok(seconds=300)
     while done < tries:
@@ -112,12 +110,12 @@ def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
     held("one worker interrupted (SIGINT, SIGTERM, SIGKILL) and resumed", tries, "to the bit the weights of the run that was not interrupted")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not FASHION5.is_dir(), reason="NO FASHION5 to compare accuracies on")
-def test_two_workers_interrupted_are_as_accurate_as_not_interrupted(start: Start, tmp_path: Path, times: Times, held: Held) -> None:
-    seeds = times(0, 5) or pytest.skip(ONLY_FULL)
+def test_two_workers_interrupted_are_as_accurate_as_not_interrupted(start: Start, tmp_path: Path, held: Held) -> None:
     accuracies: dict[str, list[float]] = {"not interrupted": [], "interrupted": []}
     interruptions = 0
-    for seed in range(seeds):
+    for seed in range(5):
         for how, found in accuracies.items():
             arguments = "--epochs", 2, "--image-size", 128, "--workers", 2, "--seed", seed, *at(FASHION5, tmp_path / f"{how}-{seed}", tmp_path / "cache")
             for number in range(10 if how == "interrupted" else 0):
@@ -243,8 +241,8 @@ def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
     held("NaN written into the shared weights of a run", SETBACKS + 1, "back to the last good ones with half the learning rate, twice; then ended with the reason, the checkpoint good")
 
 
-def test_a_learning_rate_that_is_far_too_high_is_halved(data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held) -> None:
-    times(0, 1) or pytest.skip(ONLY_FULL)
+@pytest.mark.long
+def test_a_learning_rate_that_is_far_too_high_is_halved(data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held) -> None:
     arch = "--arch", "tinyvgg", "--image-size", SIZE, "--batch-size", 8, "--epochs", 12
     script = start("train.py", *arch, "--lr", 9.9, "--workers", 1, *at(data, tmp_path, tmp_path / "cache"))
     assert script.code() in (0, 2), script.stderr
@@ -289,10 +287,10 @@ def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_
 # --- the disk and memory of a whole run
 
 
+@pytest.mark.long
 def test_a_disk_that_fails_ends_the_run_with_the_reason_and_the_next_goes_on(
-    data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
+    data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
-    times(0, 1) or pytest.skip(ONLY_FULL)
     script = start("train.py", *SMALL_RUN, "--epochs", 1000, "--workers", 1, *at(data, tmp_path, trained.cache))
     script.wait_for("^epoch 1/")
     wait_until((tmp_path / "checkpoint.pt").exists)
@@ -307,10 +305,10 @@ def test_a_disk_that_fails_ends_the_run_with_the_reason_and_the_next_goes_on(
     held("EIO from fsync in the middle of a run", 1, "ended with the reason and the checkpoint before intact; the next run went on")
 
 
-def test_memory_that_runs_out_ends_the_run_with_the_reason(data: Path, start: Start, tmp_path: Path, times: Times, held: Held) -> None:
+@pytest.mark.long
+def test_memory_that_runs_out_ends_the_run_with_the_reason(data: Path, start: Start, tmp_path: Path, held: Held) -> None:
     """By a limit of address space, which torch alone takes gigabytes of; those of containers are in test_containers.py."""
 
-    times(0, 1) or pytest.skip(ONLY_FULL)
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
