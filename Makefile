@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-docker demo-venv build smoke test faults lint audit sbom images bench clean
+.PHONY: help demo demo-docker demo-venv build smoke test faults mutants lint audit sbom images bench clean
 
 PYTHON ?= python3
 SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
@@ -46,6 +46,9 @@ test: .venv/tools ## All tests; those of the containers only where a Docker engi
 faults: .venv/tools ## Inject every fault many times, and write what held to docs/faults.md (a quarter of an hour)
 	.venv/bin/python -m pytest tests/faults --full -n 2 --dist loadfile
 
+mutants: .venv/tools ## Mutation testing: put small faults into the code, and see whether the tests notice (half an hour at most)
+	.venv/bin/python .ci/mutants
+
 lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, compose-lint, docker compose config
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -79,7 +82,7 @@ bench: .venv/bench ## Measure, side by side, and write bench/RESULTS.md
 
 clean: ## Remove caches, .venv, containers, images and the volume; keep data/, model/ and responses/
 	if $(ENGINE); then docker compose --profile '*' down --volumes --rmi local --remove-orphans; fi
-	rm -rf .venv .cache .hypothesis .*_cache
+	rm -rf .venv .cache .hypothesis .*_cache mutants
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The same three calls as in the Dockerfiles, which say why.
