@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-docker demo-venv build smoke test faults lint avx2 audit sbom images bench clean
+.PHONY: help demo demo-docker demo-venv build smoke test avx2 faults mutants lint audit sbom images bench clean
 
 PYTHON ?= python3
 SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
@@ -11,7 +11,7 @@ SBOM ?= sbom.json
 ENGINE := docker compose version > /dev/null 2>&1 && docker info > /dev/null 2>&1
 
 help: ## List these targets
-	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | while IFS=$$'\t' read -r target what; do \
+	@sed -n 's/^\([a-z0-9]*\): .*## /\1\t/p' Makefile | while IFS=$$'\t' read -r target what; do \
 	  printf '  make %-7s %s\n' "$$target" "$$what"; done
 
 demo: ## Train, evaluate and try out: with Docker where an engine answers, else in .venv
@@ -50,6 +50,9 @@ faults: .venv/tools ## Inject every fault many times, and write what held to doc
 	.venv/bin/python -m pytest tests/test_docker.py --full -m long
 	.venv/bin/python -m pytest tests/faults --full -n 2 --dist loadfile
 
+mutants: .venv/tools ## Mutation testing: put small faults into the code, and see whether the tests notice (half an hour at most)
+	.venv/bin/python .ci/mutants
+
 lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, compose-lint, docker compose config
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -83,7 +86,7 @@ bench: .venv/bench ## Measure, side by side, and write bench/RESULTS.md
 
 clean: ## Remove caches, .venv, containers, images and the volume; keep data/, model/ and responses/
 	if $(ENGINE); then docker compose --profile '*' down --volumes --rmi local --remove-orphans; fi
-	rm -rf .venv .cache .hypothesis .*_cache
+	rm -rf .venv .cache .hypothesis .*_cache mutants
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The same three calls as in the Dockerfiles, which say why.

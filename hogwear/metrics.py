@@ -36,10 +36,9 @@ def confusion_matrix(predicted: Ints, labels: Ints, num_classes: int) -> Ints:
 def per_class(matrix: Ints) -> dict[str, Floats | Ints]:
     """Precision, recall, F1 and support of each class, (classes,) each; 0 where the quotient has no denominator."""
     right, predicted, support = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
-    precision = np.divide(right, predicted, out=np.zeros(len(matrix)), where=predicted > 0)
-    recall = np.divide(right, support, out=np.zeros(len(matrix)), where=support > 0)
-    total = predicted + support
-    f1 = np.divide(2.0 * right, total, out=np.zeros(len(matrix)), where=total > 0)
+    precision = right / np.maximum(predicted, 1)  # where nothing was predicted, nothing is right: 0 / 1
+    recall = right / np.maximum(support, 1)
+    f1 = 2 * right / np.maximum(predicted + support, 1)
     return {"precision": precision, "recall": recall, "f1": f1, "support": support}
 
 
@@ -73,8 +72,8 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     One photo in n + 2 is taken to be of any class, as in Platt's scaling (1999): without a mistake to learn from, T would
     fall to 0 and every answer be certain. The cross-entropy is convex in 1 / T, so its slope is bisected.
     """
-    doubt = 1 / (len(labels) + 2)
-    wanted = ((1 - doubt) * logits[np.arange(len(labels)), labels] + doubt * logits.mean(axis=1)).mean(dtype=np.float64)
+    logits, doubt = logits.astype(np.float64), 1 / (len(labels) + 2)
+    wanted = (1 - doubt) * logits[np.arange(len(labels)), labels].mean() + doubt * logits.mean()
     low, high = 0.05, 20.0
     for _ in range(40):
         temperature = float(np.sqrt(low * high))
@@ -107,7 +106,7 @@ def coverage(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, 
 
     (m,) each, m the number of different confidences: photos of the same one are answered together or not at all.
     """
-    order = np.argsort(-confidence, kind="stable")
+    order = np.argsort(-confidence)
     thresholds, cumulative = confidence[order], right[order].cumsum()
     last = np.flatnonzero(np.append(thresholds[:-1] != thresholds[1:], True))  # of those with one confidence
     return thresholds[last], (last + 1) / len(order), cumulative[last] / (last + 1)

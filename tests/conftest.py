@@ -29,7 +29,7 @@ torch.set_num_threads(1)  # as the scripts do: a process with threads must not f
 
 with tempfile.TemporaryDirectory() as folder:
     FAST = model.fast_dtype(Path(folder))
-FASHION5 = ROOT.parent / "shared" / "data" / "fashion5"
+FASHION5 = Path(os.environ.get("FASHION5", ROOT.parent / "shared" / "data" / "fashion5"))
 COUNTS = {"train": 24, "val": 8, "test": 8}  # photos of each class
 LEAKED = {"10244.jpg"}  # in test, and with another name in train
 CLASSES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")

@@ -55,6 +55,7 @@ def test_batches_of_different_size_do_not_weigh_the_same() -> None:
 def test_confusion_matrix_has_true_classes_in_rows() -> None:
     matrix = metrics.confusion_matrix(LOGITS.argmax(1), LABELS, 3)
     assert matrix.tolist() == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
+    assert np.issubdtype(matrix.dtype, np.integer), "photos are counted, not measured"
 
 
 def test_precision_recall_and_f1_by_hand() -> None:
@@ -109,6 +110,11 @@ def test_the_interval_equals_scipys(right: int, count: int) -> None:
     assert metrics.wilson(right, count) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
+@pytest.mark.parametrize("count", [16, 27, 40, 44, 46])  # where rounding alone would lead out of 0 to 1
+def test_an_interval_of_shares_stays_between_none_and_all(count: int) -> None:
+    assert metrics.wilson(0, count)[0] == 0 and metrics.wilson(count, count)[1] <= 1
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_reliability_equals_scikit_learns_and_the_error_follows_from_it(seed: int) -> None:
     logits, labels = random_case(400, 5, 1.5, seed)
@@ -121,7 +127,32 @@ def test_reliability_equals_scikit_learns_and_the_error_follows_from_it(seed: in
     assert metrics.calibration_error(confidence, right, bins=10) == pytest.approx(sum(gaps) / 400)
 
 
+def test_reliability_has_every_bin_and_nothing_to_say_of_an_empty_one(recwarn: pytest.WarningsRecorder) -> None:
+    found = metrics.reliability(np.array([0.3, 0.35]), np.array([True, False]), bins=4)
+    assert found["count"].tolist() == [0, 2, 0, 0]
+    assert found["confidence"] == pytest.approx([math.nan, 0.325, math.nan, math.nan], nan_ok=True)
+    assert found["accuracy"] == pytest.approx([math.nan, 0.5, math.nan, math.nan], nan_ok=True)
+    assert not recwarn
+
+
+def test_certainty_belongs_to_the_last_bin() -> None:
+    found = metrics.reliability(np.array([0.9, 1.0]), np.array([True, False]), bins=4)
+    assert found["count"].tolist() == [0, 0, 0, 2] and found["accuracy"][3] == 0.5
+
+
+def test_calibration_is_judged_in_the_15_bins_of_the_paper() -> None:
+    confidence, right = np.array([0.61, 0.62, 0.66, 0.68]), np.array([True, False, True, True])
+    assert np.flatnonzero(metrics.reliability(confidence, right)["count"]).tolist() == [9, 10]  # 9/15 is 0.6, 10/15 is 0.667
+    assert len(metrics.reliability(confidence, right)["count"]) == 15
+    assert metrics.calibration_error(confidence, right) == pytest.approx(((2 - 1.89) + (1 - 0.68)) / 4)
+
+
 # --- temperature and coverage
+
+
+def test_confidence_is_the_probability_of_the_likeliest_class() -> None:
+    assert metrics.confidences(LOGITS) == pytest.approx([0.7, 0.6, 0.5, 0.7])
+    assert metrics.confidences(LOGITS, 0.5) == pytest.approx([0.49 / 0.54, 0.36 / 0.46, 0.25 / 0.375, 0.49 / 0.54])
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
@@ -135,11 +166,17 @@ def test_the_temperature_undoes_a_scale_and_no_other_has_less_loss(scale: float)
     assert losses[1] == min(losses)
 
 
-def test_without_a_mistake_the_temperature_leaves_some_doubt() -> None:
-    for photos in (1, 20, 2000):
-        logits = 3 * np.eye(3)[np.arange(photos) % 3]
-        confidence = metrics.confidences(logits, metrics.fit_temperature(logits, np.arange(photos) % 3))
-        assert 1 - 2 / (photos + 2) < confidence.min() < 1
+@pytest.mark.parametrize("photos", [1, 20, 2000])
+def test_without_a_mistake_one_photo_in_n_plus_2_is_taken_to_be_of_any_class(photos: int) -> None:
+    labels = np.arange(photos) % 3
+    logits = 3 * np.eye(3)[labels] + 1
+    confidence = metrics.confidences(logits, metrics.fit_temperature(logits, labels))
+    assert confidence == pytest.approx(np.full(photos, 1 - 2 / 3 / (photos + 2)), abs=1e-9)  # two of its three classes are wrong
+
+
+@pytest.mark.parametrize(("logits", "temperature"), [(1e-3 * np.eye(3), 0.05), (-np.eye(3), 20)], ids=["all right, barely", "all wrong"])
+def test_the_temperature_stays_within_its_bounds(logits: metrics.Floats, temperature: float) -> None:
+    assert metrics.fit_temperature(logits, np.arange(3)) == pytest.approx(temperature)
 
 
 def test_logits_that_say_nothing_have_a_temperature() -> None:
