@@ -109,7 +109,7 @@ class Cluster:
 
     def require_nothing_left(self) -> None:
         """No process of any machine's."""
-        wait_until(lambda: not any(map(is_running, self.seen)), 20)
+        wait_until(lambda: not any(map(is_running, self.seen)))
 
     def result(self) -> dict[str, Any]:
         """The newest checkpoint of a finished run."""

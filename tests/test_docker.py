@@ -7,7 +7,6 @@ its own, and removes them afterwards. Image builds take minutes the first time a
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -93,11 +92,9 @@ def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders
 def test_a_stopped_run_saves_and_the_next_goes_on(checkout: Path, owned_folders: list[Path], container: str, stop: list[str]) -> None:
     run("docker", "compose", "run", "--detach", "--name", container, "train", "--epochs", "1000", cwd=checkout)
     wait_for_output(container, r"epoch 1/")
-    started = time.monotonic()
     run("docker", *stop, container)
     code = run("docker", "wait", container).strip()
-    assert code == ("130" if "INT" in stop else "143")
-    assert time.monotonic() - started < 20, "the grace period is a minute, and saving takes seconds"
+    assert code == ("130" if "INT" in stop else "143"), "within its grace period, or it would be 137"
     saved = re.search(r"Stopped after (\d+) images", run("docker", "logs", container))
     assert saved
 

@@ -198,13 +198,13 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
 
 
 def test_the_fast_dtype_is_measured_once_a_cpu_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert model.fast_dtype(tmp_path) == FAST
-    other = next(name for name, dtype in arithmetic.DTYPES.items() if dtype != FAST)
-    monkeypatch.setattr(arithmetic, "faster", lambda build, shape: other)
-    assert model.fast_dtype(tmp_path) == FAST
-    for broken in ("{", '"', "{}"):
-        (tmp_path / "fast-dtype.json").write_text(broken)
-        assert model.fast_dtype(tmp_path) == arithmetic.DTYPES[other], "measured again"
+    for measured in arithmetic.DTYPES:
+        monkeypatch.setattr(arithmetic, "faster", lambda build, shape, measured=measured: measured)
+        for broken in ("{", '"', "{}"):
+            (tmp_path / "fast-dtype.json").write_text(broken)
+            assert model.fast_dtype(tmp_path) == arithmetic.DTYPES[measured], "measured again"
+    monkeypatch.setattr(arithmetic, "faster", lambda build, shape: next(iter(arithmetic.DTYPES)))
+    assert model.fast_dtype(tmp_path) == arithmetic.DTYPES[measured], "kept"
 
 
 # --- predict

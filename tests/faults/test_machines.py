@@ -14,7 +14,7 @@ from conftest import FASHION5, Start, at, saved
 from machines import Cluster
 
 from bench import network
-from hogwear import sample
+from hogwear import link, sample
 
 FLAGS = ("--image-size", 64, "--workers", 1, "--sync-every", 256)
 EPOCHS = 4
@@ -58,9 +58,8 @@ def test_a_machine_that_is_killed_is_left_behind(cluster: Cluster, alone: float,
     cluster.wait_for(r"Cluster: 2 machines(?s:.*)epoch 2/")
     killed = cluster.first() if victim == "rank 0" else 1 - cluster.first()
     cluster.kill(killed)
-    killed_at = time.monotonic()
-    cluster.wait_for(r"another machine is gone", 20)
-    assert time.monotonic() - killed_at < 15, "a connection that breaks is noticed at once"
+    cluster.wait_for(r"another machine is gone", 60)
+    assert link.TIMEOUT > 60, "a connection that breaks is noticed at once, and not when a machine that is cut off is given up"
     assert cluster.codes()[1 - killed] == 0, cluster.output()
     assert max(resumed_at(cluster)) > 0, "not from the beginning, whichever machine is left"
     require_a_good_end(cluster, alone)

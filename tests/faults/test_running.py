@@ -71,7 +71,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
         mapped = shared_memory({script.pid, *processes})
         before = saved(tmp_path)["images_seen"]
         os.kill(script.pid, signal.SIGTERM if last else signal.SIGKILL)
-        assert script.process.wait(10) == (143 if last else -signal.SIGKILL)
+        assert script.process.wait(60) == (143 if last else -signal.SIGKILL)
         resumed = re.search(r"Resuming .* after (\d+) images", script.stdout)
         after = saved(tmp_path)["images_seen"]
         kills.append(Kill(before, after, int(resumed[1]) if resumed else None, processes, mapped))
@@ -83,7 +83,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
     held("SIGKILL of train at a random moment", tries, "the next run went on from the last image saved, and never from an earlier one")
 
     assert len(kills[0].processes) == 2 and kills[0].shared_memory
-    wait_until(lambda: not any(is_running(pid) for kill in kills for pid in kill.processes), seconds=5)
+    wait_until(lambda: not any(is_running(pid) for kill in kills for pid in kill.processes))
     assert not [file for kill in kills for file in kill.shared_memory if Path(file).exists()]
     held("SIGKILL of train: its workers, and its files in /dev/shm", tries, "none was left")
 
@@ -274,7 +274,7 @@ def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_
     for worker in workers:  # they outlive their parent, as one in the middle of a long step would
         os.kill(worker, signal.SIGSTOP)
     os.kill(first.pid, signal.SIGKILL)
-    first.process.wait(10)
+    first.process.wait(60)
     third = start("train.py", *arguments)
     third.wait_for("^Resuming")
     third.kill()
