@@ -44,7 +44,6 @@ class Network(nn.Module):
     """A frozen trunk, a trained top, and the hyper-parameters that suit them."""
 
     lr: float  # the default peak learning rate
-    optimizer: str  # one of hogwild.OPTIMIZERS
     pretrained: bool  # whether its features are good for anything before training
     head: nn.Linear  # the classifier: the one layer that never comes from pretrained weights
 
@@ -106,7 +105,7 @@ class EfficientNetLite0(Network):
     weights are float32; the arithmetic is done in `dtype`. Preprocessing: (x - 127) / 128.
     """
 
-    lr, optimizer, pretrained = 0.05, "sgd", True
+    lr, pretrained = 0.05, True
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -172,7 +171,7 @@ class EfficientNetLite0(Network):
 class TinyVGG(Network):
     """The ancestor's small network (poloclub.github.io/cnn-explainer), trained from scratch over all its parameters."""
 
-    lr, optimizer, pretrained = 0.002, "adam", False  # docs/decisions/from-scratch.md
+    lr, pretrained = 0.02, False
     CHANNELS = 10
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
@@ -184,8 +183,14 @@ class TinyVGG(Network):
             nn.Conv2d(c, c, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(c, c, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True),
             nn.Flatten(),
         )  # fmt: skip
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:  # He et al., arXiv 1502.01852
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
         self.side = side
         self.head = nn.Linear(c * side * side, num_classes)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
 
     def trunk(self, pixels: Tensor) -> Tensor:
         return ((pixels.float() - 127) / 128).permute(0, 3, 1, 2)

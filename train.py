@@ -53,7 +53,7 @@ class Settings(SharedSettings):
     workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, default_help="one per CPU")
     batch_size: int | None = flag("photos a step", None, kind=int, at_least=1, below=4097, default_help=str(Choices.batch_size))
     lr: float | None = flag("peak learning rate", None, kind=float, at_least=1e-7, below=10, default_help="the network's own")
-    momentum: float | None = flag("momentum of SGD, or the first beta of Adam", None, kind=float, at_least=0, below=1, default_help=str(Choices.momentum))
+    momentum: float | None = flag("of SGD", None, kind=float, at_least=0, below=1, default_help=str(Choices.momentum))
     seed: int | None = flag("of the shuffles, changes to photos and first weights", None, kind=int, at_least=0, below=2**63, default_help=str(Choices.seed))
     sync_every: int = flag("images of all machines between two averages, under torchrun", 1024, kind=int, at_least=1)
     fresh: bool = flag("start over instead of going on", False, kind=bool, default_help="off")

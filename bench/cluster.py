@@ -113,7 +113,7 @@ def main() -> None:
     import torch.nn.functional as F
     from torch import nn
 
-    from bench.speed import BATCH, LR, MOMENTUM, Training, shared_network
+    from bench.speed import BATCH, Training, shared_network
     from hogwear import hogwild
     from hogwear.pixels import Images
 
@@ -122,7 +122,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     net = shared_network()
     parallel, parameters = nn.parallel.DistributedDataParallel(net), hogwild.trained(net)
-    optimizer = hogwild.SGD(parameters, torch.zeros(sum(p.numel() for p in parameters)), MOMENTUM)
+    buffers = [torch.zeros_like(p) for p in parameters]
     with tempfile.TemporaryDirectory() as folder:
         course = Training(Path(folder)).course
         images = Images(course.images)
@@ -133,7 +133,8 @@ def main() -> None:
             loss = F.cross_entropy(parallel(pixels), labels)
             parallel.zero_grad()
             loss.backward()
-            optimizer.step(LR)
+            hogwild.adaptive_clip_grad(parameters)
+            hogwild.sgd(parameters, buffers, 1e-6, 0.9)
     if dist.get_rank() == 0:
         print(f"ddp {(DDP_STEPS - 4) * BATCH * dist.get_world_size() / (time.perf_counter() - started):.1f}", flush=True)
     dist.barrier()

@@ -21,7 +21,6 @@ from hogwear.hogwild import Course
 from hogwear.workers import Workers
 
 SIZE, CROP, BATCH = 160, 144, 32  # CROP: what training takes of SIZE
-LR, MOMENTUM = 1e-6, 0.9
 DTYPE = model.fast_dtype(ROOT / ".cache")
 
 
@@ -37,7 +36,7 @@ def phases() -> str:
     with torch.no_grad():
         activations = net.trunk(pixels)
     parameters = hogwild.trained(net)
-    optimizer = hogwild.SGD(parameters, torch.zeros(sum(p.numel() for p in parameters)), MOMENTUM)
+    buffers = hogwild.views(hogwild.share_momentum(net, 1, None)[0], parameters)
 
     def trunk() -> None:
         with torch.no_grad():
@@ -53,7 +52,8 @@ def phases() -> str:
         loss.backward()
 
     def update() -> None:
-        optimizer.step(LR)
+        hogwild.adaptive_clip_grad(parameters)
+        hogwild.sgd(parameters, buffers, 1e-6, 0.9)
 
     random = np.random.default_rng(0)
     paths = list(dataset.find(FASHION5, FASHION5).train.paths)[:100]
@@ -109,17 +109,16 @@ class Training:
     def __init__(self, folder: Path) -> None:
         self.folder, file = folder, folder / "pixels.npy"
         np.save(file, np.random.default_rng(0).integers(0, 256, (512, SIZE, SIZE, 3), dtype=np.uint8))
-        self.course = Course(file, CROP, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), LR, torch.ones(1), 0, 0)
+        self.course = Course(file, CROP, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, torch.ones(1), 0.9, 0, 0)
 
     def hogwild(self, workers: int, threads: int = 1, alone: bool = False) -> float:
         """Images/s; `alone` gives each worker weights of its own, so that nothing is shared but the machine."""
         net = shared_network()
-        state = hogwild.share_optimizer_state(net, hogwild.SGD, workers, None)
+        momentum = hogwild.share_momentum(net, workers, None)
 
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             torch.set_num_threads(threads)
-            own = shared_network() if alone else net
-            return {"train": hogwild.trainer(own, hogwild.SGD(hogwild.trained(own), state[rank], MOMENTUM), self.course)}
+            return {"train": hogwild.trainer(shared_network() if alone else net, momentum[rank], self.course)}
 
         with Workers(workers, prepare) as pool:
             list(pool.run("train", range(4 * workers)))  # warm
@@ -136,7 +135,7 @@ class Training:
 
             dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
             parallel, parameters = nn.parallel.DistributedDataParallel(net), hogwild.trained(net)
-            optimizer = hogwild.SGD(parameters, torch.zeros(sum(p.numel() for p in parameters)), MOMENTUM)
+            buffers = [torch.zeros_like(p) for p in parameters]
             images = pixels_of.Images(self.course.images)
 
             def steps(item: int) -> float:
@@ -145,7 +144,8 @@ class Training:
                     loss = F.cross_entropy(parallel(pixels), labels)
                     parallel.zero_grad()
                     loss.backward()
-                    optimizer.step(LR)
+                    hogwild.adaptive_clip_grad(parameters)
+                    hogwild.sgd(parameters, buffers, 1e-6, 0.9)
                 return time.perf_counter()
 
             return {"steps": steps}

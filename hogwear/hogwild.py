@@ -1,8 +1,8 @@
 """Hogwild (Niu et al., arXiv 1106.5730): processes that update one set of parameters in shared memory without locks.
 
 One counter, the parent's, hands out the batches (workers.py), so an epoch is one pass by all workers together. Shared
-are the parameters. Private to a worker are its gradients and the state of its optimizer, which lies in shared memory only so
-that the parent can save it. The learning rate follows the images that all workers together have seen.
+are the parameters. Private to a worker are its gradients and its momentum, which lies in shared memory only so that
+the parent can save it. The learning rate follows the images that all workers together have seen.
 """
 
 import math
@@ -24,9 +24,9 @@ from hogwear.pixels import Array, Images
 Ints = npt.NDArray[np.int64]
 WARM_UP = 0.1  # share of the images over which the learning rate rises
 WEIGHT_DECAY = 1e-4
-ADAM_BETA2, ADAM_EPS = 0.999, 1e-8
 NO_PRIOR = torch.zeros(1)
 CLIP = 0.01  # a tensor's gradient may be this share of its weights; docs/decisions/adaptive-clipping.md
+NORM = 1.0  # of all gradients together, from scratch; docs/decisions/from-scratch.md
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class Course:
     length: Tensor  # (1,) int64, images in all, epoch after epoch; in shared memory, for a time budget moves it
     lr: float
     lr_scale: Tensor  # (1,) float64, in shared memory; halved where training diverges
+    momentum: float
     seed: int
     first_epoch: int  # epochs trained in earlier runs; their shuffles are not repeated
+    pretrained: bool = True  # good weights, which gradients are clipped to; random ones have far to go
     log_prior: Tensor = NO_PRIOR  # (classes,) or (1,), added to the logits in the loss; docs/decisions/imbalance.md
 
     @property
@@ -102,8 +104,15 @@ def share(net: nn.Module) -> None:
         p.data = view
 
 
-def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+def share_momentum(net: nn.Module, workers: int, saved: Tensor | None) -> Tensor:
+    """(workers, trained parameters) momentum buffers in shared memory; `saved` ones go on, as far as there are workers."""
+    shape = (workers, sum(p.numel() for p in trained(net)))
+    machine.require_shared_memory(4 * shape[0] * shape[1])
+    buffers = torch.zeros(shape).share_memory_()
+    if saved is not None:
+        count = min(workers, len(saved))
+        buffers[:count] = saved[:count]
+    return buffers
 
 
 def trained(net: nn.Module) -> list[nn.Parameter]:
@@ -116,100 +125,36 @@ def views(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
     return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
 
 
-def adaptive_clip(parameters: list[nn.Parameter]) -> None:
-    """Scale each tensor's gradient down to CLIP times the norm of its weights, where it is larger (after arXiv 2102.06171).
+def sgd(parameters: list[nn.Parameter], buffers: list[Tensor], lr: float, momentum: float) -> None:
+    """One step of SGD with Nesterov momentum and weight decay, in place.
+
+    It is the operation under torch.optim.SGD(fused=True); that class, at its first use, imports torch's compiler, a
+    second of CPU time for every worker.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._fused_sgd_(
+        [p.detach() for p in parameters], gradients, buffers if momentum else [], lr=lr, momentum=momentum, nesterov=momentum > 0,
+        weight_decay=WEIGHT_DECAY, dampening=0.0, maximize=False, is_first_step=False,
+    )  # fmt: skip
+
+
+def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
+    """Scale each tensor's gradient down to CLIP times the norm of its weights, where it is larger (after arXiv 2102.06171, which clips by unit).
 
     Made for networks without batch normalisation, which ours is once folded: there one bad batch, or one stale
-    gradient of another worker, can throw a layer far off. Only for weights that are good already: from random ones it
-    allows no more than a step of CLIP times the learning rate (docs/decisions/from-scratch.md).
+    gradient of another worker, can throw a layer far off. Only for weights that are good already: random ones would stay where they are.
     """
-    grads = gradients(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
     allowed = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).clamp(min=1e-3) * CLIP
-    scale = (allowed / torch.stack(torch._foreach_norm(grads)).clamp(min=1e-12)).clamp(max=1.0)
-    torch._foreach_mul_(grads, list(scale.unbind()))
+    scale = (allowed / torch.stack(torch._foreach_norm(gradients)).clamp(min=1e-12)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(scale.unbind()))
 
 
-class Optimizer:
-    """One step after the other on parameters that all workers share, with state that is this worker's own.
-
-    `state`, (state_size,) float32, is updated in place: it lies in shared memory, so that the parent can save it. The steps are
-    the operations under torch.optim's classes with fused=True; those, when first used, import torch's compiler, a second of
-    CPU time for every worker.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], state: Tensor, momentum: float) -> None:
-        self.parameters, self.state, self.momentum = parameters, state, momentum
-        self.weights = [p.detach() for p in parameters]
-
-    @staticmethod
-    def state_size(count: int) -> int:
-        """Numbers that the state of so many parameters takes."""
-        raise NotImplementedError
-
-    def step(self, lr: float) -> None:
-        """Update the parameters by their gradients."""
-        raise NotImplementedError
-
-
-class SGD(Optimizer):
-    """Nesterov momentum, weight decay and adaptive clipping: fine-tunes good weights."""
-
-    def __init__(self, parameters: list[nn.Parameter], state: Tensor, momentum: float) -> None:
-        super().__init__(parameters, state, momentum)
-        self.buffers = views(state, parameters) if momentum else []
-
-    @staticmethod
-    def state_size(count: int) -> int:
-        return count
-
-    def step(self, lr: float) -> None:
-        adaptive_clip(self.parameters)
-        torch._fused_sgd_(
-            self.weights, gradients(self.parameters), self.buffers, lr=lr, momentum=self.momentum, nesterov=self.momentum > 0,
-            weight_decay=WEIGHT_DECAY, dampening=0.0, maximize=False, is_first_step=False,
-        )  # fmt: skip
-
-
-class Adam(Optimizer):
-    """AdamW (arXiv 1711.05101), `momentum` being its first beta: trains from random weights.
-
-    Each worker has moments and a count of steps of its own. With shared ones the bias correction would count other workers' steps.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], state: Tensor, momentum: float) -> None:
-        super().__init__(parameters, state, momentum)
-        first, second, self.steps = state.split([len(state) // 2, len(state) // 2, 1])
-        self.first, self.second = views(first, parameters), views(second, parameters)
-
-    @staticmethod
-    def state_size(count: int) -> int:
-        return 2 * count + 1
-
-    def step(self, lr: float) -> None:
-        self.steps += 1
-        torch._fused_adamw_(
-            self.weights, gradients(self.parameters), self.first, self.second, [], [self.steps[0]] * len(self.weights), lr=lr,
-            beta1=self.momentum, beta2=ADAM_BETA2, weight_decay=WEIGHT_DECAY, eps=ADAM_EPS, amsgrad=False, maximize=False,
-        )  # fmt: skip
-
-
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam}
-
-
-def share_optimizer_state(net: nn.Module, optimizer: type[Optimizer], workers: int, saved: Tensor | None) -> Tensor:
-    """(workers, state size) float32 in shared memory, zeros at first; `saved` rows go on, as far as there are workers."""
-    size = optimizer.state_size(sum(p.numel() for p in trained(net)))
-    machine.require_shared_memory(4 * workers * size)
-    state = torch.zeros(workers, size).share_memory_()
-    if saved is not None:
-        count = min(workers, len(saved))
-        state[:count] = saved[:count]
-    return state
-
-
-def trainer(net: nn.Module, optimizer: Optimizer, course: Course) -> Callable[[int], Result]:
-    """A worker's job: train `net`, whose parameters it shares, on the batch of a step. `optimizer` is its own."""
+def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int], Result]:
+    """A worker's job: train `net`, whose parameters it shares, on the batch of a step. `momentum` is its own."""
     assert all(p.is_shared() for p in net.parameters())
+    parameters = trained(net)
+    buffers = views(momentum, parameters)
     images = Images(course.images)
 
     def train(step: int) -> Result:
@@ -218,7 +163,11 @@ def trainer(net: nn.Module, optimizer: Optimizer, course: Course) -> Callable[[i
         loss = F.cross_entropy(logits + course.log_prior, labels)
         net.zero_grad()
         loss.backward()
-        optimizer.step(course.lr_at(step))
+        if course.pretrained:
+            adaptive_clip_grad(parameters)
+        else:
+            nn.utils.clip_grad_norm_(parameters, NORM)
+        sgd(parameters, buffers, course.lr_at(step), course.momentum)
         return Result(len(labels), loss.item(), int((logits.argmax(1) == labels).sum()))
 
     return train

@@ -58,7 +58,7 @@ class Snapshot:
     images_seen: int
     tally: Tally
     weights: dict[str, Tensor]
-    optimizer_state: Tensor  # (workers, state size), as hogwild.Optimizer says
+    momentum: Tensor  # (workers, trained parameters)
 
 
 class Run:
@@ -76,7 +76,7 @@ class Run:
         self.best: dict[str, Any] = {}  # epoch, val_acc, val_loss, image_size, temperature, sure_from, weights
         self.tally = Tally()  # of the epoch under way
         self.session = Tally()  # of this process
-        self.optimizer_state: Tensor | None = None  # (workers, state size)
+        self.momentum: Tensor | None = None  # (workers, trained parameters)
         self.length: int | None = None  # images in all, where a time budget set them
         self.setbacks = 0  # times that training diverged; each halves the learning rate
         self.epochs_done: float | None = None  # where images do not tell, because another number of machines had a part each
@@ -93,7 +93,7 @@ class Run:
             self.images_seen, self.first_epoch = state["images_seen"], state["first_epoch"]
             if self.machines > 1 or state.get("machines", 1) > 1:
                 self.epochs_done = state["epochs_done"]
-            self.optimizer_state, self.tally = state["optimizer_state"], Tally(**state["tally"])
+            self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
             self.length, self.setbacks = state["length"], state["setbacks"]
 
     def state(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Run:
             "length": self.length,
             "setbacks": self.setbacks,
             "weights": self.good.weights,
-            "optimizer_state": None if self.finished else self.good.optimizer_state,
+            "momentum": None if self.finished else self.good.momentum,
         }
 
     def course(self, train: Pixels, workers: int) -> Course:
@@ -130,8 +130,10 @@ class Run:
             length=torch.tensor([self.length or self.choices.epochs * len(train)]).share_memory_(),
             lr=self.choices.lr or self.net.lr * steady * math.sqrt(self.machines),  # docs/decisions/cluster.md
             lr_scale=torch.tensor([0.5**self.setbacks], dtype=torch.float64).share_memory_(),
+            momentum=self.choices.momentum,
             seed=self.choices.seed,
             first_epoch=self.first_epoch,
+            pretrained=self.net.pretrained,
             log_prior=log_prior(train.labels, len(self.class_names)),
         )
 
@@ -158,14 +160,13 @@ class Run:
         first = step == 0 and not self.history
         moments = Moments(workers, self.net.head.in_features, train, len(self.class_names)) if first and self.net.pretrained else None
         hogwild.share(self.net)
-        optimizer = hogwild.OPTIMIZERS[self.net.optimizer]
-        self.optimizer_state = state = hogwild.share_optimizer_state(self.net, optimizer, workers, self.optimizer_state)
+        self.momentum = momentum = hogwild.share_momentum(self.net, workers, self.momentum)
         images = val.images
 
         def prepare(rank: int) -> dict[str, Any]:
             return {
                 "moments": moments.job(self.net.features, rank) if moments else None,
-                "train": hogwild.trainer(self.net, optimizer(hogwild.trained(self.net), state[rank], self.choices.momentum), course),
+                "train": hogwild.trainer(self.net, momentum[rank], course),
                 "predict": predict.job(self.net, images, val.rows),
             }
 
@@ -255,11 +256,11 @@ class Run:
 
     def keep(self, loss: "LossWatch") -> bool:
         """Copy what has been learnt, as `good`; False, and the copy before stays, where it diverged or a weight is no number."""
-        assert self.optimizer_state is not None
+        assert self.momentum is not None
         weights = {name: p.clone() for name, p in self.net.state_dict().items()}
         sound = not loss.diverged and all(bool(p.isfinite().all()) for p in weights.values())
         if sound:
-            self.good = Snapshot(self.images_seen, replace(self.tally), weights, self.optimizer_state.clone())
+            self.good = Snapshot(self.images_seen, replace(self.tally), weights, self.momentum.clone())
         return sound
 
     def go_back(self, course: Course, loss: "LossWatch", model_dir: Path) -> None:
@@ -267,8 +268,8 @@ class Run:
         lr, diverged_after = course.lr * float(course.lr_scale), self.images_seen
         self.images_seen, self.tally = self.good.images_seen, replace(self.good.tally)
         self.net.load_state_dict(self.good.weights)
-        assert self.optimizer_state is not None
-        self.optimizer_state.copy_(self.good.optimizer_state)
+        assert self.momentum is not None
+        self.momentum.copy_(self.good.momentum)
         if self.setbacks == SETBACKS:
             self.save(model_dir)
             raise BadInput(

@@ -106,7 +106,7 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
 def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later(tmp_path: Path) -> None:
     val = Pixels(tmp_path, np.arange(4), np.array([0, 1, 2, 3]), {})
     run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES)
-    run.optimizer_state = torch.zeros(1, 3)
+    run.momentum = torch.zeros(1, 3)
     best = []
     for epoch, right in enumerate((2, 3, 1, 3, 2), start=1):
         run.net.head.bias.data.fill_(epoch)
