@@ -59,7 +59,10 @@ def image(service: str) -> str:
 
 
 def give(folders: list[Path], owner: int) -> None:
-    """chown, through the engine, so that these tests need not be root."""
+    """chown; through the engine where these tests are not root, which takes seconds."""
+    if os.getuid() == 0:
+        subprocess.run(["chown", "-R", f"{owner}:{owner}", *folders], check=True)
+        return
     mounts = [argument for f in folders for argument in ("--volume", f"{f}:/given/{f.name}")]
     run("docker", "run", "--rm", *mounts, "--entrypoint", "chown", image("train"), "-R", f"{owner}:{owner}", "/given")
 

@@ -16,6 +16,7 @@ from machines import Cluster
 from bench import network
 from hogwear import link, sample
 
+pytestmark = pytest.mark.long  # in make test, tests/test_documentation.py leaves a machine alone
 FLAGS = ("--image-size", 64, "--workers", 1, "--sync-every", 256)
 EPOCHS = 4
 
@@ -51,7 +52,7 @@ def resumed_at(cluster: Cluster) -> list[int]:
     return [int(images) for images in re.findall(r"Resuming .* after (\d+) images", cluster.output())]
 
 
-@pytest.mark.parametrize("victim", ["rank 0", pytest.param("another", marks=pytest.mark.long)])
+@pytest.mark.parametrize("victim", ["rank 0", "another"])
 def test_a_machine_that_is_killed_is_left_behind(cluster: Cluster, alone: float, victim: str) -> None:
     for number in range(2):
         cluster.start(number)
@@ -65,7 +66,6 @@ def test_a_machine_that_is_killed_is_left_behind(cluster: Cluster, alone: float,
     require_a_good_end(cluster, alone)
 
 
-@pytest.mark.long
 def test_a_machine_that_comes_late_joins(cluster: Cluster, alone: float) -> None:
     more = 3 * EPOCHS  # it takes seconds to join
     cluster.start(0, "--epochs", more)
@@ -77,7 +77,6 @@ def test_a_machine_that_comes_late_joins(cluster: Cluster, alone: float) -> None
     require_a_good_end(cluster, alone, more)
 
 
-@pytest.mark.long
 def test_a_slow_machine_is_waited_for(cluster: Cluster, alone: float) -> None:
     busy = subprocess.Popen(["taskset", "--cpu-list", "0", sys.executable, "-c", "while True: pass"])
     try:
@@ -90,7 +89,6 @@ def test_a_slow_machine_is_waited_for(cluster: Cluster, alone: float) -> None:
     assert "another machine is gone" not in cluster.output()
 
 
-@pytest.mark.long
 def test_machines_with_other_flags_are_refused(cluster: Cluster) -> None:
     cluster.start(0, nnodes="2", restarts=0)
     cluster.start(1, "--lr", 0.01, nnodes="2", restarts=0)
@@ -98,7 +96,6 @@ def test_machines_with_other_flags_are_refused(cluster: Cluster) -> None:
     assert "--lr: 0.01 on rank" in cluster.output() or "--lr: None on rank" in cluster.output(), cluster.output()
 
 
-@pytest.mark.long
 def test_machines_with_other_photos_are_refused(cluster: Cluster, data: Path) -> None:
     cluster.start(0, nnodes="2", restarts=0)
     cluster.start(1, "--data-dir", data, nnodes="2", restarts=0)
@@ -106,7 +103,6 @@ def test_machines_with_other_photos_are_refused(cluster: Cluster, data: Path) ->
     assert re.search(r"train.py: \S+: rank 1 has other photos", cluster.output()), cluster.output()
 
 
-@pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0 or not Path("/dev/net/tun").exists(), reason="network namespaces need root and /dev/net/tun")
 def test_a_network_cut_for_half_a_minute_only_takes_that_long(photos: Path, tmp_path: Path, alone: float) -> None:
     with network.machines(2) as net:
