@@ -389,6 +389,10 @@ def test_whatever_a_table_holds_it_gives_photos_of_the_folder_or_one_line(conten
             assert (folder / path).resolve().is_relative_to(folder) and (folder / path).exists()
 
 
+def test_a_header_that_is_no_csv_is_named_by_its_line(folder: Path) -> None:
+    assert "the row that begins in line 1 is no CSV" in refused(write(folder, 'id,"label', "0,hats"))
+
+
 def test_more_rows_are_no_more_questions_to_the_file_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Counter[str]()
 
