@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,11 +196,31 @@ def test_among_many_signatures_the_pairs_are_those_of_comparing_all_with_all() -
     assert near_pairs(signatures, border=1050).tolist() == [pair for pair in expected if pair[1] >= 1050]
 
 
-def test_photos_all_alike_and_none_at_all_take_no_time() -> None:
-    same = np.tile(np.random.default_rng(0).integers(0, 256, similar.LENGTH, np.uint8), (1000, 1))
-    [group] = similar.groups(1000, near_pairs(same))
-    assert group == list(range(1000))
-    assert near_pairs(same[:0]).shape == (0, 2) and near_pairs(same[:1]).shape == (0, 2)
+def test_photos_all_alike_are_one_group_and_compared_in_proportion_to_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: Counter[int] = Counter()  # pairs, by the number of photos
+    distances, colours_alike = similar.distances, similar.colours_alike
+
+    def counted_distances(one: Any, other: Any) -> Any:
+        compared[count] += len(one)
+        return distances(one, other)
+
+    def counted_colours(colours: Any, one: Any, other: Any) -> Any:
+        compared[count] += len(one)
+        return colours_alike(colours, one, other)
+
+    monkeypatch.setattr(similar, "distances", counted_distances)
+    monkeypatch.setattr(similar, "colours_alike", counted_colours)
+    signature = np.random.default_rng(0).integers(0, 256, similar.LENGTH, np.uint8)
+    for count in (200, 400, 800):
+        [group] = similar.groups(count, near_pairs(np.tile(signature, (count, 1))))
+        assert group == list(range(count))
+    assert compared[400] / compared[200] == pytest.approx(2, rel=0.05)
+    assert compared[800] / compared[400] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_photo_or_none_has_no_near_duplicate(count: int) -> None:
+    assert near_pairs(np.zeros((count, similar.LENGTH), np.uint8)).shape == (0, 2)
 
 
 def test_groups_are_what_pairs_connect() -> None:

@@ -2,6 +2,7 @@
 
 import faulthandler
 import io
+import itertools
 import json
 import os
 import resource
@@ -11,11 +12,12 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ import pytest
 from conftest import ROOT, SIZE, Call, Elsewhere, Held, Script, Times, at, refusal, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
-from PIL import Image
+from PIL import Image, ImageFile
 
 import infer
 import train
@@ -44,6 +46,14 @@ def read(files: list[Path], limits: Limits = LIMITS, seconds: float = 5, process
     with guard.workers({"decode": guard.decode}) as workers:
         answers = dict(workers.run("decode", range(len(files))))
     return [answers[row] for row in range(len(files))]
+
+
+def require_a_documented_outcome(answer: Array | str) -> None:
+    """Pixels, or a reason in one line of a terminal."""
+    if isinstance(answer, str):
+        assert answer.isprintable() and 0 < len(answer) <= 200, answer
+    else:
+        assert answer.shape == (SIZE, SIZE, 3) and answer.dtype == np.uint8
 
 
 def same(one: Array | str, other: Array | str) -> bool:
@@ -129,19 +139,30 @@ def saved(image: Image.Image, format: str, **options: Any) -> bytes:
 # --- limits
 
 
-def test_a_photo_over_a_limit_is_not_decoded(folder: Path, photo: Image.Image, tmp_path: Path, held: Held) -> None:
+def test_a_photo_over_a_limit_is_not_decoded(
+    folder: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: Held
+) -> None:
     photos = folder / "train" / "a"
     (photos / "bomb.png").write_bytes(bomb())
     photo.resize((1500, 1000)).save(photos / "large.jpg")  # whatever `draft` would make of it
     photo.resize((1000, 1000)).save(photos / "allowed.png")
     (photos / "long.jpg").write_bytes((photos / "0.jpg").read_bytes() + bytes(1_000_001))
-    started = time.process_time()
+    load, decoded = ImageFile.ImageFile.load, FORK.Value("i")
+
+    def counted(image: Any) -> Any:
+        if not hasattr(image, "is_counted"):  # Pillow calls it again for whatever is done to the image
+            image.is_counted = True
+            with decoded.get_lock():
+                decoded.value += 1
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
     assert skipped(folder, tmp_path / "cache", Limits(1, 1)) == {
         "bomb.png": "400.0 megapixels, over the limit of 1 (--max-megapixels)",
         "large.jpg": "1.5 megapixels, over the limit of 1 (--max-megapixels)",
         "long.jpg": "1.0 megabytes, over the limit of 1 (--max-megabytes)",
     }
-    assert time.process_time() - started < 1
+    assert decoded.value == 8 + 1, "the ordinary ones and the one that is allowed"
     assert set(skipped(folder, tmp_path / "cache")) == {"bomb.png"}, "other limits, another cache"
     held("a decompression bomb, a photo over --max-megapixels, a file over --max-megabytes", 3, "skipped with the reason, not decoded")
 
@@ -189,20 +210,19 @@ def test_what_grows_when_it_is_read_stays_bounded(tmp_path: Path, held: Held) ->
     files = [tmp_path / str(i) for i in range(len(BOMBS))]
     for file, make in zip(files, BOMBS.values(), strict=True):
         file.write_bytes(make((b"\0" + bytes(24)) * 8))
-    guard = Guard(Paths(files), SIZE, LIMITS, 1, [tmp_path])
+    guard = Guard(Paths(files), SIZE, LIMITS, 1, [tmp_path], seconds=60)
 
-    def measured(row: int) -> tuple[Array | str, float, int]:
-        before, started = peak_memory(), time.process_time()
+    def measured(row: int) -> tuple[Array | str, int]:
+        before = peak_memory()
         answer = guard.decode(row)
-        return answer, time.process_time() - started, peak_memory() - before
+        return answer, peak_memory() - before
 
     with guard.workers({"measure": measured}) as workers:
-        for row, (answer, seconds, grown) in workers.run("measure", range(len(files))):
-            what = list(BOMBS)[row]
-            assert isinstance(answer, np.ndarray) or answer, what
-            assert seconds < 9 and grown < 300e6, (what, seconds, grown)
-    assert not guard.condemned
-    held("bombs in text, profile, EXIF, chunks and runs", len(files), "read or skipped, less than 300 MB and 9 s of CPU time")
+        for row, (answer, grown) in workers.run("measure", range(len(files))):
+            require_a_documented_outcome(answer)
+            assert grown < 300e6, (list(BOMBS)[row], grown)
+    assert not guard.condemned, "none crashed the decoder or kept it busy"
+    held("bombs in text, profile, EXIF, chunks and runs", len(files), "read or skipped, less than 300 MB")
 
 
 # --- formats
@@ -309,10 +329,8 @@ def test_one_photo_never_hangs_the_run(
     seconds = times(1, 10)
     monkeypatch.setattr(pixels, "Guard", partial(Guard, seconds=seconds))
     shutil.copy(endless, endless.with_name("second.jpg"))
-    started = time.monotonic()
     why = f"takes more than {seconds} s to decode"
     assert skipped(folder, tmp_path / "cache") == {"endless.jpg": why, "second.jpg": why}
-    assert time.monotonic() - started < 30 * seconds
     opened = Pixels.open(dataset.find(folder, tmp_path).train, SIZE, tmp_path / "cache", 2)
     others = [decode(path, SIZE) for path in sorted(folder.glob("train/?/?.jpg"))]
     assert len(others) == 8 and same(opened.images[opened.rows], np.array(others))
@@ -368,20 +386,26 @@ def test_a_crash_leaves_no_core_file(folder: Path, endless: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, limits)
 
 
-def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(folder: Path, endless: Path, held: Held) -> None:
+def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
+    folder: Path, endless: Path, monkeypatch: pytest.MonkeyPatch, held: Held
+) -> None:
     import model
 
-    large, empty = folder / "large.png", folder / "empty.jpg"
-    large.write_bytes(png(3000, 3000, 8, 0, bytes(3000 * 3001)))
+    now = [0.0]  # a clock for each worker, which only the one readable photo moves
+
+    def by_the_clock(path: Path, *rest: Any) -> Array:
+        image = decode(path, *rest)
+        now[0] += 0.5 if path.name == "0.jpg" else 0
+        return image
+
+    monkeypatch.setattr(decoding, "decode", by_the_clock)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    empty = folder / "empty.jpg"
     empty.touch()
-    split = Split("train", Paths([endless, empty, empty, large]), np.zeros(4, np.int64), folder)
-    started = time.process_time()
-    decode(large, budget.PROBED_SIZE)
-    seconds, started = time.process_time() - started, time.monotonic()
+    split = Split("train", Paths([endless, empty, empty, folder / "train" / "a" / "0.jpg"]), np.zeros(4, np.int64), folder)
     net = model.build("tinyvgg", 2, budget.PROBED_SIZE)
     speed = Elsewhere(budget.probe, net, split, LIMITS, 2).answer()
-    assert seconds / 4 < speed.decoding < 0.5 and speed.training > 0, "of two workers, by what could be read"
-    assert time.monotonic() - started < 15
+    assert speed.decoding == 0.5 / 2, "of two workers, by what could be read"
     held("a photo that hangs, with --time-budget", 1, "the plan is made without it")
 
 
@@ -622,13 +646,26 @@ def test_a_reason_is_one_short_printable_line() -> None:
     assert decoding.reason(PermissionError(13, "Permission denied", "photo.jpg")) == "Permission denied"
 
 
-def test_a_folder_of_very_many_files_that_are_no_photos(folder: Path, tmp_path: Path, times: Times, held: Held) -> None:
-    count = times(3_000, 100_000)
-    for i in range(count):
-        os.close(os.open(folder / "train" / "a" / f"{i:06d}", os.O_CREAT))
-    started = time.monotonic()
-    assert len(skipped(folder, tmp_path / "cache")) == count
-    assert time.monotonic() - started < 2 + count / 5000
+def calls_in(work: Callable[[], object]) -> int:
+    """How many functions of Python and of C are called in this process."""
+    calls = itertools.count()
+    sys.setprofile(lambda frame, event, argument: next(calls) and None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return next(calls)
+
+
+def test_the_work_for_files_that_are_no_photos_grows_with_their_number(folder: Path, tmp_path: Path, times: Times, held: Held) -> None:
+    count, calls = times(3_000, 100_000), []
+    for part in range(2):
+        for i in range(part * count // 2, (part + 1) * count // 2):
+            os.close(os.open(folder / "train" / "a" / f"{i:06d}", os.O_CREAT))
+        found: dict[str, str] = {}
+        calls.append(calls_in(lambda found=found: found.update(skipped(folder, tmp_path / "cache"))))  # type: ignore[misc]
+        assert len(found) == (part + 1) * count // 2 and set(found.values()) == {"empty file"}
+    assert calls[1] < 3 * calls[0], "twice as many"
     held(f"{count} empty files in a class", count, "skipped with the reason")
 
 
@@ -686,6 +723,20 @@ def damaged(content: bytes, damage: tuple[str, int, int, bytes], other: bytes) -
     }[what]
 
 
+@contextmanager
+def failing_if_it_hangs(seconds: int) -> Iterator[None]:
+    def fail(signum: int, frame: object) -> None:
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_damaged_photos_are_read_or_skipped_and_nothing_else_happens(
     photo: Image.Image, tmp_path: Path, capfd: pytest.CaptureFixture[str], times: Times, held: Held
 ) -> None:
@@ -704,15 +755,11 @@ def test_damaged_photos_are_read_or_skipped_and_nothing_else_happens(
             content = damaged(content, damage, files[other])
         row = next(rows)
         paths[row].write_bytes(with_right_checksums(content) if repair else content)
-        started = time.monotonic()
-        [(_, answer)] = workers.run("decode", [row])
+        with failing_if_it_hangs(60):
+            [(_, answer)] = workers.run("decode", [row])
         paths[row].unlink()
-        assert time.monotonic() - started < 2 * decoding.SECONDS
         assert not isinstance(answer, str) or not answer.startswith("its decoder crashed"), answer
-        if isinstance(answer, str):
-            assert answer.isprintable() and 0 < len(answer) <= 200
-        else:
-            assert answer.shape == (SIZE, SIZE, 3) and answer.dtype == np.uint8
+        require_a_documented_outcome(answer)
         outcomes.append("skipped" if isinstance(answer, str) else "read")
 
     with guard.workers({"decode": guard.decode}) as workers:
