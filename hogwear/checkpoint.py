@@ -20,7 +20,7 @@ import torch
 from hogwear.choices import CHECKPOINT, PREVIOUS
 from hogwear.errors import BadInput, NoCheckpoint
 
-FORMAT = 1
+FORMAT = 2
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 

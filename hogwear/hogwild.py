@@ -8,7 +8,7 @@ the parent can save it. The learning rate follows the images that all workers to
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class Course:
     momentum: float
     seed: int
     first_epoch: int  # epochs trained in earlier runs; their shuffles are not repeated
-    pretrained: bool = True  # good weights, which gradients are clipped to; random ones have far to go
+    pretrained: bool = True  # or from random weights, which have so far to go that gradients are clipped otherwise
     log_prior: Tensor = NO_PRIOR  # (classes,) or (1,), added to the logits in the loss; docs/decisions/imbalance.md
 
     @property
@@ -155,6 +155,7 @@ def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int],
     assert all(p.is_shared() for p in net.parameters())
     parameters = trained(net)
     buffers = views(momentum, parameters)
+    clip = adaptive_clip_grad if course.pretrained else partial(nn.utils.clip_grad_norm_, max_norm=NORM)
     images = Images(course.images)
 
     def train(step: int) -> Result:
@@ -163,10 +164,7 @@ def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int],
         loss = F.cross_entropy(logits + course.log_prior, labels)
         net.zero_grad()
         loss.backward()
-        if course.pretrained:
-            adaptive_clip_grad(parameters)
-        else:
-            nn.utils.clip_grad_norm_(parameters, NORM)
+        clip(parameters)
         sgd(parameters, buffers, course.lr_at(step), course.momentum)
         return Result(len(labels), loss.item(), int((logits.argmax(1) == labels).sum()))
 

@@ -28,7 +28,7 @@ def evaluation(model_dir: Path, sha256: str) -> dict[str, Any] | None:
 def measured(megabytes: float, accuracy: float, milliseconds: float, photos: str) -> str:
     """A sentence on the exported file: its size, and what onnxruntime made of these photos."""
     return (
-        f"`model.onnx`, {megabytes:.1f} MB: accuracy {accuracy:.4f} on {photos}, {milliseconds:.1f} ms per photo "
+        f"model.onnx, {megabytes:.1f} MB: accuracy {accuracy:.4f} on {photos}, {milliseconds:.1f} ms per photo "
         "with onnxruntime (one photo at a time, one thread, preprocessing included)."
     )
 
