@@ -122,7 +122,7 @@ class Run:
     def course(self, train: Pixels, workers: int) -> Course:
         steady = min(1.0, STEADY_WORKERS / workers, self.choices.batch_size / Choices.batch_size)
         return Course(
-            images=train.file,
+            images=train.images,
             crop=self.net.crop(self.choices.image_size),
             rows=train.rows,
             labels=train.labels,
