@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from hogwear.text import escaped, is_safe
+from hogwear.text import escaped, is_safe, shortened
 
 HARMLESS = {
     "letters of many scripts": "Schuhe 写真 バッグ обувь أحذية जूते",
@@ -48,13 +48,12 @@ def test_what_has_power_over_a_terminal_or_the_order_of_letters_is_escaped(text:
 
 
 def test_letters_marks_numbers_punctuation_symbols_and_spaces_stay_and_all_else_is_escaped() -> None:
-    for number in range(sys.maxunicode + 1):
-        character = chr(number)
-        stays = unicodedata.category(character)[0] in "LMNPS" or unicodedata.category(character) == "Zs"
-        assert is_safe(character) == (stays or number in (0x200C, 0x200D)), ascii(character)
-
-
-def test_escaped_text_is_one_line_that_any_encoding_takes_and_is_not_escaped_twice() -> None:
-    everything = "".join(map(chr, range(sys.maxunicode + 1)))
-    shown = escaped(everything)
+    everything = [chr(number) for number in range(sys.maxunicode + 1)]
+    shown = escaped("".join(everything))
+    stay = {c for c in everything if unicodedata.category(c)[0] in "LMNPS" or unicodedata.category(c) == "Zs"}
+    assert set(shown) == stay | {"\u200c", "\u200d"}
     assert shown.splitlines() == [shown] and shown.encode() and escaped(shown) == shown
+
+
+def test_what_is_too_long_is_cut_and_says_so() -> None:
+    assert shortened("abc", 3) == "abc" and shortened("abcd", 3) == "ab…" and shortened("\x1b" * 9, 8) == r"\x1b\x1…"
