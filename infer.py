@@ -85,7 +85,7 @@ def require_apart(flag: str, paths: Iterable[Path], record: Record) -> None:
     for path in paths:
         real = path.resolve()
         if real.is_relative_to(results) or results.is_relative_to(real) or (real.parent == results.parent and record.made(record.folder / real.name)):
-            raise BadInput(f"{flag}: {path} and the pictures that infer writes to {record.folder / RESULTS} must not be in each other; choose another --responses-dir")
+            raise BadInput(f"{flag}: {path} overlaps what infer writes to {record.folder}; choose another --responses-dir")
 
 
 def given(settings: Settings, trained: "Trained", record: Record) -> list[Photo]:
