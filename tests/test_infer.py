@@ -1,5 +1,6 @@
 """infer.py: a picture and an answer for every photo, and a reason where there is none."""
 
+import csv
 import io
 import json
 import os
@@ -119,6 +120,21 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     shoe = rows[str(tmp_path / "mine" / "shoe.jpg")]
     assert shoe["true_class"] is None and rows[str(others[0])]["true_class"] == "footwear"
     assert {f"shoe_{shoe['predicted']}.png", f"shoe_{shoe['predicted']}_2.png"} <= pictures
+
+
+def test_a_photo_that_is_called_like_a_formula_is_text_in_the_table_and_called_so_in_the_json(
+    data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["=HYPERLINK(A1).jpg", "+1.jpg", "@SUM(1).jpg"]
+    for name in names:
+        shutil.copy(next((data / "test" / "topwear").iterdir()), name)
+    assert predict("--images", *names).code == 0
+    assert [row["file"] for row in answers_in(tmp_path)] == names
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"'{name}" for name in names]
+    assert all(0 <= float(row[f"probability_{n}"]) <= 1 and row[f"class_{n}"] in CLASSES for row in rows for n in range(1, 6))
 
 
 def test_a_photo_in_the_wrong_folder_is_marked_wrong(data: Path, predict: Infer, tmp_path: Path) -> None:

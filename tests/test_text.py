@@ -19,7 +19,7 @@ import train
 from hogwear import checkpoint, doctor, export
 from hogwear.choices import Choices
 from hogwear.shared_settings import SharedSettings
-from hogwear.text import escaped, is_safe, shortened
+from hogwear.text import as_csv, escaped, is_safe, shortened
 
 HARMLESS = {
     "letters of many scripts": "Schuhe 写真 バッグ обувь أحذية जूते",
@@ -71,6 +71,25 @@ def test_letters_marks_numbers_punctuation_symbols_and_spaces_stay_and_all_else_
 
 def test_what_is_too_long_is_cut_and_says_so() -> None:
     assert shortened("abc", 3) == "abc" and shortened("abcd", 3) == "ab…" and shortened("\x1b" * 9, 8) == r"\x1b\x1…"
+
+
+@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\0=1", "＝1", "＋1", "－1", "＠1"])
+def test_no_text_in_a_table_is_a_formula_to_a_spreadsheet(start: str) -> None:
+    """As OWASP advises, also for programs that take other separators or quotes."""
+    table = as_csv([["file", "class"], [start, f'a;{start},"{start}"'], [Path(start), None]])
+    header, *rows = csv.reader(io.StringIO(table, newline=""))
+    assert header == ["file", "class"]
+    cells = [cell for row in rows for cell in row]
+    assert all(cell[:1] in ("'", "\\", "a", "") for cell in cells), cells
+    assert all(line.startswith(('"\'', '"\\')) for line in table.splitlines()[1:]), "in quotes"
+    assert cells[0].lstrip("'") == escaped(start) and f'a;{escaped(start)},"{escaped(start)}"' == cells[1]
+
+
+def test_numbers_in_a_table_stay_numbers_and_names_that_are_no_formula_stay_as_they_are() -> None:
+    table = as_csv([["n", "x", "name", "right"], [-1, -0.25, "a-b=c", True], [3, 1e-6, KEPT, False], [0, 0.5, 'a "b"', None]])
+    assert table.split("\r\n") == [
+        '"n","x","name","right"', '-1,-0.25,"a-b=c",True', f'3,1e-06,"{KEPT}",False', '0,0.5,"a ""b""",""', "",
+    ]  # fmt: skip
 
 
 ATTACK = "\x1b[2J\x1b]0;title\x07\u202e\u2028\ue000\udcff\n`|<b>&$x_1$"
