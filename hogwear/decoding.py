@@ -25,8 +25,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from hogwear import machine
-from hogwear.errors import printable
 from hogwear.files import Paths
+from hogwear.text import escaped
 from hogwear.workers import QUEUED, Jobs, Workers
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
@@ -201,7 +201,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "needs too much memory to decode"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return printable(text)[:200]
+    return escaped(text)[:200]
 
 
 def is_passing(error: Exception) -> bool:

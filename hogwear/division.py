@@ -20,8 +20,8 @@ from hogwear import decoding, similar
 from hogwear.contents import as_keys
 from hogwear.decoding import HASH_SIZE, LIMITS, Array, Limits
 from hogwear.errors import BadInput
-from hogwear.errors import printable as escaped
 from hogwear.files import write_atomically
+from hogwear.text import escaped
 
 if TYPE_CHECKING:
     from hogwear.dataset import Split
