@@ -204,10 +204,10 @@ def test_a_split_is_the_same_when_it_has_grown_and_another_when_it_was_changed(t
         "shorter": told | {"split": dict(list(told["split"].items())[1:])},
     }
     for what, content in changed.items():
-        with pytest.raises(BadInput, match="split.json: changed since the checkpoint was trained"):
+        with pytest.raises(BadInput, match=r"split\.json: changed since the checkpoint was trained"):
             Known.parse(json.dumps(content).encode(), model / SPLIT).require(small.identity())
             pytest.fail(what)
-    with pytest.raises(BadInput, match="split.json: missing since the checkpoint was trained"):
+    with pytest.raises(BadInput, match=r"split\.json: missing since the checkpoint was trained"):
         Known.read(model / "elsewhere").require(small.identity())
 
 
