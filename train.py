@@ -26,7 +26,7 @@ from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, UNBALANCED, Cho
 from hogwear.contents import short
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
-from hogwear.division import Known
+from hogwear.division import Divider, Known
 from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone, Cut, Link, Place
 from hogwear.pixels import Pixels
@@ -119,14 +119,14 @@ def main(settings: Settings) -> None:
 
 def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
-    photos, known = divided(settings, others)
+    photos, divide = divided(settings, others)
     limits = settings.limits
     saved = saved_run(settings)
     if isinstance(others, Link):
         saved = cluster.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
     state = saved.state if saved else None
     if state:
-        known.require(state["split"])
+        divide.found.require(state["split"])
     if state and state["finished"] and cluster.job() and state.get("job") == cluster.job():
         print(f"Job {cluster.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
@@ -149,19 +149,20 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     val = progress.unseen(val, np.union1d(seen, state["trained_on"].numpy()) if state else seen, "val")
     if others.machines == 1:
         progress.warn_of_leakage(train, val, "val")
-    return Prepared(photos, known, choices, workers, budget, train, val, saved)
+    return Prepared(photos, divide.known, choices, workers, budget, train, val, saved)
 
 
-def divided(settings: Settings, others: Alone) -> tuple[Photos, Known]:
-    """The photos, and the split that rank 0 makes for all machines, out of what the one of them knows that knows most."""
-    divide = settings.divider(places_new=others.rank == 0)
-    if others.machines == 1:
-        return settings.photos(divide), divide.known
-    file = divide.known.file
-    divide.known = max((Known.parse(content, file) for content in others.tell(divide.known.written())), key=lambda known: len(known.sides))
+def divided(settings: Settings, others: Alone) -> tuple[Photos, Divider]:
+    """The photos, and what has divided them: on all machines as rank 0 does, which knows what the one of them knows that knows most."""
+    mine = Known.read(settings.model_dir)
+    known = max((Known.parse(content, mine.file) for content in others.tell(mine.written())), key=lambda known: len(known.sides))
+    divide = Divider(known, settings.limits)
     photos = settings.photos(divide) if others.rank == 0 else None
-    divide.known = Known.parse(others.hand_on(0, divide.known.written()), file)
-    return photos or settings.photos(divide), divide.known
+    content = others.hand_on(0, divide.known.written())
+    if photos is None:
+        divide.known, divide.places_new = Known.parse(content, mine.file), False
+        photos = settings.photos(divide)
+    return photos, divide
 
 
 def connection(here: Place | None, photos: int, sync_every: int, epochs_done: float | None) -> Callable[[Any], Alone]:

@@ -141,6 +141,7 @@ class Divider:
     """
 
     def __init__(self, known: Known = NOTHING, limits: Limits = LIMITS, places_new: bool = True) -> None:
+        self.found = known  # before anything was added
         self.known, self.limits, self.places_new = known, limits, places_new
         self.notes: tuple[str, ...] = ()  # on what was done, for people
 
