@@ -109,7 +109,7 @@ def find(
 
 def splits_of(listed: Listed, root: Path, cache_dir: Path, limits: Limits, divide: Divider) -> dict[str, Split]:
     """{split: its photos}, test only where there is one. Each file is looked into unless the cache knows what is in it."""
-    paths = Paths(path for paths, _ in listed.splits.values() for path in paths.texts())
+    paths = Paths.joined(paths for paths, _ in listed.splits.values())
     whole = Split("all", paths, np.concatenate([labels for _, labels in listed.splits.values()]), root, contents.of(paths, root, cache_dir, limits))
     if None in listed.splits:
         return divide(whole, listed.class_names, SHARES, listed.divided)

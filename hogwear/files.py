@@ -4,7 +4,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,23 @@ class Paths:
         self.encoded = bytearray()
         for path in paths:
             self.encoded += os.fsencode(f"{path}\0")  # NUL is the one byte that no path holds
+        self.find_ends()
+
+    def find_ends(self) -> None:
         self.ends = np.flatnonzero(np.frombuffer(self.encoded, np.uint8) == 0)  # (n,)
+
+    @classmethod
+    def of_bytes(cls, encoded: bytearray) -> "Paths":
+        """Those in such a block."""
+        paths = cls()
+        paths.encoded = encoded
+        paths.find_ends()
+        return paths
+
+    @classmethod
+    def joined(cls, parts: "Iterable[Paths]") -> "Paths":
+        """Those of the first part, of the second, and so on."""
+        return cls.of_bytes(bytearray().join(part.encoded for part in parts))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -37,7 +52,8 @@ class Paths:
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "Paths":
         """Those where the mask, (n,), is true."""
-        return Paths(compress(self.texts(), mask.tolist()))
+        lengths = np.diff(self.ends, prepend=-1)
+        return Paths.of_bytes(bytearray(np.frombuffer(self.encoded, np.uint8)[np.repeat(mask, lengths)]))
 
     def texts(self) -> Iterator[str]:
         """All of them as str, a few thousand at a time: a tenth of the time that Path takes."""

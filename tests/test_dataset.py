@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hogwear import dataset, sample
@@ -148,6 +149,8 @@ def test_paths_come_out_as_they_went_in(tmp_path: Path) -> None:
     paths = Paths(files)
     assert list(paths) == files == [paths[i] for i in range(len(paths))] and paths[-1] == files[-1]
     assert list(Paths([])) == [] and len(Paths([])) == 0
+    assert list(paths.where(np.array([True, False, True, True]))) == [files[0], *files[2:]] and list(paths.where(np.zeros(4, bool))) == []
+    assert list(Paths.joined([paths, Paths(), paths])) == 2 * files and list(Paths.joined([])) == []
 
 
 def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
