@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from hogwear import cluster, dataset, machine, progress, settings
-from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, UNBALANCED, Choices, choose
+from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, RANGES, UNBALANCED, Choices, choose
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
@@ -47,14 +47,14 @@ class Settings(SharedSettings):
     """
 
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
-    image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
-    epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)")
-    time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, kind=int, at_least=5, default_help="as long as it takes")
+    image_size: int | None = flag("side of the photos in pixels", None, **RANGES["image_size"], default_help=str(Choices.image_size))
+    epochs: int | None = flag("passes over the photos, by all workers together", None, **RANGES["epochs"], default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)")
+    time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, **RANGES["time_budget"], default_help="as long as it takes")
     workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, default_help="one per CPU")
-    batch_size: int | None = flag("photos a step", None, kind=int, at_least=1, below=4097, default_help=str(Choices.batch_size))
-    lr: float | None = flag("peak learning rate", None, kind=float, at_least=1e-7, below=10, default_help="the network's own")
-    momentum: float | None = flag("of SGD", None, kind=float, at_least=0, below=1, default_help=str(Choices.momentum))
-    seed: int | None = flag("of the shuffles, changes to photos and first weights", None, kind=int, at_least=0, below=2**63, default_help=str(Choices.seed))
+    batch_size: int | None = flag("photos a step", None, **RANGES["batch_size"], default_help=str(Choices.batch_size))
+    lr: float | None = flag("peak learning rate", None, **RANGES["lr"], default_help="the network's own")
+    momentum: float | None = flag("of SGD", None, **RANGES["momentum"], default_help=str(Choices.momentum))
+    seed: int | None = flag("of the shuffles, changes to photos and first weights", None, **RANGES["seed"], default_help=str(Choices.seed))
     sync_every: int = flag("images of all machines between two averages, under torchrun", 1024, kind=int, at_least=1)
     fresh: bool = flag("start over instead of going on", False, kind=bool, default_help="off")
 
