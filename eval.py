@@ -49,7 +49,7 @@ def main(settings: Settings) -> None:
     machine.keep_freed_memory()
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
-    photos = settings.photos_of(trained.class_names)
+    photos = settings.photos_of(trained.class_names, trained.is_sample)
     if photos.is_sample:
         print("Photos: the built-in sample (data/ is empty)")
     split = photos.evaluated

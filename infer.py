@@ -107,7 +107,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
     """--num-images readable photos of the test split at random."""
-    photos = settings.photos()
+    photos = settings.photos_of(trained.class_names, trained.is_sample)
     split = photos.evaluated
     print(f"Photos: {min(settings.num_images, len(split))} at random from the {split.name} split of "
           f"{'the built-in sample (data/ is empty)' if photos.is_sample else photos.folder}")  # fmt: skip

@@ -27,9 +27,10 @@ from hogwear.dataset import Photos
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone, Cut, Link, Place
+from hogwear.photo_set import PhotoSet, TrainedOn
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
-from hogwear.shared_settings import SharedSettings
+from hogwear.shared_settings import SharedSettings, require_same_kind
 
 if TYPE_CHECKING:
     from hogwear.budget import Budget
@@ -73,6 +74,8 @@ class Prepared:
     train: Pixels
     val: Pixels
     saved: "Checkpoint | None"
+    trained_on: TrainedOn
+    val_of_best: Pixels | None  # to measure the saved best weights on again: other photos than they were measured on
 
 
 def main(settings: Settings) -> None:
@@ -85,12 +88,12 @@ def main(settings: Settings) -> None:
     lock = claim(settings.model_dir) if here is None or here.rank == 0 else None
     with Link(here, "prepare") if here else ALONE as others:
         prepared = prepare(settings, others, started)
+        run = open_run(prepared, settings.cache_dir, others) if prepared else None
         others.wait()
-    if prepared is None:
+    if prepared is None or run is None:
         return
     if lock:
         set_aside(settings.model_dir, prepared.saved)
-    run = open_run(prepared.choices, prepared.photos.class_names, prepared.saved, settings.cache_dir, machines)
     connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
     with machine.Stop() as stop:
         try:
@@ -114,10 +117,11 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
     photos = settings.photos()
     limits = settings.limits
-    saved = saved_run(settings)
+    saved, why_none = saved_run(settings, photos)
     if isinstance(others, Link):
-        saved = cluster.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
+        saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
+    print(going_on(saved) if saved else f"Starting a new run: {why_none}.")
     if state and state["finished"] and cluster.job() and state.get("job") == cluster.job():
         print(f"Job {cluster.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
@@ -132,13 +136,22 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
         choices = replace(choices, image_size=budget.image_size, epochs=math.ceil(budget.images / len(photos.train)))
     print_plan(choices, workers, photos)
 
-    def decoded(split: dataset.Split) -> Pixels:
-        return progress.decoded(split, choices.image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"), others)
+    def decoded(split: dataset.Split, image_size: int) -> Pixels:
+        return progress.decoded(split, image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"), others)
 
-    train, val = decoded(photos.train), decoded(photos.val)
+    train, val = (decoded(split, choices.image_size) for split in (photos.train, photos.val))
     if others.machines == 1:
         progress.warn_of_leakage(train, val, "val")
-    return Prepared(photos, choices, workers, budget, train, val, saved)
+    trained_on = TrainedOn(photos.is_sample, *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)))
+    val_of_best = None
+    if state:
+        before = TrainedOn.from_state(state["photos"])
+        if changes := "; ".join(trained_on.changes_since(before)):
+            print(f"The photos are not those of the last run: {changes}.")
+        if state["best"] and before.val != trained_on.val:
+            size = state["best"]["image_size"]
+            val_of_best = val if size == choices.image_size else decoded(photos.val, size)
+    return Prepared(photos, choices, workers, budget, train, val, saved, trained_on, val_of_best)
 
 
 def connection(here: Place | None, photos: int, sync_every: int, epochs_done: float | None) -> Callable[[Any], Alone]:
@@ -178,23 +191,39 @@ def claim(model_dir: Path) -> TextIO:
     return lock
 
 
-def saved_run(settings: Settings) -> "Checkpoint | None":
-    """The checkpoint to go on from, if there is one and nobody wants to start over. Says what will be done."""
+def saved_run(settings: Settings, photos: Photos) -> "tuple[Checkpoint | None, str]":
+    """The checkpoint to go on from, or None and why a new run is started. BadInput for an empty data folder where the run was of real photos."""
     file = settings.model_dir / CHECKPOINT
     if not file.exists() and not file.with_name(PREVIOUS).exists():
-        print(f"Starting a new run: there is no {file} yet.")
-        return None
+        return None, f"there is no {file} yet"
     if settings.fresh:
-        print("Starting a new run: --fresh.")
-        return None
-    from hogwear import checkpoint
+        return None, "--fresh"
+    import torch
 
-    saved = checkpoint.load(settings.model_dir)
+    import model
+
+    torch.set_num_threads(1)  # for the workers too, which are forked from here
+    saved = model.last_checkpoint(settings.model_dir)
+    is_sample = saved.state["photos"]["is_sample"]
+    require_same_kind(is_sample, photos, settings.data_dir)
+    if is_sample and not photos.is_sample:
+        return None, f"{saved.file} was trained on the built-in sample, and now there are photos in {photos.folder}"
+    return saved, ""
+
+
+def agreed(others: Link, settings: Settings, photos: Photos, saved: "Checkpoint | None") -> "Checkpoint | None":
+    """The checkpoint that all machines go on from. Raises as cluster.agree, and BadInput for one with odd content."""
+    import model
+
+    saved = cluster.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
+    return saved and model.checked(saved)
+
+
+def going_on(saved: "Checkpoint") -> str:
+    """What will be done with it, for people."""
     if saved.state["finished"]:
-        print(f"Resuming from {saved.file}, a finished run with validation accuracy {saved.state['best']['val_acc']:.4f}: training it further.")
-    else:
-        print(f"Resuming the interrupted run in {saved.file} after {saved.state['images_seen']} images.")
-    return saved
+        return f"Resuming from {saved.file}, a finished run with validation accuracy {saved.state['best']['val_acc']:.4f}: training it further."
+    return f"Resuming the interrupted run in {saved.file} after {saved.state['images_seen']} images."
 
 
 def set_aside(model_dir: Path, saved: "Checkpoint | None") -> None:
@@ -251,22 +280,30 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
         print(f"Warning: {workers} workers on {cpus} CPUs are slower than {cpus}", file=sys.stderr)
 
 
-def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint | None", cache_dir: Path, machines: int) -> "Run":
-    """A run with a network of its own: as it was `saved`, or from published or random weights."""
+def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
+    """A run with a network of its own: as it was saved, or from published or random weights."""
     import torch
 
     import model
     from hogwear.run import Run
 
-    torch.set_num_threads(1)  # for the workers too, which are forked from here
+    choices, class_names = prepared.choices, prepared.photos.class_names
+    torch.set_num_threads(1)
     torch.manual_seed(choices.seed)
     dtype = model.fast_dtype(cache_dir)
     print(f"Arithmetic: {str(dtype).removeprefix('torch.')}, the fastest on this CPU as measured.")
-    run = Run(model.build(choices.arch, len(class_names), choices.image_size, dtype), choices, class_names, machines)
-    if saved is None:
-        run.net.load_pretrained()
-    else:
-        run.restore(saved.state)
+    net = model.build(choices.arch, len(class_names), choices.image_size, dtype)
+    run = Run(net, choices, class_names, prepared.trained_on, others.machines)
+    if prepared.saved is None:
+        net.load_pretrained()
+        return run
+    state = prepared.saved.state
+    if prepared.val_of_best:
+        before = state["best"]
+        state["best"] = run.measure_best(before, prepared.val_of_best, prepared.workers, others)
+        print(f"The best weights yet (epoch {before['epoch']}), measured again on the validation photos there are now: "
+              f"accuracy {state['best']['val_acc']:.4f}, before {before['val_acc']:.4f}.")  # fmt: skip
+    run.restore(state)
     return run
 
 

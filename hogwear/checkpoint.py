@@ -18,6 +18,7 @@ import torch
 
 from hogwear.choices import CHECKPOINT, PREVIOUS
 from hogwear.errors import BadInput, NoCheckpoint
+from hogwear.settings import is_out_of_memory
 
 FORMAT = 3
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -118,7 +119,9 @@ def parsed(file: Path, content: bytes) -> Checkpoint:
         raise Damaged(f"{file}: damaged (its checksum does not match)")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader lets through whatever odd bytes make its parts raise
+    except Exception as error:  # odd bytes make the parts of torch's reader raise anything
+        if is_out_of_memory(error):
+            raise
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadInput(f"{file}: not a checkpoint of ours ({why}); move it away, or train with --fresh") from None
     if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != FORMAT:

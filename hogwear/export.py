@@ -53,7 +53,7 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, torch.float32)
     evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
-    photos = settings.photos_of(trained.class_names)
+    photos = settings.photos_of(trained.class_names, trained.is_sample)
     split, limits = photos.evaluated, settings.limits
     images, labels = sample(progress.decoded(split, trained.image_size, limits, settings.cache_dir))
     logits = predict.predict(trained.net, images, np.arange(len(images)), machine.cpus())

@@ -88,14 +88,14 @@ print(json.loads(session.get_modelmeta().custom_metadata_map["class_names"])[pro
 def sureness(trained: "Trained") -> str:
     if not 0 < trained.sure_from <= 1:
         return ""
-    return f"On the validation photos, answers with a probability of {trained.sure_from:.2f} or more were right 99 times in 100."
+    return f"On the validation photos of its training, answers with a probability of {trained.sure_from:.2f} or more were right 99 times in 100."
 
 
 def training(trained: "Trained") -> str:
     start = "From ImageNet weights; the first half of the layers was left as it was." if trained.net.pretrained else "From random weights."
     choices = ", ".join(f"{name} {value}" for name, value in trained.choices.items() if value is not None)
-    best = [f" Validation accuracy {row['val_acc']:.4f}, after epoch {trained.epoch}." for row in trained.history if row["epoch"] == trained.epoch]
-    return f"{start} Hogwild SGD with: {choices}.{best[-1] if best else ''}"
+    best = "" if trained.val_acc is None else f" Validation accuracy {trained.val_acc:.4f}, after epoch {trained.epoch}."
+    return f"{start} Hogwild SGD with: {choices}.{best}"
 
 
 def accuracy(evaluation: dict[str, Any] | None) -> str:

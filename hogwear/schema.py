@@ -31,10 +31,10 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-Schema = Rule | Mapping[str, "Schema"]  # a mapping: a dict with these keys and no others
+Schema = Rule | Mapping[str, Any]  # Rules and such mappings inside; a mapping: a dict with these keys and no others
 
 
-def number(kind: type, at_least: float = 0, below: float | None = None, at_most: float | None = None) -> Rule:
+def number(kind: type[int] | type[float], at_least: float = 0, below: float | None = None, at_most: float | None = None) -> Rule:
     """A finite int (less than 2**63) or float, and not the other one."""
     bounds = {"at least": at_least, "below": below, "at most": at_most}
     words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
@@ -93,7 +93,7 @@ ROW = {  # of the history, an epoch; these are also the columns of metrics.csv
     "val_acc": SHARE,
     "images_per_second": number(float),
 }
-BEST = {
+BEST: dict[str, Schema] = {
     "epoch": number(int, at_least=1),
     "val_acc": SHARE,
     "val_loss": LOSS,
@@ -127,17 +127,19 @@ def require_valid(state: Any, build: Build) -> None:
     """Raises Odd where a checkpoint's state is not what a run writes, `build` being what makes the network that it is for."""
     conform("", state, STATE)
     choices, history, class_names = state["choices"], state["history"], state["class_names"]
-    for i, row in enumerate(history):
-        conform(f"history[{i}]", row, ROW | {"epoch": exactly(i + 1)})
+    for epoch, row in enumerate(history, start=1):
+        conform(f"epoch {epoch} of history", row, ROW)
+        conform(f"epoch {epoch} of history.epoch", row["epoch"], exactly(epoch))
     conform("first_epoch", state["first_epoch"], number(int, at_most=len(history)))
     conform("tally.correct", state["tally"]["correct"], number(int, at_most=state["tally"]["images"]))
 
     net = build(choices["arch"], len(class_names), choices["image_size"])
     conform("weights", state["weights"], weights_of(net))
     if history:
-        epoch = number(int, at_least=1, at_most=len(history))
-        size = exactly(choices["image_size"]) if choices["arch"] in ONE_SIZE else CHOICES["image_size"]
-        conform("best", state["best"], BEST | {"epoch": epoch, "image_size": size, "weights": weights_of(net)})
+        conform("best", state["best"], {**BEST, "weights": weights_of(net)})
+        conform("best.epoch", state["best"]["epoch"], number(int, 1, at_most=len(history)))
+        if choices["arch"] in ONE_SIZE:
+            conform("best.image_size", state["best"]["image_size"], exactly(choices["image_size"]))
     else:
         conform("best", state["best"], {})
     if state["finished"]:

@@ -33,12 +33,29 @@ class SharedSettings:
         columns = Columns(self.image_column, self.label_column, self.min_count)
         return dataset.find(self.data_dir, self.cache_dir, columns, self.limits)
 
-    def photos_of(self, class_names: tuple[str, ...]) -> Photos:
-        """The same. BadInput if they are not of the classes that the checkpoint was trained on."""
+    def photos_of(self, class_names: tuple[str, ...], is_sample: bool) -> Photos:
+        """The same. Raises as require_photos_of."""
         photos = self.photos()
-        if photos.class_names != class_names:
-            raise BadInput(
-                f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
-                f"{', '.join(class_names)}: use the photos it was trained on, or train again"
-            )
+        require_photos_of(class_names, is_sample, photos, self.data_dir)
         return photos
+
+
+def require_same_kind(is_sample: bool, photos: Photos, data_dir: Path) -> None:
+    """BadInput for the built-in sample, which an empty `data_dir` stands for, where a checkpoint is of real photos."""
+    if photos.is_sample and not is_sample:
+        raise BadInput(
+            f"{data_dir}: empty, but the checkpoint was trained on real photos: is a mount missing, or --data-dir misspelt? "
+            f"Put the photos there, or use another --model-dir for the built-in sample"
+        )
+
+
+def require_photos_of(class_names: tuple[str, ...], is_sample: bool, photos: Photos, data_dir: Path) -> None:
+    """BadInput for photos that cannot be those that a checkpoint of these classes was trained on, or more of the same."""
+    require_same_kind(is_sample, photos, data_dir)
+    if is_sample and not photos.is_sample:
+        raise BadInput(f"{data_dir}: the checkpoint was trained on the built-in sample and has never seen such photos; run train first")
+    if photos.class_names != class_names:
+        raise BadInput(
+            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
+            f"{', '.join(class_names)}: use the photos it was trained on, or train again"
+        )

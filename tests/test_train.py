@@ -42,6 +42,7 @@ import model
 import train
 from hogwear import sample, settings
 from hogwear.choices import Choices, choose
+from hogwear.photo_set import PhotoSet, TrainedOn
 from hogwear.pixels import Pixels
 from hogwear.run import LossWatch, Run, Tally
 
@@ -88,9 +89,10 @@ def test_the_plan_is_printed(trained: Trained) -> None:
 
 def test_the_checkpoint_has_all_that_eval_and_infer_need(trained: Trained) -> None:
     state = saved(trained.model)
-    assert (state["arch"], state["class_names"], state["image_size"]) == ("efficientnet_lite0", list(CLASSES), SIZE)
-    assert state["finished"] and state["images_seen"] == 720 and "RGB" in state["preprocessing"]
-    assert state["choices"]["batch_size"] == 8 and state["choices"]["epochs"] == 6
+    choices = state["choices"]
+    assert (choices["arch"], state["class_names"], choices["image_size"]) == ("efficientnet_lite0", list(CLASSES), SIZE)
+    assert state["finished"] and state["images_seen"] == 720
+    assert choices["batch_size"] == 8 and choices["epochs"] == 6
 
 
 def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
@@ -105,7 +107,7 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
 
 def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later(tmp_path: Path) -> None:
     val = Pixels(tmp_path, np.arange(4), np.array([0, 1, 2, 3]), {})
-    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES)
+    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, TrainedOn(False, *2 * [PhotoSet(4, "0" * 64)]))
     run.momentum = torch.zeros(1, 3)
     best = []
     for epoch, right in enumerate((2, 3, 1, 3, 2), start=1):
@@ -358,7 +360,7 @@ def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
     state = saved(fresh[0])
     torch.manual_seed(0)
     initial = model.build("tinyvgg", 5, SIZE).state_dict()
-    assert state["arch"] == "tinyvgg"
+    assert state["choices"]["arch"] == "tinyvgg"
     assert [name for name, weights in state["weights"].items() if torch.equal(weights, initial[name])] == []
 
 
