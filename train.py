@@ -31,6 +31,7 @@ from hogwear.photo_set import PhotoSet, TrainedOn
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings, require_same_kind
+from hogwear.text import escaped
 
 if TYPE_CHECKING:
     from hogwear.budget import Budget
@@ -122,7 +123,7 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
         saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
     print(going_on(saved) if saved else f"Starting a new run: {why_none}.")
-    if state and state["finished"] and cluster.job() and state.get("job") == cluster.job():
+    if state and state["finished"] and cluster.job() and state["job"] == cluster.job():
         print(f"Job {cluster.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
         return None
@@ -181,7 +182,7 @@ def claim(model_dir: Path) -> TextIO:
     """
     try:
         model_dir.mkdir(parents=True, exist_ok=True)
-        lock = (model_dir / ".lock").open("w")
+        lock = (model_dir / ".lock").open("a")
     except OSError as error:
         raise BadInput(f"{model_dir}: not writable by uid {os.getuid()} ({error.strerror}); change its owner or choose another --model-dir") from None
     try:
@@ -263,14 +264,14 @@ def plan_in_time(
 def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
     cpus = machine.cpus()
     source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
-    print(f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with.")
+    print(escaped(f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with."))
     for note in photos.notes:
-        print(note)
-    print(f"Classes: {', '.join(photos.class_names)}.")
+        print(escaped(note))
+    print(escaped(f"Classes: {', '.join(photos.class_names)}."))
     counts = np.bincount(photos.train.labels)
     if counts.max() >= UNBALANCED * counts.min():
         least, most = (photos.class_names[i] for i in (counts.argmin(), counts.argmax()))
-        print(f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training.")
+        print(escaped(f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training."))
     length = f"{choices.epochs} epochs" if choices.time_budget is None else f"about {choices.epochs} epochs in {choices.time_budget} s"
     print(
         f"Plan: {choices.arch} at {choices.image_size} px, {length} in batches "
@@ -298,7 +299,7 @@ def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
         net.load_pretrained()
         return run
     state = prepared.saved.state
-    if prepared.val_of_best:
+    if prepared.val_of_best is not None:
         before = state["best"]
         state["best"] = run.measure_best(before, prepared.val_of_best, prepared.workers, others)
         print(f"The best weights yet (epoch {before['epoch']}), measured again on the validation photos there are now: "

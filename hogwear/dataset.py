@@ -1,7 +1,7 @@
 """Which photos there are: folders, or a table -> (path, class) for train, val and test.
 
     data/train/CLASS/*  data/val/CLASS/*  data/test/CLASS/*      val may be called valid or validation, test may be missing
-    data/CLASS/*                                                 divided by us (division.py), the same way ever after
+    data/CLASS/*                                                 divided by us (division.py), as model/split.json remembers
     data/NAME.csv, and photos that it names                      likewise, unless it has a column called split
     data/ is empty                                               the built-in sample
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hogwear import sample, tables
+from hogwear import contents, sample, tables
+from hogwear.contents import Contents
 from hogwear.decoding import LIMITS, Limits
 from hogwear.division import SHARES, Divider
 from hogwear.errors import BadInput
@@ -32,9 +33,14 @@ class Split:
     paths: Paths
     labels: npt.NDArray[np.int64]  # (n,) indices into class_names
     root: Path  # the folder that no link of a photo may lead out of
+    contents: Contents
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def where(self, mask: npt.NDArray[np.bool_], name: str) -> "Split":
+        """Those where the mask, (n,), is true, as a split of this name."""
+        return Split(name, self.paths.where(mask), self.labels[mask], self.root, self.contents.where(mask))
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,22 @@ class Photos:
         return self.test or self.val
 
 
-def find(data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, limits: Limits = LIMITS) -> Photos:
+@dataclass(frozen=True)
+class Listed:
+    """What is found, before any file is opened."""
+
+    class_names: tuple[str, ...]
+    splits: dict[str | None, tuple[Paths, npt.NDArray[np.int64]]]  # {split: photos and labels}; under None: not split
+    divided: Path  # the folder of those that we divide, for messages
+    notes: tuple[str, ...] = ()
+
+
+def find(
+    data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, limits: Limits = LIMITS, divide: Divider | None = None
+) -> Photos:
     """The photos of `data_dir`; of the built-in sample, drawn into `cache_dir`, if it is empty. A table is read by its `columns`.
 
-    New photos without a split are looked at, within the `limits`, to keep near duplicates on one side of ours.
+    Those without a split are divided by `divide`; where that is None, as photos are that nobody has divided before.
 
     Raises BadInput for a folder that is missing or laid out otherwise, and for a class without photos.
     """
@@ -73,19 +91,33 @@ def find(data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, limits: Li
     if not names and not table:
         raise BadInput(f"{data_dir}: {len(entries)} files but no folders; expected a folder a class: {data_dir}/CLASS/*.jpg, or a table: *.csv")
     parts = {split: [n for n in folder_names if n in names] for split, folder_names in FOLDER_NAMES.items()}
-    divide = Divider(data_dir, cache_dir, limits)
     if table:
         require_inside(table, data_dir)
-        photos = from_table(tables.read(table, columns), data_dir, divide)
+        listed = from_table(tables.read(table, columns), data_dir)
     elif parts["train"]:
-        photos = from_split_folders(data_dir, parts, is_sample, divide)
+        listed = from_split_folders(data_dir, parts)
     elif parts["val"] or parts["test"]:
         raise BadInput(f"{data_dir}: there is {', '.join(parts['val'] + parts['test'])} but no train; expected train/CLASS/*")
     else:
-        photos = from_class_folders(data_dir, is_sample, divide)
-    if len(photos.class_names) < 2:
-        raise BadInput(f"{photos.folder}: one class only ({photos.class_names[0]}); a classifier needs two or more")
-    return photos
+        listed = from_class_folders(data_dir)
+    if len(listed.class_names) < 2:
+        raise BadInput(f"{data_dir}: one class only ({listed.class_names[0]}); a classifier needs two or more")
+    divide = divide or Divider(limits=limits)
+    splits = splits_of(listed, data_dir, cache_dir, limits, divide)
+    return Photos(data_dir, listed.class_names, splits["train"], splits["val"], splits.get("test"), is_sample, (*listed.notes, *divide.notes))
+
+
+def splits_of(listed: Listed, root: Path, cache_dir: Path, limits: Limits, divide: Divider) -> dict[str, Split]:
+    """{split: its photos}, test only where there is one. Each file is looked into unless the cache knows what is in it."""
+    paths = Paths(path for paths, _ in listed.splits.values() for path in paths.texts())
+    whole = Split("all", paths, np.concatenate([labels for _, labels in listed.splits.values()]), root, contents.of(paths, root, cache_dir, limits))
+    if None in listed.splits:
+        return divide(whole, listed.class_names, SHARES, listed.divided)
+    split_of = np.repeat(np.arange(len(listed.splits)), [len(labels) for _, labels in listed.splits.values()])
+    splits = {str(name): whole.where(split_of == i, str(name)) for i, name in enumerate(listed.splits)}
+    if "val" not in splits:
+        splits |= divide(splits["train"], listed.class_names, {"val": SHARES["val"]}, listed.divided)
+    return splits
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -121,13 +153,13 @@ def classes_in(folder: Path, root: Path) -> dict[str, Paths]:
     return found
 
 
-def labelled(name: str, folders: list[Path], files: list[Paths], root: Path) -> Split:
-    """A split of a folder, and names of files in it, for each class in order."""
+def labelled(folders: list[Path], files: list[Paths]) -> tuple[Paths, npt.NDArray[np.int64]]:
+    """Photos and labels, of a folder, and names of files in it, for each class in order."""
     paths = Paths(f"{folder}/{file}" for folder, names in zip(folders, files, strict=True) for file in names.texts())
-    return Split(name, paths, np.repeat(np.arange(len(files)), [len(names) for names in files]), root)
+    return paths, np.repeat(np.arange(len(files)), [len(names) for names in files])
 
 
-def from_split_folders(data_dir: Path, parts: dict[str, list[str]], is_sample: bool, divide: Divider) -> Photos:
+def from_split_folders(data_dir: Path, parts: dict[str, list[str]]) -> Listed:
     for split, names in parts.items():
         if len(names) > 1:
             raise BadInput(f"{data_dir}: both {' and '.join(names)} are there; keep one of them as the {split} split")
@@ -139,43 +171,25 @@ def from_split_folders(data_dir: Path, parts: dict[str, list[str]], is_sample: b
     for split in found:
         if unknown := sorted(set(found[split]) - set(class_names)):
             raise BadInput(f"{folders[split]}: class {unknown[0]} is not in train; the classes there: {', '.join(class_names)}")
-    if "val" not in found:
-        folders["val"] = folders["train"]
-        found |= divided(divide, folders["train"], found["train"], {"val": SHARES["val"]})
-    splits = {
-        name: labelled(name, [folders[name] / c for c in class_names], [classes.get(c, Paths()) for c in class_names], data_dir)
+    splits: dict[str | None, tuple[Paths, npt.NDArray[np.int64]]] = {
+        name: labelled([folders[name] / c for c in class_names], [classes.get(c, Paths()) for c in class_names])
         for name, classes in found.items()
     }
-    return Photos(data_dir, class_names, splits["train"], splits["val"], splits.get("test"), is_sample, divide.notes)
+    return Listed(class_names, splits, folders["train"])
 
 
-def from_class_folders(data_dir: Path, is_sample: bool, divide: Divider) -> Photos:
+def from_class_folders(data_dir: Path) -> Listed:
     found = classes_in(data_dir, data_dir)
-    parts, class_names = divided(divide, data_dir, found, SHARES), tuple(found)
-    folders = [data_dir / name for name in class_names]
-    train, val, test = (labelled(split, folders, list(parts[split].values()), data_dir) for split in FOLDER_NAMES)
-    return Photos(data_dir, class_names, train, val, test, is_sample, divide.notes)
+    return Listed(tuple(found), {None: labelled([data_dir / name for name in found], list(found.values()))}, data_dir)
 
 
-def divided(divide: Divider, folder: Path, found: dict[str, Paths], shares: dict[str, float]) -> dict[str, dict[str, Paths]]:
-    """The photos `found` in folder/CLASS/, by split and class."""
-    parts = divide(folder, {name: list(files.texts()) for name, files in found.items()}, {name: folder / name for name in found}, shares)
-    return {split: {name: Paths(files) for name, files in classes.items()} for split, classes in parts.items()}
-
-
-def from_table(table: Table, data_dir: Path, divide: Divider) -> Photos:
-    def divided(found: dict[str, list[str]], shares: dict[str, float]) -> dict[str, dict[str, list[str]]]:
-        return divide(data_dir, found, dict.fromkeys(found, data_dir), shares)
-
-    parts = divided(table.found[None], SHARES) if None in table.found else {str(split): found for split, found in table.found.items()}
-    if "val" not in parts:
-        parts |= divided(parts["train"], {"val": SHARES["val"]})
-    class_names = tuple(sorted(parts["train"]))
+def from_table(table: Table, data_dir: Path) -> Listed:
+    class_names = tuple(sorted(table.found.get(None) or table.found["train"]))
     splits = {
-        name: labelled(name, [data_dir] * len(class_names), [Paths(parts[name].get(c, [])) for c in class_names], data_dir)
-        for name in FOLDER_NAMES if name in parts
-    }  # fmt: skip
-    return Photos(data_dir, class_names, splits["train"], splits["val"], splits.get("test"), False, (*table.notes, *divide.notes))
+        name: labelled([data_dir] * len(class_names), [Paths(classes.get(c, [])) for c in class_names])
+        for name, classes in table.found.items()
+    }
+    return Listed(class_names, splits, data_dir, table.notes)
 
 
 def counts(split: Split, class_names: Iterable[str]) -> dict[str, int]:

@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hogwear import metrics
+from hogwear.files import write_atomically
 from hogwear.metrics import Floats, Ints
-from hogwear.pictures import shortened
+from hogwear.text import shortened
 
 BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#8a929b", "#22262b"
 STYLE: Any = {
@@ -30,7 +31,8 @@ MANY_CLASSES = 30  # more, and a confusion matrix has no room for numbers
 def save(figure: Figure, file: Path) -> str:
     """Write `file` as PNG on white, and return the same as an <svg> element without a background."""
     with matplotlib.rc_context(STYLE):
-        figure.savefig(file, facecolor="white", metadata={"Software": None})
+        figure.savefig(png := io.BytesIO(), facecolor="white", metadata={"Software": None})
+        write_atomically(file, png.getvalue())
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()

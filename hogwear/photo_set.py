@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from hogwear.link import ALONE, Alone
 from hogwear.pixels import Pixels
 
@@ -25,7 +23,7 @@ class PhotoSet:
     @classmethod
     def of(cls, pixels: Pixels, class_names: tuple[str, ...], others: Alone = ALONE) -> "PhotoSet":
         """The photos of all machines together."""
-        hashes, labels = others.gather([contents(pixels), pixels.labels])
+        hashes, labels = others.gather([pixels.hashes, pixels.labels])
         digest = hashlib.sha256()
         for label, name in enumerate(class_names):
             of_class = sorted(map(bytes, hashes[labels == label]))
@@ -54,7 +52,3 @@ class TrainedOn:
                 yield f"{old.count:,} photos {purpose} before, {new.count:,} now"
             elif new != old:
                 yield f"some of the {new.count:,} photos {purpose} are new or have another class"
-
-
-def contents(pixels: Pixels) -> Any:
-    return np.stack([np.frombuffer(hashlib.sha256(pixels.images[pixels.rows[i : i + 1]].tobytes()).digest()[:16], np.uint8) for i in range(len(pixels))])

@@ -1,7 +1,5 @@
 """A training run: what the checkpoint keeps of it, and how it gets from its first batch to its last."""
 
-import csv
-import io
 import math
 import sys
 import time
@@ -27,6 +25,7 @@ from hogwear.machine import Stop
 from hogwear.photo_set import TrainedOn
 from hogwear.pixels import Pixels
 from hogwear.progress import TrainingBar
+from hogwear.text import as_csv
 from hogwear.workers import Workers
 
 SAVING_SHARE = 0.02  # of the time may go into saving
@@ -128,7 +127,7 @@ class Run:
     def course(self, train: Pixels, workers: int) -> Course:
         steady = min(1.0, STEADY_WORKERS / workers, self.choices.batch_size / Choices.batch_size)
         return Course(
-            images=train.file,
+            images=train.images,
             crop=self.net.crop(self.choices.image_size),
             rows=train.rows,
             labels=train.labels,
@@ -387,8 +386,4 @@ class SaveClock:
 
 def write_history(history: list[dict[str, float]], file: Path) -> None:
     """metrics.csv: all epochs of all runs into this checkpoint, a row each."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=schema.ROW)
-    writer.writeheader()
-    writer.writerows(history)
-    write_atomically(file, text.getvalue().encode())
+    write_atomically(file, as_csv([tuple(schema.ROW), *([row[name] for name in schema.ROW] for row in history)]).encode())

@@ -21,7 +21,8 @@ from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from hogwear.errors import BadInput, printable
+from hogwear.errors import BadInput
+from hogwear.text import escaped
 
 S = TypeVar("S")
 METAVARS: dict[Any, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
@@ -145,7 +146,7 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
     except OSError as error:
         message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
         message += f"; {MENDED_BY[error.errno]}" if error.errno in MENDED_BY else ""
-    print(f"{Path(sys.argv[0]).name}: {printable(message)}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {escaped(message)}", file=sys.stderr)
     return code
 
 

@@ -16,11 +16,11 @@ from hogwear.files import Paths, write_atomically
 
 
 def make(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
-    """Files folder/KEY/NNN.jpg, so many for each key. What is in them is none of dataset's business."""
+    """Files folder/KEY/NNN.jpg, so many for each key, all different. That they are no photos is none of dataset's business."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(start, start + count):
-            (folder / name / f"{i:03d}.jpg").touch()
+            (folder / name / f"{i:03d}.jpg").write_text(f"{name} {i}")
     return folder
 
 
@@ -145,12 +145,12 @@ def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
     files = [Paths(f"{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000)) for _ in range(2)]
     folder = Path("/data/photos/of/somebody")
     tracemalloc.start()
-    split = dataset.labelled("train", [folder / "a", folder / "b"], files, folder)
-    assert sum(1 for _ in split.paths.texts()) == 100_000
+    paths, labels = dataset.labelled([folder / "a", folder / "b"], files)
+    assert sum(1 for _ in paths.texts()) == 100_000
     taken, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(split) == 100_000 and taken < 10e6 and most < 20e6, "never all of them as objects"
-    assert str(split.paths[99_999]) == "/data/photos/of/somebody/b/049999-a-name-as-cameras-give-it.jpg"
+    assert len(labels) == 100_000 and taken < 10e6 and most < 20e6, "never all of them as objects"
+    assert str(paths[99_999]) == "/data/photos/of/somebody/b/049999-a-name-as-cameras-give-it.jpg"
 
 
 def test_photos_of_other_folders_have_a_split_of_their_own(tmp_path: Path, cache: Path) -> None:

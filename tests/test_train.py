@@ -30,6 +30,7 @@ from conftest import (
     Trained,
     at,
     flat,
+    pixels_of,
     refusal,
     same_run,
     saved,
@@ -43,7 +44,6 @@ import train
 from hogwear import sample, settings
 from hogwear.choices import Choices, choose
 from hogwear.photo_set import PhotoSet, TrainedOn
-from hogwear.pixels import Pixels
 from hogwear.run import LossWatch, Run, Tally
 
 
@@ -105,9 +105,10 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
         assert torch.equal(weight, state["best"]["weights"][name].to(weight.dtype)), name
 
 
-def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later(tmp_path: Path) -> None:
-    val = Pixels(tmp_path, np.arange(4), np.array([0, 1, 2, 3]), {})
-    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, TrainedOn(False, *2 * [PhotoSet(4, "0" * 64)]))
+def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later() -> None:
+    val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
+    photos = TrainedOn(False, *2 * [PhotoSet(4, "0" * 64)])
+    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, photos)
     run.momentum = torch.zeros(1, 3)
     best = []
     for epoch, right in enumerate((2, 3, 1, 3, 2), start=1):
@@ -487,6 +488,12 @@ def test_a_wrong_flag_is_refused_by_the_real_process_in_one_line(start: Start) -
     script = start("train.py", "--arch", "resnet50")
     assert script.code() == 2
     assert refusal(script.stderr) == "train.py: --arch: 'resnet50' is not one of efficientnet_lite0, tinyvgg\n"
+
+
+def test_the_lock_does_not_empty_a_file_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    train.claim(tmp_path).close()
+    assert (tmp_path / ".lock").read_text() == "mine"
 
 
 def test_two_fresh_starts_in_one_second_keep_both_checkpoints(tmp_path: Path) -> None:
