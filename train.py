@@ -27,7 +27,7 @@ from hogwear.dataset import Photos
 from hogwear.decoding import Limits
 from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone, Cut, Link, Place
-from hogwear.photo_set import PhotoSet, TrainedOn
+from hogwear.photo_sets import PhotoSet, PhotoSets
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings, require_same_kind
@@ -75,7 +75,7 @@ class Prepared:
     train: Pixels
     val: Pixels
     saved: "Checkpoint | None"
-    trained_on: TrainedOn
+    photo_sets: PhotoSets
     val_of_best: Pixels | None  # to measure the saved best weights on again: other photos than they were measured on
 
 
@@ -143,16 +143,16 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     train, val = (decoded(split, choices.image_size) for split in (photos.train, photos.val))
     if others.machines == 1:
         progress.warn_of_leakage(train, val, "val")
-    trained_on = TrainedOn(photos.is_sample, *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)))
+    photo_sets = PhotoSets(photos.is_sample, *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)))
     val_of_best = None
     if state:
-        before = TrainedOn.from_state(state["photos"])
-        if changes := "; ".join(trained_on.changes_since(before)):
+        before = PhotoSets.from_state(state["photos"])
+        if changes := "; ".join(photo_sets.changes_since(before)):
             print(f"The photos are not those of the last run: {changes}.")
-        if state["best"] and before.val != trained_on.val:
+        if state["best"] and before.val != photo_sets.val:
             size = state["best"]["image_size"]
             val_of_best = val if size == choices.image_size else decoded(photos.val, size)
-    return Prepared(photos, choices, workers, budget, train, val, saved, trained_on, val_of_best)
+    return Prepared(photos, choices, workers, budget, train, val, saved, photo_sets, val_of_best)
 
 
 def connection(here: Place | None, photos: int, sync_every: int, epochs_done: float | None) -> Callable[[Any], Alone]:
@@ -294,7 +294,7 @@ def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
     dtype = model.fast_dtype(cache_dir)
     print(f"Arithmetic: {str(dtype).removeprefix('torch.')}, the fastest on this CPU as measured.")
     net = model.build(choices.arch, len(class_names), choices.image_size, dtype)
-    run = Run(net, choices, class_names, prepared.trained_on, others.machines)
+    run = Run(net, choices, class_names, prepared.photo_sets, others.machines)
     if prepared.saved is None:
         net.load_pretrained()
         return run

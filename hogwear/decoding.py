@@ -277,6 +277,8 @@ class Guard:
 
 def look_at(paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], doing: str) -> Iterator[tuple[int, T | str]]:
     """(row, what `look` makes of that photo, or why nothing), as they come, by all CPUs and with a bar. Links may lead to within `root`."""
+    if not len(paths):
+        return
     guard = Guard(paths, size, limits, min(machine.cpus(), len(paths)), within=[root])
     chunk = min(CHUNK, -(-len(paths) // (QUEUED * max(1, guard.processes))))
 

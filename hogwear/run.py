@@ -22,7 +22,7 @@ from hogwear.files import write_atomically
 from hogwear.hogwild import Course
 from hogwear.link import ALONE, Alone
 from hogwear.machine import Stop
-from hogwear.photo_set import TrainedOn
+from hogwear.photo_sets import PhotoSets
 from hogwear.pixels import Pixels
 from hogwear.progress import TrainingBar
 from hogwear.text import as_csv
@@ -66,7 +66,7 @@ class Run:
 
     good: Snapshot  # the last one that was sound
 
-    def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...], photos: TrainedOn, machines: int = 1) -> None:
+    def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...], photos: PhotoSets, machines: int = 1) -> None:
         self.net, self.choices, self.class_names, self.photos, self.machines = net, choices, class_names, photos, machines
         self.images_seen = 0  # in this run
         self.epoch_images = 1  # that this machine sees in an epoch

@@ -23,7 +23,7 @@ from hogwear.choices import Choices
 from hogwear.decoding import Array, decode
 from hogwear.hogwild import share_momentum
 from hogwear.onnx_graph import OPSET, Graph, letterbox
-from hogwear.photo_set import PhotoSet, TrainedOn
+from hogwear.photo_sets import PhotoSet, PhotoSets
 from hogwear.pixels import Pixels
 from hogwear.run import LossWatch, Run
 
@@ -59,7 +59,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(start)
     weight, bias = moments.classifier(moments.totals())
     net.head.load_state_dict({"weight": weight, "bias": bias})
-    run = Run(net, Choices(image_size=SIZE, epochs=2), CLASSES, TrainedOn(False, *2 * [PhotoSet(40, "0" * 64)]))
+    run = Run(net, Choices(image_size=SIZE, epochs=2), CLASSES, PhotoSets(False, *2 * [PhotoSet(40, "0" * 64)]))
     run.momentum = share_momentum(net, 1, None)
     assert run.keep(LossWatch(len(CLASSES)))
     row = {"images": 120, "lr": 0.1, "train_loss": 0.5, "train_acc": 0.75, "val_loss": 0.5, "images_per_second": 100.0}

@@ -43,7 +43,7 @@ import model
 import train
 from hogwear import sample, settings
 from hogwear.choices import Choices, choose
-from hogwear.photo_set import PhotoSet, TrainedOn
+from hogwear.photo_sets import PhotoSet, PhotoSets
 from hogwear.run import LossWatch, Run, Tally
 
 
@@ -107,7 +107,7 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
 
 def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later() -> None:
     val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
-    photos = TrainedOn(False, *2 * [PhotoSet(4, "0" * 64)])
+    photos = PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)])
     run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, photos)
     run.momentum = torch.zeros(1, 3)
     best = []

@@ -33,7 +33,7 @@ class PhotoSet:
 
 
 @dataclass(frozen=True)
-class TrainedOn:
+class PhotoSets:
     """What a run learns from and what it is measured on."""
 
     is_sample: bool
@@ -41,11 +41,11 @@ class TrainedOn:
     val: PhotoSet
 
     @classmethod
-    def from_state(cls, photos: dict[str, Any]) -> "TrainedOn":
+    def from_state(cls, photos: dict[str, Any]) -> "PhotoSets":
         """Those of a checkpoint, where they are kept as a dict."""
         return cls(photos["is_sample"], PhotoSet(**photos["train"]), PhotoSet(**photos["val"]))
 
-    def changes_since(self, before: "TrainedOn") -> Iterator[str]:
+    def changes_since(self, before: "PhotoSets") -> Iterator[str]:
         """What is no longer the same, for people."""
         for old, new, purpose in (before.train, self.train, "to train on"), (before.val, self.val, "to validate with"):
             if new.count != old.count:
