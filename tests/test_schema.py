@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import math
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSES, Call, at, refusal, saved
+from conftest import CLASSES, Call, at, refusal, saved, stopped_after
 
 import eval
 import infer
 import model
 import train
-from hogwear import machine, run, settings
+from hogwear import checkpoint, settings
 from hogwear.checkpoint import Checkpoint
 from hogwear.choices import CHECKPOINT
 from hogwear.errors import BadInput
@@ -43,13 +44,10 @@ class Written:
 @pytest.fixture(scope="module")
 def written(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Interrupted in its second epoch, and gone on with to its end."""
-    folder, losses, states = tmp_path_factory.mktemp("written"), list[float](), {}
+    folder, states = tmp_path_factory.mktemp("written"), {}
     small = "--arch", "tinyvgg", "--image-size", 32, "--epochs", 2, "--batch-size", 8, "--workers", 2, *at(data, folder / "model", folder / "cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.LossWatch, "add", lambda self, loss: losses.append(loss))
-        patch.setattr(machine.Stop, "asked", property(lambda self: len(losses) > 20))
-        with pytest.raises(SystemExit):
-            train.main(settings.parse(train.Settings, [*map(str, small)]))
+    with stopped_after(batches=20):
+        train.main(settings.parse(train.Settings, [*map(str, small)]))
     states["interrupted"] = saved(folder / "model")
     train.main(settings.parse(train.Settings, [*map(str, small)]))
     states["finished"] = saved(folder / "model")
@@ -236,6 +234,19 @@ def test_train_eval_and_infer_refuse_an_odd_checkpoint_in_one_line_that_names_it
                 wrong.append((what, script.__name__, answer))
         assert [file.name for file in folder.iterdir() if file.name != ".lock"] == [CHECKPOINT], "nothing is moved, nothing written"
     assert not wrong, wrong[:5]
+
+
+def test_any_changed_byte_under_a_right_digest_is_refused_or_does_no_harm(written: Written, tmp_path: Path) -> None:
+    folder, refused, random_ = write(written.state("interrupted"), tmp_path / "model"), 0, random.Random(0)
+    body = (folder / CHECKPOINT).read_bytes()[: -checkpoint.DIGEST_SIZE]
+    for place in random_.sample(range(len(body)), 100) + random_.sample(range(5000), 200):
+        changed = body[:place] + bytes([body[place] ^ 1 << random_.randrange(8)]) + body[place + 1 :]
+        try:
+            model.checked(checkpoint.parsed(folder / CHECKPOINT, changed + hashlib.sha256(changed).digest()))
+        except BadInput as error:
+            assert f"{folder}/{CHECKPOINT}: not " in str(error)
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.parametrize("script", [eval, infer, train])
