@@ -116,9 +116,9 @@ def main(settings: Settings) -> None:
 
 def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
-    photos = settings.photos()
     limits = settings.limits
-    saved, why_none = saved_run(settings, photos)
+    saved, why_none = saved_run(settings)
+    photos = settings.photos()
     if isinstance(others, Link):
         saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
@@ -192,7 +192,7 @@ def claim(model_dir: Path) -> TextIO:
     return lock
 
 
-def saved_run(settings: Settings, photos: Photos) -> "tuple[Checkpoint | None, str]":
+def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
     """The checkpoint to go on from, or None and why a new run is started. BadInput for an empty data folder where the run was of real photos."""
     file = settings.model_dir / CHECKPOINT
     if not file.exists() and not file.with_name(PREVIOUS).exists():
@@ -206,9 +206,9 @@ def saved_run(settings: Settings, photos: Photos) -> "tuple[Checkpoint | None, s
     torch.set_num_threads(1)  # for the workers too, which are forked from here
     saved = model.last_checkpoint(settings.model_dir)
     is_sample = saved.state["photos"]["is_sample"]
-    require_same_kind(is_sample, photos, settings.data_dir)
-    if is_sample and not photos.is_sample:
-        return None, f"{saved.file} was trained on the built-in sample, and now there are photos in {photos.folder}"
+    if is_sample and not dataset.is_empty(settings.data_dir):
+        return None, f"{saved.file} was trained on the built-in sample, and now there are photos in {settings.data_dir}"
+    require_same_kind(is_sample, settings.data_dir)
     return saved, ""
 
 

@@ -80,11 +80,10 @@ def find(
 
     Raises BadInput for a folder that is missing or laid out otherwise, and for a class without photos.
     """
-    if not data_dir.is_dir():
-        raise BadInput(f"{data_dir}: no such folder; make it and put photos in {data_dir}/CLASS/")
+    is_sample = is_empty(data_dir)
     entries = visible(data_dir)
     table = tables.find(data_dir, entries, columns)
-    if is_sample := not entries:
+    if is_sample:
         data_dir = sample.ensure(cache_dir / "sample")
         entries = visible(data_dir)
     names = {entry.name for entry in entries if entry.is_dir()}
@@ -118,6 +117,13 @@ def splits_of(listed: Listed, root: Path, cache_dir: Path, limits: Limits, divid
     if "val" not in splits:
         splits |= divide(splits["train"], listed.class_names, {"val": SHARES["val"]}, listed.divided)
     return splits
+
+
+def is_empty(data_dir: Path) -> bool:
+    """Whether there is nothing in it, so that the built-in sample is used. BadInput for a folder that is missing."""
+    if not data_dir.is_dir():
+        raise BadInput(f"{data_dir}: no such folder; make it and put photos in {data_dir}/CLASS/")
+    return not visible(data_dir)
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:

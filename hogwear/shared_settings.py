@@ -34,26 +34,26 @@ class SharedSettings:
         return dataset.find(self.data_dir, self.cache_dir, columns, self.limits)
 
     def photos_of(self, class_names: tuple[str, ...], is_sample: bool) -> Photos:
-        """The same. Raises as require_photos_of."""
+        """The same. BadInput if they cannot be those that a checkpoint was trained on, or more of the same."""
+        require_same_kind(is_sample, self.data_dir)
         photos = self.photos()
-        require_photos_of(class_names, is_sample, photos, self.data_dir)
+        require_same_classes(class_names, photos)
         return photos
 
 
-def require_same_kind(is_sample: bool, photos: Photos, data_dir: Path) -> None:
-    """BadInput for the built-in sample, which an empty `data_dir` stands for, where a checkpoint is of real photos."""
-    if photos.is_sample and not is_sample:
+def require_same_kind(is_sample: bool, data_dir: Path) -> None:
+    """BadInput where a checkpoint is of the built-in sample and the photos are not, or the other way round."""
+    if dataset.is_empty(data_dir) and not is_sample:
         raise BadInput(
-            f"{data_dir}: empty, but the checkpoint was trained on real photos: is a mount missing, or --data-dir misspelt? "
-            f"Put the photos there, or use another --model-dir for the built-in sample"
+            f"{data_dir}: empty, but the checkpoint was trained on real photos; look for a missing mount or a misspelt --data-dir, "
+            f"or use another --model-dir for the built-in sample"
         )
+    if is_sample and not dataset.is_empty(data_dir):
+        raise BadInput(f"{data_dir}: the checkpoint was trained on the built-in sample, not on these photos; run train first")
 
 
-def require_photos_of(class_names: tuple[str, ...], is_sample: bool, photos: Photos, data_dir: Path) -> None:
-    """BadInput for photos that cannot be those that a checkpoint of these classes was trained on, or more of the same."""
-    require_same_kind(is_sample, photos, data_dir)
-    if is_sample and not photos.is_sample:
-        raise BadInput(f"{data_dir}: the checkpoint was trained on the built-in sample and has never seen such photos; run train first")
+def require_same_classes(class_names: tuple[str, ...], photos: Photos) -> None:
+    """BadInput for photos of other classes than a checkpoint's."""
     if photos.class_names != class_names:
         raise BadInput(
             f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "

@@ -79,6 +79,7 @@ def test_an_empty_data_folder_is_no_place_for_a_checkpoint_of_real_photos(
     said = refusal(answer.stderr)
     assert answer.code == 2 and f"{empty}: empty, but the checkpoint was trained on real photos" in said and "mount" in said and "--data-dir" in said
     assert files(folder) == before and not (tmp_path / "responses").exists()
+    assert answer.stdout == "", "nothing is drawn, and nothing promised"
 
 
 def test_photos_of_ones_own_are_predicted_without_a_data_folder(trained: Trained, empty: Path, photo_files: list[Path], call: Call, tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_better_old_weights_stay_with_figures_of_the_photos_there_are_now(
     for name in CLASSES:
         sorted((photos / "val" / name).iterdir())[0].unlink()
     before, measured = saved(folder)["best"], evaluate(photos, folder)
-    answer = call(train, *ONCE, "--lr", 2, "--batch-size", 2, "--image-size", 32, *at(photos, folder, cache))
+    answer = call(train, *ONCE, "--lr", 2, "--batch-size", 8, "--image-size", 32, *at(photos, folder, cache))
     assert answer.code == 0 and f"accuracy {measured:.4f}, before {before['val_acc']:.4f}" in answer.stdout
     best = saved(folder)["best"]
     assert (best["epoch"], best["image_size"], best["val_acc"]) == (before["epoch"], SIZE, measured) and best["val_loss"] != before["val_loss"]
