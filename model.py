@@ -262,6 +262,8 @@ class Trained:
     history: tuple[dict[str, float], ...]  # an epoch each, as in metrics.csv
     choices: dict[str, Any]  # the settings of the last run
     sha256: str  # of the checkpoint file
+    split: dict[str, Any]  # division.Identity, of model/split.json
+    trained_on: Tensor  # (k,) int64, contents.short of all photos that the weights were ever trained on
 
 
 def load(model_dir: Path, dtype: torch.dtype) -> Trained:
@@ -283,4 +285,6 @@ def load(model_dir: Path, dtype: torch.dtype) -> Trained:
         history=tuple(state["history"]),
         choices=choices,
         sha256=saved.sha256,
+        split=state["split"],
+        trained_on=state["trained_on"],
     )  # fmt: skip

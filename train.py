@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,10 @@ import numpy as np
 
 from hogwear import cluster, dataset, machine, progress, settings
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, RANGES, UNBALANCED, Choices, choose
+from hogwear.contents import short
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
+from hogwear.division import Divider, Known
 from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone, Cut, Link, Place
 from hogwear.photo_sets import PhotoSet, PhotoSets
@@ -69,6 +71,7 @@ class Prepared:
     """All that a run begins with."""
 
     photos: Photos
+    known: Known  # how they are divided
     choices: Choices
     workers: int
     budget: "Budget | None"
@@ -95,6 +98,9 @@ def main(settings: Settings) -> None:
         return
     if lock:
         set_aside(settings.model_dir, prepared.saved)
+    with nullcontext() if lock else suppress(OSError):  # other machines than rank 0 may be without a model folder
+        prepared.known.write(settings.model_dir)
+    run.take(prepared.known.identity(), prepared.photos.train.contents.hashes)
     connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
     with machine.Stop() as stop:
         try:
@@ -118,11 +124,13 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
     limits = settings.limits
     saved, why_none = saved_run(settings)
-    photos = settings.photos()
+    photos, divide = divided(settings, others)
     if isinstance(others, Link):
         saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
     print(going_on(saved) if saved else f"Starting a new run: {why_none}.")
+    if state:
+        divide.found.require(state["split"])
     if state and state["finished"] and cluster.job() and state["job"] == cluster.job():
         print(f"Job {cluster.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
@@ -140,7 +148,9 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     def decoded(split: dataset.Split, image_size: int) -> Pixels:
         return progress.decoded(split, image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"), others)
 
-    train, val = (decoded(split, choices.image_size) for split in (photos.train, photos.val))
+    seen = short(photos.train.contents.hashes)
+    seen = np.union1d(seen, state["trained_on"].numpy()) if state else seen
+    train, val = decoded(photos.train, choices.image_size), progress.unseen(decoded(photos.val, choices.image_size), seen, "val")
     if others.machines == 1:
         progress.warn_of_leakage(train, val, "val")
     photo_sets = PhotoSets(photos.is_sample, *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)))
@@ -151,8 +161,21 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
             print(f"The photos are not those of the last run: {changes}.")
         if state["best"] and before.val != photo_sets.val:
             size = state["best"]["image_size"]
-            val_of_best = val if size == choices.image_size else decoded(photos.val, size)
-    return Prepared(photos, choices, workers, budget, train, val, saved, photo_sets, val_of_best)
+            val_of_best = val if size == choices.image_size else progress.unseen(decoded(photos.val, size), seen, "val")
+    return Prepared(photos, divide.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best)
+
+
+def divided(settings: Settings, others: Alone) -> tuple[Photos, Divider]:
+    """The photos, and what has divided them: on all machines as rank 0 does, which knows what the one of them knows that knows most."""
+    mine = Known.read(settings.model_dir)
+    known = max((Known.parse(content, mine.file) for content in others.tell(mine.written())), key=lambda known: len(known.sides))
+    divide = Divider(known, settings.limits)
+    photos = settings.photos(divide) if others.rank == 0 else None
+    content = others.hand_on(0, divide.known.written())
+    if photos is None:
+        divide.known, divide.places_new = Known.parse(content, mine.file), False
+        photos = settings.photos(divide)
+    return photos, divide
 
 
 def connection(here: Place | None, photos: int, sync_every: int, epochs_done: float | None) -> Callable[[Any], Alone]:

@@ -280,7 +280,7 @@ def look_at(paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], 
     if not len(paths):
         return
     guard = Guard(paths, size, limits, min(machine.cpus(), len(paths)), within=[root])
-    chunk = min(CHUNK, -(-len(paths) // (QUEUED * max(1, guard.processes))))
+    chunk = min(CHUNK, -(-len(paths) // (QUEUED * guard.processes)))
 
     def look_at_some(start: int) -> list[T | str]:
         return [guard.call(row, look) for row in range(start, min(start + chunk, len(paths)))]
@@ -289,7 +289,7 @@ def look_at(paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], 
         guard.workers({"look": look_at_some}) as workers,
         tqdm(total=len(paths), desc=doing, unit=" photos", disable=None, delay=0.5, leave=False) as bar,
     ):
-        for start, answers in workers.run("look", range(0, len(paths), max(1, chunk))):
+        for start, answers in workers.run("look", range(0, len(paths), chunk)):
             yield from enumerate(answers, start)
             bar.update(len(answers))
 

@@ -36,7 +36,7 @@ SIZE = 160  # the side that photos are compared at, in pixels; the doctor's, so 
 SHOWN = 5  # names in a note
 
 Sides = npt.NDArray[np.int8]  # (n,) indices into SIDES
-Identity = dict[str, Any]  # {"photos": their number, "sha256": of their entries}
+Identity = dict[str, Any]  # {"count": of photos, "sha256": of what is known of them}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +87,11 @@ class Known:
         digest = hashlib.sha256()
         for entries in self.hashes, self.sides, self.groups:
             digest.update(entries[:photos].tobytes())
-        return {"photos": photos, "sha256": digest.hexdigest()}
+        return {"count": photos, "sha256": digest.hexdigest()}
 
     def require(self, identity: Identity) -> "Known":
         """Itself. BadInput if it is not this split, perhaps with more photos by now."""
-        if self.identity_of(identity["photos"]) != identity:
+        if self.identity_of(identity["count"]) != identity:
             what = "changed" if len(self.sides) else "missing"
             raise BadInput(f"{self.file}: {what} since the checkpoint was trained, so nothing tells which photos it has not seen; restore it, or train with --fresh")
         return self
@@ -141,6 +141,7 @@ class Divider:
     """
 
     def __init__(self, known: Known = NOTHING, limits: Limits = LIMITS, places_new: bool = True) -> None:
+        self.found = known  # before anything was added
         self.known, self.limits, self.places_new = known, limits, places_new
         self.notes: tuple[str, ...] = ()  # on what was done, for people
 

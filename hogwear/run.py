@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hogwear import checkpoint, cluster, hogwild, metrics, predict, schema
+from hogwear import checkpoint, cluster, contents, division, hogwild, metrics, predict, schema
 from hogwear.budget import Budget
 from hogwear.choices import SETBACKS, UNBALANCED, Choices
 from hogwear.closed_form import Moments
@@ -23,7 +23,7 @@ from hogwear.hogwild import Course
 from hogwear.link import ALONE, Alone
 from hogwear.machine import Stop
 from hogwear.photo_sets import PhotoSets
-from hogwear.pixels import Pixels
+from hogwear.pixels import Array, Pixels
 from hogwear.progress import TrainingBar
 from hogwear.text import as_csv
 from hogwear.workers import Workers
@@ -81,10 +81,13 @@ class Run:
         self.setbacks = 0  # times that training diverged; each halves the learning rate
         self.epochs_done: float | None = None  # where images do not tell, because another number of machines had a part each
         self.others = ALONE  # machines that train beside this one
+        self.split = division.NOTHING.identity()  # of model/split.json
+        self.trained_on = torch.empty(0, dtype=torch.int64)  # contents.short of all photos, in this run and those before
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: in the middle of its run, or with a run more if that was finished."""
         self.history, self.best = state["history"], state["best"]
+        self.split, self.trained_on = state["split"], state["trained_on"]
         if state["finished"]:
             self.net.load_state_dict(self.best["weights"])
             self.first_epoch = len(self.history)
@@ -96,12 +99,19 @@ class Run:
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
             self.length, self.setbacks = state["length"], state["setbacks"]
 
+    def take(self, split: division.Identity, hashes: Array) -> None:
+        """Keep in mind by which split, and on photos of which contents, (n, HASH_SIZE), it trains from now on."""
+        self.split = split
+        self.trained_on = torch.from_numpy(np.union1d(self.trained_on.numpy(), contents.short(hashes[hashes.any(axis=1)])))
+
     def state(self) -> dict[str, Any]:
         """What the checkpoint holds, as schema.py has it."""
         return {
             "class_names": list(self.class_names),
             "choices": asdict(self.choices),
             "photos": asdict(self.photos),  # which `best` was measured on, too
+            "split": self.split,
+            "trained_on": self.trained_on,
             "images_seen": self.images_seen * self.machines,
             "machines": self.machines,
             "job": cluster.job(),

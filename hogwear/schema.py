@@ -48,20 +48,20 @@ def or_none(rule: Rule) -> Rule:
     return Rule(f"{rule.expected}, or None", lambda value: value is None or rule.holds(value))
 
 
-def tensor(*shape: int | None) -> Rule:
-    """A float32 tensor of this shape, None for any length but 0, of finite numbers."""
+def tensor(*shape: int | None, dtype: str = "float32") -> Rule:
+    """A tensor of this shape, None for any length but 0, of finite numbers."""
 
     def holds(value: Any) -> bool:
         return (
             isinstance(value, Tensor)
-            and (value.device.type, value.layout, str(value.dtype)) == ("cpu", strided, "torch.float32")
+            and (value.device.type, value.layout, str(value.dtype)) == ("cpu", strided, f"torch.{dtype}")
             and value.dim() == len(shape)
             and all(length == expected or (expected is None and length) for length, expected in zip(value.shape, shape, strict=True))
             and bool(np.isfinite(value.detach().numpy()).all())  # NumPy has no threads: workers are yet to be forked
         )
 
     lengths = ", ".join("any" if length is None else str(length) for length in shape)
-    return Rule(f"finite float32 numbers of shape ({lengths})", holds)
+    return Rule(f"finite {dtype} numbers of shape ({lengths})", holds)
 
 
 def are_class_names(value: Any) -> bool:
@@ -107,6 +107,8 @@ STATE = {
     "class_names": Rule("a list of two or more different names that can be shown", are_class_names),
     "choices": CHOICES,
     "photos": {"is_sample": SWITCH, "train": PHOTO_SET, "val": PHOTO_SET},
+    "split": {**PHOTO_SET, "count": number(int)},
+    "trained_on": tensor(None, dtype="int64"),
     "images_seen": number(int),
     "machines": number(int, at_least=1),
     "job": or_none(Rule("a name", lambda value: type(value) is str)),

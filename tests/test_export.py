@@ -60,7 +60,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight, bias = moments.classifier(moments.totals())
     net.head.load_state_dict({"weight": weight, "bias": bias})
     run = Run(net, Choices(image_size=SIZE, epochs=2), CLASSES, PhotoSets(False, *2 * [PhotoSet(40, "0" * 64)]))
-    run.momentum = share_momentum(net, 1, None)
+    run.momentum, run.trained_on = share_momentum(net, 1, None), torch.arange(120)
     assert run.keep(LossWatch(len(CLASSES)))
     row = {"images": 120, "lr": 0.1, "train_loss": 0.5, "train_acc": 0.75, "val_loss": 0.5, "images_per_second": 100.0}
     run.history = [{"epoch": epoch, "val_acc": epoch / 4} | row for epoch in (1, 2)]
@@ -120,7 +120,7 @@ def test_onnxruntime_answers_as_the_network_does_whatever_the_photos_shape(arch:
     torch.nn.init.normal_(net.head.bias)
     trained = model.Trained(
         net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32,
-        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, sure_from=0.5, history=(), choices={}, sha256="f00d",
+        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, sure_from=0.5, history=(), choices={}, sha256="f00d", split={}, trained_on=torch.empty(0),
     )  # fmt: skip
     session = onnxruntime.InferenceSession(export.onnx_model(trained))
     answers = {name: session.run(["probabilities"], {"photo": pixels_in(photo)})[0] for name, photo in photos.items()}
