@@ -282,13 +282,27 @@ def test_photos_that_lie_where_results_are_written_are_refused_and_nothing_is_to
     assert contents(project) == before
 
 
-def test_a_data_folder_in_which_results_would_be_written_is_refused(data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path) -> None:
-    copied = tmp_path / "data"
-    shutil.copytree(data / "test", copied / "train", copy_function=os.link)
-    for responses in (copied, copied / "train", copied / "new"):
-        answer = call(infer, "--responses-dir", responses, *at(copied, trained.model, tmp_path / "cache"))
-        assert answer.code == 2 and f"--data-dir: {copied} " in refusal(answer.stderr)
-        assert [path.name for path in copied.iterdir()] == ["train"] and not (tmp_path / "cache" / "pixels").exists()
+@pytest.mark.parametrize(("folder", "responses"), [("data", "data"), ("data", "data/train"), ("data", "data/train/topwear"), ("results", "."), ("results/mine", ".")])
+def test_photos_of_a_data_folder_that_lie_where_results_are_written_are_refused(
+    folder: str, responses: str, data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(data / "test", tmp_path / folder / split, copy_function=os.link)
+    before = contents(tmp_path / folder)
+    answer = call(infer, "--responses-dir", tmp_path / responses, *at(tmp_path / folder, trained.model, tmp_path / "cache"))
+    assert answer.code == 2 and "where infer writes its results; choose another --responses-dir" in refusal(answer.stderr)
+    assert contents(tmp_path / folder) == before
+
+
+@pytest.mark.parametrize("responses", [".", "data/new"])
+def test_results_may_lie_around_a_data_folder_and_beside_its_photos(
+    responses: str, data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(data / "test", tmp_path / "data" / split, copy_function=os.link)
+    for _ in range(2):
+        answer = call(infer, "--responses-dir", tmp_path / responses, "--num-images", 1, *at(tmp_path / "data", trained.model, tmp_path / "cache"))
+        assert answer.code == 0 and "Left alone" not in answer.stdout
 
 
 def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_is(data: Path, predict: Infer, tmp_path: Path) -> None:

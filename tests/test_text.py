@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import CLASSES, SIZE, Answer, Call, Start, Trained, at, saved
@@ -164,7 +165,7 @@ def test_names_have_no_power_over_what_infer_prints_and_writes(
     assert len(cells) == len(rows) + 1 and any(ATTACK in row["file"] for row in rows) and KEPT in table
 
 
-def text_in(picture: Path) -> dict[str, str]:
+def text_in(picture: Path) -> dict[Any, Any]:
     with Image.open(picture) as opened:
         opened.load()
         return {name: value for name, value in opened.info.items() if isinstance(value, str)}
