@@ -190,9 +190,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def pages(page: str, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     many = tuple(f"class number {n} with a long name{HOSTILE}" for n in range(40))
     made(long := tmp_path_factory.mktemp("long"), many, 400, 30)
-    made(many := tmp_path_factory.mktemp("many"), tuple(f"class {n}" for n in range(200)), 1000, 300)
+    made(wide := tmp_path_factory.mktemp("wide"), tuple(f"class {n}" for n in range(200)), 1000, 300)
     made(one := tmp_path_factory.mktemp("one"), CLASSES, 1, 1)
-    return {"of eval": trained.model / "report.html", "of 40 classes with long names": long / "report.html", "of 200 classes": many / "report.html", "of one photo": one / "report.html"}
+    return {"of eval": trained.model / "report.html", "of 40 classes with long names": long / "report.html", "of 200 classes": wide / "report.html", "of one photo": one / "report.html"}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
