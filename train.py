@@ -50,7 +50,7 @@ class Settings(SharedSettings):
     image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
     epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)")
     time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, kind=int, at_least=5, default_help="as long as it takes")
-    workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, default_help="one per CPU")
+    workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, below=1025, default_help="one per CPU")
     batch_size: int | None = flag("photos a step", None, kind=int, at_least=1, below=4097, default_help=str(Choices.batch_size))
     lr: float | None = flag("peak learning rate", None, kind=float, at_least=1e-7, below=10, default_help="the network's own")
     momentum: float | None = flag("of SGD", None, kind=float, at_least=0, below=1, default_help=str(Choices.momentum))
