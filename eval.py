@@ -22,6 +22,7 @@ from hogwear.dataset import Photos, Split
 from hogwear.files import write_atomically
 from hogwear.pixels import Pixels
 from hogwear.shared_settings import SharedSettings
+from hogwear.text import escaped
 
 if TYPE_CHECKING:
     from hogwear.report import Mistake
@@ -54,7 +55,7 @@ def main(settings: Settings) -> None:
         print("Photos: the built-in sample (data/ is empty)")
     split = photos.evaluated
     if split is not photos.test:
-        print(f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights", file=sys.stderr)
+        print(escaped(f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights"), file=sys.stderr)
     started = time.perf_counter()
     limits = settings.limits
     pixels = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
@@ -72,9 +73,10 @@ def main(settings: Settings) -> None:
         | circumstances(trained, photos, split)
     )
     write_atomically(settings.model_dir / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
-    print(table(results))
+    for line in table(results):
+        print(escaped(line))
     page = write_report(settings.model_dir, results, logits, pixels.labels, trained, mistakes)
-    print(f"To look at: {page}. All figures: {settings.model_dir / RESULTS}.")
+    print(escaped(f"To look at: {page}. All figures: {settings.model_dir / RESULTS}."))
 
 
 def measure(logits: metrics.Floats, labels: metrics.Ints, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -168,12 +170,13 @@ def write_report(
     return report.write(folder, results, logits, labels, trained.history, mistakes)
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> list[str]:
     """What people read: a row a class, with what it was taken for, and the overall figures."""
-    names, wide = results["class_names"], max(len("class"), *map(len, results["class_names"]))
+    names = [escaped(name) for name in results["class_names"]]
+    wide = max(len("class"), *map(len, names))
     lines = [f"{'class':{wide}}  precision  recall     F1  photos  mistaken for"]
     for i, name in enumerate(names):
-        row, mistakes = results["per_class"][name], enumerate(results["confusion_matrix"][i])
+        row, mistakes = results["per_class"][results["class_names"][i]], enumerate(results["confusion_matrix"][i])
         taken_for = ", ".join(f"{names[j]} {n}" for j, n in sorted(mistakes, key=lambda m: -m[1]) if n and j != i)
         lines.append(
             f"{name:{wide}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}  {row['support']:6d}  {taken_for}".rstrip()
@@ -182,7 +185,7 @@ def table(results: dict[str, Any]) -> str:
     lines += ["", f"{results['split']} accuracy {results['test_acc']:.4f} ({results['num_right']} of {results['num_examples']} photos), "
                   f"loss {results['test_loss']:.4f}, {results['images_per_second']:.0f} images/s",
               f"95 % interval {low:.3f} to {high:.3f}; always answering {results['majority_class']}: {results['majority_acc']:.3f}"]  # fmt: skip
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

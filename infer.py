@@ -4,14 +4,13 @@
     python infer.py --images shirt.jpg folder/ 'new/*.png'  # your own
 """
 
-import csv
 import glob
-import io
 import json
 import os
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +20,16 @@ import numpy as np
 from hogwear import machine, metrics, pictures, settings
 from hogwear.decoding import Array, Guard
 from hogwear.errors import BadInput
-from hogwear.files import Paths, write_atomically
+from hogwear.files import Paths, Record
 from hogwear.pictures import Prediction
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings
+from hogwear.text import as_csv, escaped
 
 if TYPE_CHECKING:
     from model import Trained
 
-RESULTS, PREDICTIONS, TABLE = "results", "predictions.json", "predictions.csv"
+RESULTS, SHEET, PREDICTIONS, TABLE = "results", "contact_sheet", "predictions.json", "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Settings(SharedSettings):
 
     responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
     images: tuple[Path, ...] = flag("photos, folders or patterns of them to predict, instead of random ones of the test split", (), kind=Path)
+    pictures: int = flag("how many photos, the first ones, get a picture and a place on the contact sheets", 100, kind=int, at_least=0)
     num_images: int = flag("how many random photos", 5, kind=int, at_least=1)
     seed: int | None = flag("chooses the random photos", None, kind=int, at_least=0, below=2**63, default_help="different photos each time")
 
@@ -58,31 +59,48 @@ def main(settings: Settings) -> None:
     import model
 
     machine.keep_freed_memory()
+    record = Record(settings.responses_dir)
+    require_free(record)
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
-    photos = given(settings, trained) if settings.images else drawn(settings, trained)
+    photos = given(settings, trained, record) if settings.images else drawn(settings, trained, record)
     if not any(photo.image is not None for photo in photos):
         raise BadInput("; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3]) + ": no photo could be read")
     predictions = answer(trained, photos)
-    sheets = write(predictions, photos, settings)
-    for p in predictions:
-        print(p.line())
-    read = sum(p.unread is None for p in predictions)
-    print(f"{read} pictures in {settings.responses_dir / RESULTS}, all on {sheets[0]}; every answer in {settings.responses_dir / PREDICTIONS} and {TABLE}.")
+    for line in (*(p.line() for p in predictions), *write(predictions, photos, settings, record)):
+        print(escaped(line))
     print(f"One photo takes {latency(trained, photos):.1f} ms on one CPU, decoded.")
 
 
-def given(settings: Settings, trained: "Trained") -> list[Photo]:
-    """The photos of --images, folders opened and patterns filled in, each once. BadInput for a path that is not there, or if there is none."""
+def require_free(record: Record) -> None:
+    """BadInput where a file that is not ours has the name of one that is to be written."""
+    for file in record.folder / PREDICTIONS, record.folder / TABLE:
+        if file.exists() and not record.made(file):
+            raise BadInput(f"{file}: infer did not write this, or it was changed since; move it away, or choose another --responses-dir")
+
+
+def require_apart(flag: str, paths: Iterable[Path], record: Record) -> None:
+    """BadInput for a photo or a folder that lies where pictures are written, or that those would lie in. Links are followed."""
+    results = (record.folder / RESULTS).resolve()
+    for path in paths:
+        real = path.resolve()
+        if real.is_relative_to(results) or results.is_relative_to(real) or (real.parent == results.parent and record.made(record.folder / real.name)):
+            raise BadInput(f"{flag}: {path} and the pictures that infer writes to {record.folder / RESULTS} must not be in each other; choose another --responses-dir")
+
+
+def given(settings: Settings, trained: "Trained", record: Record) -> list[Photo]:
+    """The photos of --images, folders opened and patterns filled in, each once. BadInput for a path that is not there or that `require_apart` refuses, or if there is none."""
     files: dict[Path, None] = {}
     for pattern in settings.images:
         matching = [pattern] if pattern.exists() else sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matching:
             raise BadInput(f"--images: {pattern} does not exist; give photos, folders of photos, or patterns such as 'photos/*.jpg'")
+        require_apart("--images", matching, record)
         for path in matching:
             files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
     if not files:
         raise BadInput(f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos")
+    require_apart("--images", files, record)
     guard = guarded(Paths(files), trained.image_size, settings, min(machine.cpus(), len(files)))
     with guard.workers({"decode": guard.decode}) as workers:
         images = dict(workers.run("decode", range(len(files))))
@@ -105,12 +123,13 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
+def drawn(settings: Settings, trained: "Trained", record: Record) -> list[Photo]:
     """--num-images readable photos of the test split at random."""
+    require_apart("--data-dir", [settings.data_dir], record)
     photos = settings.photos()
     split = photos.evaluated
-    print(f"Photos: {min(settings.num_images, len(split))} at random from the {split.name} split of "
-          f"{'the built-in sample (data/ is empty)' if photos.is_sample else photos.folder}")  # fmt: skip
+    source = "the built-in sample (data/ is empty)" if photos.is_sample else photos.folder
+    print(escaped(f"Photos: {min(settings.num_images, len(split))} at random from the {split.name} split of {source}"))
     chosen: list[Photo] = []
     guard = guarded(split.paths, trained.image_size, settings, processes=1)  # which answers in order, so a seed chooses the same
     order = np.random.default_rng(settings.seed).permutation(len(split))
@@ -120,7 +139,7 @@ def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
                 continue  # it was on its way when there were enough
             found = photo(split.paths[i], image, trained, photos.class_names[split.labels[i]])
             if found.image is None:
-                print(f"Warning: skipped {str(found.file)!r}: {found.unread}", file=sys.stderr)
+                print(escaped(f"Warning: skipped '{found.file}': {found.unread}"), file=sys.stderr)
             else:
                 chosen.append(found)
     return chosen
@@ -153,44 +172,54 @@ def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
     return predictions
 
 
-def write(predictions: list[Prediction], photos: list[Photo], settings: Settings) -> list[Path]:
-    """The pictures, in place of those of an earlier run, predictions.json and .csv, and the contact sheets, which are returned."""
-    folder = settings.responses_dir / RESULTS
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
-    files: dict[int, Path] = {}
-    for i, p in enumerate(predictions):
-        if p.unread is None:
-            files[i] = pictures.free_name(folder, p)
-            files[i].touch()
-    guard = guarded(Paths(p.file for p in predictions), pictures.PHOTO_SIDE, settings, min(machine.cpus(), len(files)))
+def write(predictions: list[Prediction], photos: list[Photo], settings: Settings, record: Record) -> list[str]:
+    """Pictures and contact sheets of the first photos, in place of those of an earlier run, and all answers; what there is to say of that."""
+    folder = settings.responses_dir
+    results, first = folder / RESULTS, predictions[: settings.pictures]
+    results.mkdir(parents=True, exist_ok=True)
+    others = record.delete(path for path in (*results.iterdir(), *folder.glob(f"{SHEET}*.png")) if not path.name.startswith("."))
+    taken = {path.name.casefold() for path in others}
+    files = {i: pictures.free_name(results, pictures.stem_of(p), taken) for i, p in enumerate(first) if p.unread is None}
+    draw_pictures(first, photos, files, settings, record)
+    sheets = []
+    for start in range(0, len(first), pictures.SHEET):
+        images = [photo.image for photo in photos[start : start + pictures.SHEET]]
+        sheets.append(pictures.free_name(folder, f"{SHEET}{f'-{start // pictures.SHEET + 1}' if start else ''}", taken))
+        record.write(sheets[-1], pictures.draw_sheet(list(zip(first[start : start + pictures.SHEET], images, strict=False))))
+    rows = [p.as_json() | {"picture": files[i].name if i in files else None} for i, p in enumerate(predictions)]
+    record.write(folder / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
+    record.write(folder / TABLE, as_csv(table(predictions)).encode())
 
-    def draw(i: int) -> None:
+    of_first = f", of the first {len(first)} photos of {len(predictions)} (--pictures)" if len(first) < len(predictions) else ""
+    said = [f"{len(files)} pictures in {results}{f', all on {sheets[0]}' if sheets else ''}{of_first}; every answer in {folder / PREDICTIONS} and {TABLE}."]
+    if others:
+        said.append(f"Left alone: {len(others)} files in {folder}, which infer did not make or which were changed since.")
+    return said
+
+
+def draw_pictures(predictions: list[Prediction], photos: list[Photo], files: dict[int, Path], settings: Settings, record: Record) -> None:
+    """One for each of the `files`, {row: its name}."""
+    guard = guarded(Paths(p.file for p in predictions), pictures.PHOTO_SIDE, settings, max(1, min(machine.cpus(), len(files))))
+
+    def draw(i: int) -> bytes:
         image: Any = guard.decode(i)
         if isinstance(image, str):  # that it could be read a moment ago is no promise
             image = photos[i].image
-        pictures.draw_prediction(predictions[i], image, files[i])
+        return pictures.draw_prediction(predictions[i], image)
 
     with guard.workers({"draw": draw}) as workers:
-        for _ in workers.run("draw", files):
-            pass
-    rows = [p.as_json() | {"picture": files[i].name if i in files else None} for i, p in enumerate(predictions)]
-    write_atomically(settings.responses_dir / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
-    write_atomically(settings.responses_dir / TABLE, as_table(predictions).encode(errors="backslashreplace"))
-    return pictures.draw_sheets(predictions, [photo.image for photo in photos], settings.responses_dir)
+        for i, picture in workers.run("draw", files):
+            record.write(files[i], picture)
 
 
-def as_table(predictions: list[Prediction]) -> str:
-    """A row for every photo: its likeliest classes, best first, with their probabilities, or why it could not be read."""
-    text = io.StringIO()
-    writer = csv.writer(text)
+def table(predictions: list[Prediction]) -> list[list[object]]:
+    """A header, and a row for every photo: its likeliest classes, best first, with their probabilities, or why it could not be read."""
     places = range(1, min(pictures.TOP_CLASSES, max(len(p.probabilities) for p in predictions)) + 1)
-    writer.writerow(["file", "true_class", "error", "unsure", *(f"{what}_{n}" for n in places for what in ("class", "probability"))])
+    rows: list[list[object]] = [["file", "true_class", "error", "unsure", *(f"{what}_{n}" for n in places for what in ("class", "probability"))]]
     for p in predictions:
-        top = [value for name, share in p.top() for value in (name, f"{share:.6f}")]
-        writer.writerow([p.file, p.true_class, p.unread, "" if p.unread else p.unsure, *top])
-    return text.getvalue()
+        top = [value for name, share in p.top() for value in (name, round(share, 6))]
+        rows.append([p.file, p.true_class, p.unread, None if p.unread else p.unsure, *top])
+    return rows
 
 
 def latency(trained: "Trained", photos: list[Photo], repeats: int = 9) -> float:

@@ -30,6 +30,7 @@ from hogwear.link import ALONE, Alone, Cut, Link, Place
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings
+from hogwear.text import escaped
 
 if TYPE_CHECKING:
     from hogwear.budget import Budget
@@ -234,14 +235,14 @@ def plan_in_time(
 def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
     cpus = machine.cpus()
     source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
-    print(f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with.")
+    print(escaped(f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with."))
     for note in photos.notes:
-        print(note)
-    print(f"Classes: {', '.join(photos.class_names)}.")
+        print(escaped(note))
+    print(escaped(f"Classes: {', '.join(photos.class_names)}."))
     counts = np.bincount(photos.train.labels)
     if counts.max() >= UNBALANCED * counts.min():
         least, most = (photos.class_names[i] for i in (counts.argmin(), counts.argmax()))
-        print(f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training.")
+        print(escaped(f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training."))
     length = f"{choices.epochs} epochs" if choices.time_budget is None else f"about {choices.epochs} epochs in {choices.time_budget} s"
     print(
         f"Plan: {choices.arch} at {choices.image_size} px, {length} in batches "

@@ -23,8 +23,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from hogwear import machine
-from hogwear.errors import printable
 from hogwear.files import Paths
+from hogwear.text import escaped
 from hogwear.workers import Jobs, Workers
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
@@ -170,7 +170,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "needs too much memory to decode"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return printable(text)[:200]
+    return escaped(text)[:200]
 
 
 class Guard:

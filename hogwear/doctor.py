@@ -19,10 +19,11 @@ from hogwear.choices import CHECKPOINT
 from hogwear.dataset import Photos, Split
 from hogwear.decoding import Array, Limits
 from hogwear.division import SIZE
-from hogwear.errors import BadInput, printable
+from hogwear.errors import BadInput
 from hogwear.files import Paths, write_atomically
 from hogwear.pixels import Ints, Pixels
 from hogwear.shared_settings import SharedSettings
+from hogwear.text import escaped
 
 SCHEMA = 1  # of doctor.json: raised when something in it is renamed, removed or means something else
 RESULTS = "doctor.json"
@@ -69,8 +70,8 @@ def main(settings: Settings) -> None:
     report = {"schema": SCHEMA, "folder": str(photos.folder), **counted(photos, splits), **faults(members, found)}
     report |= doubted(photos, splits, limits, settings) if (settings.model_dir / CHECKPOINT).exists() else {"contradicted": None, "network": None}
     write_atomically(settings.model_dir / RESULTS, (json.dumps(report, indent=2) + "\n").encode())
-    print("\n".join(lines(report)))
-    print(f"Written to {settings.model_dir / RESULTS}.")
+    for line in (*lines(report), f"Written to {settings.model_dir / RESULTS}."):
+        print(escaped(line))
 
 
 def look_at(paths: Paths, root: Path, limits: Limits) -> list[Photo | str]:
@@ -229,14 +230,14 @@ def lines(report: dict[str, Any]) -> Iterable[str]:
     yield ""
     if report["contradicted"] is None:
         why = f"the network could not be asked: {report['network']}" if report["network"] else "there is no checkpoint yet; once trained, the doctor asks the network too"
-        yield printable(f"Wrong classes were looked for only among duplicates: {why}.")
+        yield f"Wrong classes were looked for only among duplicates: {why}."
     if faultless:
         yield "No faults found."
 
 
 def table(report: dict[str, Any]) -> Iterable[str]:
     counts = report["counts"]
-    yield printable(f"Photos in {report['folder']}:")
+    yield f"Photos in {report['folder']}:"
     wide = max(len(name) for name in ("class", *counts["train"]))
     yield f"  {'class':{wide}}" + "".join(f"{split:>8}" for split in counts)
     for name in counts["train"]:
@@ -251,11 +252,11 @@ def described(found: Any) -> str:
     extra = {key: value for key, value in found.items() if key not in ("file", "split", "class")}
     if "probability" in extra:
         return f"{told(found)}: {extra['predicted']}, {extra['probability']:.1%}"
-    return told(found) + "".join(f": {printable(str(value))}" for value in extra.values())
+    return told(found) + "".join(f": {value}" for value in extra.values())
 
 
 def told(found: dict[str, Any]) -> str:
-    return f"{printable(found['file'])} ({found['split']}, {found['class']})"
+    return f"{found['file']} ({found['split']}, {found['class']})"
 
 
 def listed(entries: Iterable[str]) -> Iterable[str]:

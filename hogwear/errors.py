@@ -25,8 +25,3 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
-
-
-def printable(text: str) -> str:
-    """Text from strangers for one line of a terminal: what would end the line, move the cursor or colour it is escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from hogwear import metrics
 from hogwear.metrics import Floats, Ints
-from hogwear.pictures import shortened
+from hogwear.text import shortened
 
 BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#8a929b", "#22262b"
 STYLE: Any = {

@@ -1,5 +1,6 @@
-"""Files: very many paths in little memory, and contents written whole or not at all."""
+"""Files: very many paths in little memory, contents written whole or not at all, and a record of whose files are whose."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ import numpy as np
 from hogwear.errors import naming
 
 AT_ONCE = 4096  # paths that are str at the same time
+RECORD = ".hogwear.sha256"
 
 
 class Paths:
@@ -53,3 +55,49 @@ def write_atomically(path: Path, content: bytes) -> None:
         except BaseException:
             Path(file.name).unlink()
             raise
+
+
+class Record:
+    """Which files in a folder, and in those below it, we made: the only ones that may be deleted or written over.
+
+    FOLDER/.hogwear.sha256 has a line for each, as sha256sum writes them. A file is ours for as long as its content is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / RECORD
+        self.digests: dict[str, set[str]] = {}  # {path within the folder: of what we wrote there}
+        if self.file.exists():
+            for line in self.file.read_text(errors="replace").splitlines():
+                digest, _, name = line.partition("  ")
+                self.digests.setdefault(name, set()).add(digest)
+
+    def made(self, path: Path) -> bool:
+        """Whether this path within the folder is a file as we made it. Raises OSError for one that cannot be read."""
+        digests = self.digests.get(str(path.relative_to(self.folder)), set())
+        return bool(digests) and path.is_file() and not path.is_symlink() and digest_of(path.read_bytes()) in digests
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Note what the file will be, and write it, all or nothing: killed in between, it has noted too much, which does no harm."""
+        name, digest = str(path.relative_to(self.folder)), digest_of(content)
+        self.digests.setdefault(name, set()).add(digest)
+        with naming(self.file), self.file.open("a") as file:
+            file.write(f"{digest}  {name}\n")
+        write_atomically(path, content)
+
+    def delete(self, paths: Iterable[Path]) -> list[Path]:
+        """Delete those that we made, and return the others."""
+        others = []
+        for path in paths:
+            if self.made(path):
+                path.unlink()
+            else:
+                others.append(path)
+        kept = [name for name in self.digests if self.made(self.folder / name)]
+        self.digests = {name: {digest_of((self.folder / name).read_bytes())} for name in kept}
+        lines = [f"{digest}  {name}\n" for name, digests in self.digests.items() for digest in digests]
+        write_atomically(self.file, "".join(lines).encode())
+        return others
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

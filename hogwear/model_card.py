@@ -1,11 +1,13 @@
 """The model card: what an exported network is, how good it is, what it is not good for, and how to call it."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hogwear import metrics
 from hogwear.errors import BadInput
+from hogwear.text import escaped
 
 if TYPE_CHECKING:
     from model import Trained
@@ -35,7 +37,7 @@ def measured(megabytes: float, accuracy: float, milliseconds: float, photos: str
 
 def model_card(trained: "Trained", measured: str, evaluation: dict[str, Any] | None) -> str:
     """The card, in Markdown. `measured` is a sentence on the file, `evaluation` what eval says of this checkpoint, if it does."""
-    names = ", ".join(f"`{name}`" for name in trained.class_names)
+    names = ", ".join(map(code, trained.class_names))
     size = trained.image_size
     return f"""# Model card
 
@@ -85,6 +87,13 @@ image.draft("RGB", [max(1, SIZE * side // max(image.size)) for side in image.siz
 print(json.loads(session.get_modelmeta().custom_metadata_map["class_names"])[probabilities.argmax()], probabilities.max())"""
 
 
+def code(text: str) -> str:
+    """A code span of Markdown, in which nothing is markup: its fence is longer than any run of backticks in it."""
+    shown = escaped(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence} {shown} {fence}" if len(fence) > 1 else f"`{shown}`"
+
+
 def sureness(trained: "Trained") -> str:
     if not 0 < trained.sure_from <= 1:
         return ""
@@ -95,7 +104,7 @@ def training(trained: "Trained") -> str:
     start = "From ImageNet weights; the first half of the layers was left as it was." if trained.net.pretrained else "From random weights."
     choices = ", ".join(f"{name} {value}" for name, value in trained.choices.items() if value is not None)
     best = [f" Validation accuracy {row['val_acc']:.4f}, after epoch {trained.epoch}." for row in trained.history if row["epoch"] == trained.epoch]
-    return f"{start} Hogwild SGD with: {choices}.{best[-1] if best else ''}"
+    return f"{start} Hogwild SGD with: {code(choices)}.{best[-1] if best else ''}"
 
 
 def accuracy(evaluation: dict[str, Any] | None) -> str:
@@ -105,8 +114,9 @@ def accuracy(evaluation: dict[str, Any] | None) -> str:
     count = evaluation["num_examples"]
     low, high = metrics.wilson(round(evaluation["test_acc"] * count), count)
     rows = [
-        f"| `{name}` | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |"
+        f"| {cell} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |"
         for name, row in evaluation["per_class"].items()
+        for cell in [code(name).replace("|", "\\|")]
     ]
     head = f"{evaluation['test_acc']:.4f} on {count} photos of {evaluation['split']} (95 % interval {low:.4f} to {high:.4f}), by `eval`."
     return "\n".join([head, "", "| class | precision | recall | F1 | photos |", "| --- | ---: | ---: | ---: | ---: |", *rows])

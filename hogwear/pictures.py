@@ -1,7 +1,8 @@
 """Pictures of what the network answered: one for each photo, and sheets of all of them."""
 
+import io
+import itertools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from hogwear.decoding import Array
+from hogwear.text import escaped, shortened
 
 RIGHT, WRONG, OTHERS, INK = "#0072B2", "#D55E00", "#BFC5CC", "#22262B"  # Okabe-Ito blue and vermillion, told apart by all
 SOFT = "#6B7280"
@@ -39,12 +41,11 @@ class Prediction:
 
     def line(self) -> str:
         """For a terminal."""
-        name = str(self.file) if str(self.file).isprintable() else repr(str(self.file))
         if self.unread is not None:
-            return f"{'not read':12}          {name}: {self.unread}"
+            return escaped(f"{'not read':12}          {self.file}: {self.unread}")
         wrong = f"  WRONG: it is {self.true_class}" if self.is_wrong else ""
         unsure = "  unsure" * self.unsure
-        return f"{self.predicted:12} {self.probabilities[self.predicted]:7.1%}  {name}{unsure}{wrong}"
+        return escaped(f"{self.predicted:12} {self.probabilities[self.predicted]:7.1%}  {self.file}{unsure}{wrong}")
 
     def top(self, count: int = TOP_CLASSES) -> list[tuple[str, float]]:
         """The likeliest classes and their probabilities, the best first."""
@@ -57,16 +58,22 @@ class Prediction:
         return answer | {"probabilities": self.probabilities}
 
 
-def free_name(folder: Path, prediction: Prediction) -> Path:
-    """folder/<stem>_<predicted class>.png, with a number where two photos have one name, and _ for what cannot be printed."""
-    name = "_".join(os.fsencode(part)[:110].decode(errors="ignore") for part in (prediction.file.stem, prediction.predicted))
-    name = "".join(c if c.isprintable() and c != "/" else "_" for c in name)  # a class may be called anything by a checkpoint
-    candidates = (folder / f"{name}{f'_{n}' if n > 1 else ''}.png" for n in range(1, 1 << 30))
-    return next(path for path in candidates if not path.exists())
+def stem_of(prediction: Prediction) -> str:
+    """What its picture is called: the photo's name and the predicted class, in which a checkpoint may have put anything."""
+    parts = (escaped(name).replace("/", "_").replace("\\", "_") for name in (prediction.file.stem, prediction.predicted))
+    return "_".join(part.encode()[:110].decode(errors="ignore") for part in parts)
 
 
-def draw_prediction(prediction: Prediction, image: Array, file: Path) -> None:
-    """The photo, `image` (S, S, 3), its predicted class and probability, the true class where known, and the runners-up."""
+def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
+    """folder/STEM.png, or STEM_2.png, ...: the first that is not `taken`, which it is then; in lower case, for disks that know no other."""
+    candidates = (f"{stem}{f'_{n}' if n > 1 else ''}.png" for n in itertools.count(1))
+    name = next(name for name in candidates if name.casefold() not in taken)
+    taken.add(name.casefold())
+    return folder / name
+
+
+def draw_prediction(prediction: Prediction, image: Array) -> bytes:
+    """A PNG of the photo, `image` (S, S, 3), its predicted class and probability, the true class where known, and the runners-up."""
     from matplotlib.figure import Figure  # half a second
 
     colour = colour_of(prediction)
@@ -77,37 +84,26 @@ def draw_prediction(prediction: Prediction, image: Array, file: Path) -> None:
     photo.set(xticks=[], yticks=[])
     for spine in photo.spines.values():
         spine.set(color=colour, linewidth=2)
-    title = f"{prediction.predicted}  {prediction.probabilities[prediction.predicted]:.1%}" + "  unsure" * prediction.unsure
+    title = f"{shortened(prediction.predicted, 30)}  {prediction.probabilities[prediction.predicted]:.1%}" + "  unsure" * prediction.unsure
     figure.text(0.03, 0.91, title, fontsize=19, fontweight="bold", color=colour, va="center", parse_math=False)
     if prediction.true_class is not None:
-        verdict = f"wrong: it is {prediction.true_class}" if prediction.is_wrong else "right"
+        verdict = f"wrong: it is {shortened(prediction.true_class, 20)}" if prediction.is_wrong else "right"
         figure.text(0.98, 0.91, verdict, fontsize=14, color=colour, va="center", ha="right", parse_math=False)
     draw_bars(figure.add_axes((0.68, 0.12, 0.235, 0.66)), prediction.probabilities, prediction.predicted, colour)
     figure.text(0.03, 0.025, shortened(prediction.file.name, 60), fontsize=9, color=SOFT, va="center", parse_math=False)
-    figure.savefig(file, metadata={"Software": None})
+    figure.savefig(png := io.BytesIO(), metadata={"Software": None})
+    return png.getvalue()
 
 
 def colour_of(prediction: Prediction) -> str:
     return WRONG if prediction.is_wrong else RIGHT
 
 
-def draw_sheets(predictions: Sequence[Prediction], images: Sequence[Array | None], folder: Path) -> list[Path]:
-    """contact_sheet.png, and -2, -3, ... where there are more than SHEET photos: all of them, with what was answered.
+def draw_sheet(photos: Sequence[tuple[Prediction, Array | None]]) -> bytes:
+    """A PNG of a grid of photos, each framed in blue (right, or not known) or orange (wrong), with its answer below.
 
-    `images` are (S, S, 3), None where a photo could not be read. Sheets of an earlier run are removed.
+    An image is (S, S, 3), None where the photo could not be read.
     """
-    for old in folder.glob("contact_sheet*.png"):
-        old.unlink()
-    files = []
-    for start in range(0, len(predictions), SHEET):
-        part = list(zip(predictions, images, strict=True))[start : start + SHEET]
-        files.append(folder / f"contact_sheet{f'-{start // SHEET + 1}' if start else ''}.png")
-        draw_sheet(part).save(files[-1])
-    return files
-
-
-def draw_sheet(photos: list[tuple[Prediction, Array | None]]) -> Image.Image:
-    """A grid of photos, each framed in blue (right, or not known) or orange (wrong), with its answer below."""
     import matplotlib  # for its font, which knows more letters than Pillow's
 
     regular, bold = (ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", f"DejaVuSans{kind}.ttf"), size) for kind, size in (("", 12), ("-Bold", 14)))
@@ -130,7 +126,8 @@ def draw_sheet(photos: list[tuple[Prediction, Array | None]]) -> Image.Image:
             lines = [(first, bold, colour_of(prediction)), (shortened(second, 60), regular, INK if prediction.is_wrong else SOFT)]
         for n, (text, font, colour) in enumerate(lines):
             pen.text((x, y + CELL + 6 + 19 * n), fitted(text, font, CELL), colour, font)
-    return sheet
+    sheet.save(png := io.BytesIO(), "PNG")
+    return png.getvalue()
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
@@ -153,9 +150,3 @@ def draw_bars(axes: Any, probabilities: dict[str, float], predicted: str, colour
     axes.set_yticks(range(len(names)), [shortened(name, 18) for name in names], fontsize=11, color=INK, parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def shortened(text: str, length: int) -> str:
-    """Text that can be drawn on one line: nothing unprintable, at most `length` characters."""
-    clean = "".join(c if c.isprintable() else "?" for c in text)
-    return clean if len(clean) <= length else clean[: length - 1] + "…"

@@ -11,6 +11,7 @@ from hogwear.dataset import Split
 from hogwear.decoding import Limits
 from hogwear.link import ALONE, Alone
 from hogwear.pixels import Pixels
+from hogwear.text import escaped
 
 SKIPPED_SHOWN = 10
 
@@ -28,7 +29,7 @@ def decoded(
 
         opened = Pixels.open(split, size, cache_dir, machine.cpus(), on_photos, meanwhile, limits, others.part)
     for path, why in list(opened.skipped.items())[:SKIPPED_SHOWN]:
-        print(f"Warning: skipped {str(path)!r}: {why}", file=sys.stderr)
+        print(escaped(f"Warning: skipped '{path}': {why}"), file=sys.stderr)
     if (more := len(opened.skipped) - SKIPPED_SHOWN) > 0:
         print(f"Warning: skipped {more} more photos of {split.name}", file=sys.stderr)
     return opened

@@ -8,13 +8,14 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from hogwear import figures
 from hogwear.decoding import Array
 from hogwear.files import write_atomically
 from hogwear.metrics import Floats, Ints
-from hogwear.pictures import shortened
+from hogwear.text import shortened
 
 REPORT = "report.html"
 FEW = 0.1  # an interval of accuracy wider than this claims too much of its test photos
@@ -50,19 +51,25 @@ def write(folder: Path, results: dict[str, Any], logits: Floats, labels: Ints, h
         drawn["learning_curves"] = figures.learning_curves(history)
     charts = {name: figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()}
     gallery = [(mistake, picture(mistake.image), picture(glowing(mistake.image, mistake.evidence))) for mistake in mistakes]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, finalize=harmless
+    )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters["printable"] = lambda text: shortened(str(text), 200)
     page = environment.get_template("report.html").render(r=results, charts=charts, gallery=gallery, few=FEW, history=history)
-    write_atomically(folder / REPORT, page.encode(errors="replace"))
+    write_atomically(folder / REPORT, page.encode())
     return folder / REPORT
 
 
-def picture(image: Array) -> str:
+def harmless(value: object) -> object:
+    """Whatever the page shows, but for what we made ourselves, which contains only text that has been here."""
+    return value if isinstance(value, Markup) else shortened(str(value), 200)
+
+
+def picture(image: Array) -> Markup:
     """(S, S, 3) uint8 as a data: URL."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Markup(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
 
 
 def glowing(image: Array, evidence: Floats) -> Array:

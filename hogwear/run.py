@@ -1,7 +1,5 @@
 """A training run: what the checkpoint keeps of it, and how it gets from its first batch to its last."""
 
-import csv
-import io
 import math
 import sys
 import time
@@ -26,6 +24,7 @@ from hogwear.link import ALONE, Alone
 from hogwear.machine import Stop
 from hogwear.pixels import Pixels
 from hogwear.progress import TrainingBar
+from hogwear.text import as_csv
 from hogwear.workers import Workers
 
 SAVING_SHARE = 0.02  # of the time may go into saving
@@ -385,8 +384,4 @@ HEAD = ("epoch", "images", "lr", "train_loss", "train_acc", "val_loss", "val_acc
 
 def write_history(history: list[dict[str, float]], file: Path) -> None:
     """metrics.csv: all epochs of all runs into this checkpoint, a row each."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=HEAD)
-    writer.writeheader()
-    writer.writerows(history)
-    write_atomically(file, text.getvalue().encode())
+    write_atomically(file, as_csv([HEAD, *([row[name] for name in HEAD] for row in history)]).encode())

@@ -13,6 +13,7 @@ import argparse
 import errno
 import inspect
 import os
+import re
 import resource
 import signal
 import sys
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hogwear import streams
-from hogwear.errors import BadInput, printable
+from hogwear.errors import BadInput
+from hogwear.text import escaped
 
 S = TypeVar("S")
 METAVARS: dict[Any, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
@@ -35,7 +37,9 @@ MENDED_BY = {
     errno.EIO: "the disk fails; choose a folder on another one",
 }
 TOO_LARGE = 1_000_000_000  # an integer, where its flag sets no other limit; a product of two such ones still has 64 bits
-OUT_OF_MEMORY = ("allocate memory", "failed to map segment", "std::bad_alloc")  # what torch, the loader and C++ call it
+OUT_OF_MEMORY = re.compile(  # as torch and the kernel, the loader of libraries, C++, oneDNN and protobuf call it
+    "allocate memory|failed to map segment|std::bad_alloc|could not create a primitive$|failed to serialize proto", re.IGNORECASE
+)
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -143,25 +147,29 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
         return code
     except BadInput as error:
         message, code = str(error), error.exit_code
-    except (MemoryError, ImportError, RuntimeError, OSError) as error:
+    except Exception as error:
         if is_out_of_memory(error):
             message, code = f"memory ran out: {more_memory()}", 2
         elif not isinstance(error, OSError):
             raise
         elif error.filename == streams.OUTPUT and error.errno == errno.EPIPE:
-            return 128 + signal.SIGPIPE  # as a program that the signal ends; its reader has seen enough
+            return 128 + signal.SIGPIPE  # as a program that the signal ends: its reader has seen enough
         else:
-            message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
-            fix = "write it elsewhere" if error.filename == streams.OUTPUT else MENDED_BY.get(error.errno or 0)
-            message += f"; {fix}" if fix else ""
-    print(f"{Path(sys.argv[0]).name}: {printable(message)}", file=sys.stderr, flush=True)
+            message, code = in_words(error), 2
+    print(f"{Path(sys.argv[0]).name}: {escaped(message)}", file=sys.stderr, flush=True)
     return code
 
 
+def in_words(error: OSError) -> str:
+    """What the system refused, and what to do."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    fix = "write it elsewhere" if error.filename == streams.OUTPUT else MENDED_BY.get(error.errno or 0)
+    return f"{what}; {fix}" if fix else what
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """NumPy and Pillow raise MemoryError, torch a RuntimeError, the loader of libraries an ImportError, the kernel an OSError."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
+    """NumPy and Pillow raise MemoryError; others say it in words only."""
+    return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error).strip()) is not None
 
 
 def more_memory() -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from hogwear.errors import BadInput, printable
+from hogwear.errors import BadInput
+from hogwear.text import escaped
 
 KAGGLE, KAGGLE_HEADER = "styles.csv", {"id", "masterCategory", "subCategory"}
 FASHION = {  # subCategory -> class; rows of other ones are of no class
@@ -218,7 +219,7 @@ def of_classes(found: dict[str | None, dict[str, list[str]]], min_count: int, su
             raise BadInput(f"{file}: no photo of class {name} is in split train; move some there, or raise --min-count")
     notes = [f"{summary}."]
     if few:
-        shown = ", ".join(f"{printable(name)[:LONGEST_NAME]} {count}" for name, count in few[:CLASSES_SHOWN])
+        shown = ", ".join(f"{escaped(name)[:LONGEST_NAME]} {count}" for name, count in few[:CLASSES_SHOWN])
         more = f" and {len(few) - CLASSES_SHOWN} more" if len(few) > CLASSES_SHOWN else ""
         total = sum(count for _, count in few)
         notes.append(f"{total} of these photos are left out, of classes with fewer than {min_count} (--min-count): {shown}{more}.")

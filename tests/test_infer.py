@@ -1,5 +1,6 @@
 """infer.py: a picture and an answer for every photo, and a reason where there is none."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -136,8 +137,8 @@ def test_right_and_wrong_pictures_look_different(
 ) -> None:
     prediction = Prediction(photo_files[0], true_class, None, {"a": 0.75, "b": 0.25})
     assert (prediction.predicted, prediction.is_wrong) == ("a", wrong)
-    pictures.draw_prediction(prediction, decode(photo_files[0], pictures.PHOTO_SIDE), tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as picture:
+    png = pictures.draw_prediction(prediction, decode(photo_files[0], pictures.PHOTO_SIDE))
+    with Image.open(io.BytesIO(png)) as picture:
         colours = {colour for count, colour in picture.convert("RGB").getcolors(1 << 24) or () if count > 1000}
     right, warning = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
     assert (right in colours, warning in colours) == (not wrong, wrong)
@@ -145,8 +146,9 @@ def test_right_and_wrong_pictures_look_different(
 
 def test_the_longest_names_a_disk_can_hold_get_their_picture(photo_files: list[Path], tmp_path: Path) -> None:
     prediction = Prediction(Path("写" * 83 + ".jpg"), None, None, {"バッグ" * 28: 1.0})
+    taken: set[str] = set()
     for _ in range(2):
-        pictures.free_name(tmp_path, prediction).touch()
+        pictures.free_name(tmp_path, pictures.stem_of(prediction), taken).touch()
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -179,6 +181,6 @@ def test_without_a_checkpoint_it_asks_for_a_training_run(
 
 def test_a_certain_answer_is_not_cut_off_at_the_edge(photo_files: list[Path], tmp_path: Path) -> None:
     certain = Prediction(photo_files[0], None, None, {"topwear": 1.0, "footwear": 0.0})
-    pictures.draw_prediction(certain, decode(photo_files[0], pictures.PHOTO_SIDE), tmp_path / "certain.png")
-    with Image.open(tmp_path / "certain.png") as picture:
+    png = pictures.draw_prediction(certain, decode(photo_files[0], pictures.PHOTO_SIDE))
+    with Image.open(io.BytesIO(png)) as picture:
         assert (np.asarray(picture.convert("L"))[:, -5:] == 255).all(), "an empty margin on the right"
