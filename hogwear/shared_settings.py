@@ -31,7 +31,7 @@ class SharedSettings:
     def photos(self) -> Photos:
         """Raises as dataset.find."""
         columns = Columns(self.image_column, self.label_column, self.min_count)
-        return dataset.find(self.data_dir, self.cache_dir, columns, self.limits)
+        return dataset.find(self.data_dir, self.cache_dir, columns, self.limits, own=(self.model_dir, self.cache_dir))
 
     def photos_of(self, class_names: tuple[str, ...]) -> Photos:
         """The same. BadInput if they are not of the classes that the checkpoint was trained on."""
