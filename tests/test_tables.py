@@ -203,7 +203,7 @@ def test_an_example_is_short_and_printable(folder: Path, cache: Path) -> None:
     assert dataset.find(write(folder, "id,label", *rows), cache, FEW).notes[0].endswith(rf"1 without an image (line 10: \x1b[31m{'9' * 51}…).")
 
 
-@pytest.mark.parametrize("value", [r"images\{}.JPG", r".\images\{}.jpg", "{}.Jpg", "images/{}.JPG", r"images\{}"])
+@pytest.mark.parametrize("value", [r"images\{}.JPG", r".\images\{}.jpg", "{}.Jpg", "images/{}.JPG"])
 def test_paths_as_windows_writes_them_are_found(value: str, folder: Path, cache: Path) -> None:
     write(folder, "image,label", *of_two([value.format(i) for i in range(8)]))
     assert labels_of(dataset.find(folder, cache, FEW)) == {f"images/{i}.jpg": ("boots", "hats")[i >= 4] for i in range(8)}
@@ -241,7 +241,7 @@ def test_backslashes_do_not_lead_out_of_the_folder_either(value: str, folder: Pa
 
 @pytest.mark.parametrize("first", ["sep=;", "SEP=;\r", '"sep=;"'])
 def test_a_first_line_may_name_the_separator(first: str, folder: Path, cache: Path) -> None:
-    rows = [row.replace(",", ";") for row in of_two([str(i) for i in range(8)], ("a, b, c", "d"))]
+    rows = [row.replace(",", ";", 1) for row in of_two([str(i) for i in range(8)], ("a, b, c", "d"))]
     write(folder, first, "id,1;label", *rows, "99;d")
     photos = dataset.find(folder, cache, Columns("id,1", min_count=3))
     assert labels_of(photos) == {f"images/{i}.jpg": ("a, b, c", "d")[i >= 4] for i in range(8)}
