@@ -86,8 +86,8 @@ bench: .venv/bench ## Measure, side by side, and write bench/RESULTS.md
 
 clean: ## Remove caches, .venv, containers, images and the volume; keep data/, model/ and responses/
 	if $(ENGINE); then docker compose --profile '*' down --volumes --rmi local --remove-orphans; fi
-	rm -rf .venv .cache .hypothesis .*_cache mutants
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache mutants
+	find . \( -path ./data -o -path ./model -o -path ./responses -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # The same three calls as in the Dockerfiles, which say why.
 .venv/ready: requirements.txt requirements-weights.txt

@@ -169,7 +169,7 @@ def claim(model_dir: Path) -> TextIO:
     """
     try:
         model_dir.mkdir(parents=True, exist_ok=True)
-        lock = (model_dir / ".lock").open("w")
+        lock = (model_dir / ".lock").open("a")
     except OSError as error:
         raise BadInput(f"{model_dir}: not writable by uid {os.getuid()} ({error.strerror}); change its owner or choose another --model-dir") from None
     try:

@@ -21,6 +21,7 @@ from hogwear.choices import CHECKPOINT, PREVIOUS
 from hogwear.errors import BadInput, NoCheckpoint
 
 FORMAT = 2
+UNFINISHED = f".{CHECKPOINT}.unfinished-"  # files that nobody else names so
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -46,9 +47,9 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
     torch.save({"format": FORMAT, **state}, buffer)
     content = buffer.getbuffer()
     try:
-        for left_over in model_dir.glob(f".{CHECKPOINT}.*"):  # by a save that was killed; only one run writes here
+        for left_over in model_dir.glob(f"{UNFINISHED}*"):  # by a save that was killed; only one run writes here
             left_over.unlink()
-        with tempfile.NamedTemporaryFile(dir=model_dir, prefix=f".{CHECKPOINT}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=model_dir, prefix=UNFINISHED, delete=False) as file:
             try:
                 file.write(content)
                 file.write(hashlib.sha256(content).digest())
@@ -75,7 +76,7 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
 
 def keep_previous(model_dir: Path) -> None:
     """Make checkpoint.pt the previous one. It keeps its own name too, so that there always is a checkpoint.pt."""
-    second_name = model_dir / f".{CHECKPOINT}.previous"
+    second_name = model_dir / f"{UNFINISHED}previous"
     try:
         os.link(model_dir / CHECKPOINT, second_name)
     except FileNotFoundError:  # the first save

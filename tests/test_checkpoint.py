@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from hogwear import checkpoint
-from hogwear.choices import CHECKPOINT
 from hogwear.errors import BadInput, NoCheckpoint
 
 Damage = Callable[[bytes], bytes]
@@ -39,6 +38,19 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(loaded["weights"]["w"], torch.full((1000,), 7.0))
     assert loaded["weights"]["b"].dtype == torch.float64
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_what_a_killed_save_left_is_cleared_away_and_a_file_of_the_user_with_a_like_name_is_not(tmp_path: Path) -> None:
+    for name in ("backup", "unfinished-x1_abcde", "unfinished-previous"):
+        (tmp_path / f".checkpoint.pt.{name}").write_bytes(b"old")
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        ".checkpoint.pt.backup",
+    }
+    assert (tmp_path / ".checkpoint.pt.backup").read_bytes() == b"old"
 
 
 def test_a_new_checkpoint_replaces_the_old_one_and_its_hash(tmp_path: Path) -> None:
@@ -112,9 +124,3 @@ def test_no_checkpoint_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(NoCheckpoint, match=r"checkpoint\.pt: no checkpoint; run train first") as error:
         checkpoint.load(tmp_path)
     assert error.value.exit_code == 3
-
-
-def test_what_a_killed_save_left_behind_is_removed_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / f".{CHECKPOINT}.half").write_bytes(b"half")
-    checkpoint.save(tmp_path, {"n": 1})
-    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]

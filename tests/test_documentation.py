@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -204,6 +205,16 @@ def test_every_target_of_make_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = commands(r"\bmake ([\w-]+)")
     assert named and named - targets == set()
+
+
+def test_make_clean_keeps_what_is_the_users(tmp_path: Path) -> None:
+    theirs = [f"{folder}/__pycache__/photo.jpg" for folder in ("data", "data/train", "model", "responses")] + [".my_cache/file", "notes/file"]
+    ours = ["hogwear/__pycache__/file.pyc", ".cache/pixels/file", ".mypy_cache/file", ".venv/bin/python", "mutants/file"]
+    for name in theirs + ours:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    subprocess.run(["make", "--silent", "--file", ROOT / "Makefile", "clean", "ENGINE=false"], cwd=tmp_path, check=True)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(theirs)
 
 
 def test_every_module_that_is_to_be_run_with_python_exists_and_can_be_run() -> None:

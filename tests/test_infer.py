@@ -1,7 +1,9 @@
 """infer.py: a picture and an answer for every photo, and a reason where there is none."""
 
+import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +28,9 @@ def five(
 ) -> tuple[Path, Script]:
     """responses/ after a run with the default settings, over pictures of an earlier one; and the process."""
     folder = tmp_path_factory.mktemp("responses")
-    (folder / "results").mkdir()
-    (folder / "results" / "stale_topwear.png").touch()
-    return folder, start(
-        "infer.py", "--responses-dir", folder, "--seed", 3, *at(data, trained.model, trained.cache)
-    ).ok()
+    arguments = "--responses-dir", folder, *at(data, trained.model, trained.cache)
+    start("infer.py", "--seed", 4, "--num-images", 7, *arguments).ok()
+    return folder, start("infer.py", "--seed", 3, *arguments).ok()
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def test_five_photos_of_the_test_split_give_five_pictures_that_open(five: tuple[
     assert len(answers) == len({answer["file"] for answer in answers}) == 5
     assert all(Path(answer["file"]).is_relative_to(data / "test") for answer in answers)
     assert pictures_in(folder) == {f"{Path(answer['file']).stem}_{answer['predicted']}.png" for answer in answers}
-    assert pictures_in(folder) == {answer["picture"] for answer in answers}, "the stale one is gone"
+    assert pictures_in(folder) == {answer["picture"] for answer in answers}, "those of the run before are gone"
     for name in pictures_in(folder):
         with Image.open(folder / "results" / name) as picture:
             picture.load()
             assert picture.format == "PNG" and min(picture.size) > 300
-    assert f"5 pictures in {folder}/results" in script.stdout and script.stderr == ""
+    assert f"5 pictures in {folder}/results" in script.stdout and script.stderr == "" and "Left alone" not in script.stdout
 
 
 def test_answers_are_probabilities_with_the_likeliest_class_on_top(five: tuple[Path, Script]) -> None:
@@ -122,6 +122,21 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     assert {f"shoe_{shoe['predicted']}.png", f"shoe_{shoe['predicted']}_2.png"} <= pictures
 
 
+def test_a_photo_that_is_called_like_a_formula_is_text_in_the_table_and_called_so_in_the_json(
+    data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["=HYPERLINK(A1).jpg", "+1.jpg", "@SUM(1).jpg"]
+    for name in names:
+        shutil.copy(next((data / "test" / "topwear").iterdir()), name)
+    assert predict("--images", *names).code == 0
+    assert [row["file"] for row in answers_in(tmp_path)] == names
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"'{name}" for name in names]
+    assert all(0 <= float(row[f"probability_{n}"]) <= 1 and row[f"class_{n}"] in CLASSES for row in rows for n in range(1, 6))
+
+
 def test_a_photo_in_the_wrong_folder_is_marked_wrong(data: Path, predict: Infer, tmp_path: Path) -> None:
     (tmp_path / "eyewear").mkdir()
     shutil.copy(sorted((data / "test" / "bottomwear").iterdir())[0], tmp_path / "eyewear" / "skirt.jpg")
@@ -170,6 +185,131 @@ def test_without_one_readable_photo_it_is_refused_and_the_old_pictures_stay(
     answer = predict("--images", given)
     assert answer.code == 2 and said in refusal(answer.stderr) and str(given) in answer.stderr
     assert pictures_in(tmp_path) == {"old.png"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """{path: content} of all files below."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_what_infer_made_is_deleted_and_the_rest_is_counted(data: Path, predict: Infer, tmp_path: Path) -> None:
+    assert predict("--num-images", 4, "--seed", 1).code == 0
+    made = sorted((tmp_path / "results").iterdir())
+    Image.new("RGB", (8, 8)).save(made[0])  # overwritten by its user ...
+    shutil.copy(made[1], tmp_path / "results" / "copy.png")  # ... copied ...
+    made[2].rename(tmp_path / "results" / "renamed.png")  # ... and renamed
+    (tmp_path / "results" / "link.png").symlink_to(made[1])
+    (tmp_path / "results" / "sorted").mkdir()
+    (tmp_path / "results" / "sorted" / "picture.png").write_bytes(b"mine")
+    (tmp_path / "contact_sheet_holiday.png").write_bytes(b"mine")
+    theirs = {name: content for name, content in contents(tmp_path).items() if Path(name).name not in
+              {made[1].name, made[3].name, "link.png", "contact_sheet.png", "predictions.json", "predictions.csv", ".hogwear.sha256"}}  # fmt: skip
+    assert len(theirs) == 5
+    answer = predict("--num-images", 3, "--seed", 2)
+    assert answer.code == 0 and f"Left alone: 6 files in {tmp_path}" in answer.stdout
+    assert {name: content for name, content in contents(tmp_path).items() if name in theirs} == theirs
+    assert (tmp_path / "results" / "link.png").is_symlink() and not made[1].exists() and not made[3].exists()
+    pictures = {row["picture"] for row in answers_in(tmp_path)}
+    assert len(pictures) == 3 and pictures_in(tmp_path) == pictures | {made[0].name, "copy.png", "renamed.png", "link.png", "sorted"}
+    again = predict("--num-images", 2, "--seed", 3)
+    assert again.code == 0 and "Left alone: 6 files" in again.stdout and len(pictures_in(tmp_path)) == 2 + 5
+
+
+def test_a_name_that_a_file_of_the_user_has_is_not_taken_from_it(data: Path, predict: Infer, tmp_path: Path) -> None:
+    photo = next((data / "test" / "topwear").iterdir())
+    arguments = "--images", photo
+    assert predict(*arguments).code == 0
+    [row] = answers_in(tmp_path)
+    (tmp_path / "results" / row["picture"]).write_bytes(b"mine")
+    (tmp_path / "contact_sheet.png").write_bytes(b"mine")
+    assert predict(*arguments).code == 0
+    stem = row["picture"].removesuffix(".png")
+    assert answers_in(tmp_path) == [row | {"picture": f"{stem}_2.png"}] and pictures_in(tmp_path) == {row["picture"], f"{stem}_2.png"}
+    with Image.open(tmp_path / "contact_sheet_2.png") as sheet:
+        sheet.load()
+    assert (tmp_path / "results" / row["picture"]).read_bytes() == (tmp_path / "contact_sheet.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "predictions.csv"])
+@pytest.mark.parametrize("ours", [False, True], ids=["their own", "edited"])
+def test_answers_that_infer_did_not_write_or_that_were_edited_are_not_overwritten(name: str, ours: bool, predict: Infer, tmp_path: Path) -> None:
+    if ours:
+        assert predict("--num-images", 1).code == 0
+    with (tmp_path / name).open("a") as file:
+        file.write("mine")
+    before = contents(tmp_path)
+    answer = predict("--num-images", 1)
+    assert answer.code == 2 and f"{tmp_path / name}: infer did not write this, or it was changed since; move it away" in refusal(answer.stderr)
+    assert contents(tmp_path) == before
+    (tmp_path / name).unlink()
+    assert predict("--num-images", 1).code == 0
+
+
+PLACES: dict[str, Callable[[Path], Path]] = {  # of photos, where results/ is that of tmp_path
+    "in results": lambda folder: folder / "results",
+    "one of results": lambda folder: folder / "results" / "photo0.png",
+    "around results": lambda folder: folder,
+    "a pattern that finds some": lambda folder: folder / "**" / "*.png",
+    "a link to results": lambda folder: linked(folder / "link", folder / "results"),
+    "a link in an album": lambda folder: linked(folder / "album" / "photo.png", folder / "results" / "photo0.png").parent,
+}
+
+
+def linked(path: Path, target: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+@pytest.fixture
+def project(data: Path, tmp_path: Path) -> Path:
+    """A folder whose user keeps photos in results/."""
+    (tmp_path / "results").mkdir()
+    for i, photo in enumerate(sorted((data / "test" / "topwear").iterdir())[:3]):
+        with Image.open(photo) as opened:
+            opened.save(tmp_path / "results" / f"photo{i}.png")
+    (tmp_path / "contact_sheet_holiday.png").write_bytes(b"mine")
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=list(PLACES))
+def test_photos_that_lie_where_results_are_written_are_refused_and_nothing_is_touched(
+    place: Callable[[Path], Path], predict: Infer, project: Path
+) -> None:
+    given, before = place(project), contents(project)
+    answer = predict("--images", given)
+    assert answer.code == 2 and "--images: " in refusal(answer.stderr) and "choose another --responses-dir" in answer.stderr
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize(("folder", "responses"), [("data", "data"), ("data", "data/train"), ("data", "data/train/topwear"), ("results", "."), ("results/mine", ".")])
+def test_photos_of_a_data_folder_that_lie_where_results_are_written_are_refused(
+    folder: str, responses: str, data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(data / "test", tmp_path / folder / split, copy_function=os.link)
+    before = contents(tmp_path / folder)
+    answer = call(infer, "--responses-dir", tmp_path / responses, *at(tmp_path / folder, trained.model, tmp_path / "cache"))
+    assert answer.code == 2 and "where infer writes its results; choose another --responses-dir" in refusal(answer.stderr)
+    assert contents(tmp_path / folder) == before
+
+
+@pytest.mark.parametrize("responses", [".", "data/new"])
+def test_results_may_lie_around_a_data_folder_and_beside_its_photos(
+    responses: str, data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(data / "test", tmp_path / "data" / split, copy_function=os.link)
+    for _ in range(2):
+        answer = call(infer, "--responses-dir", tmp_path / responses, "--num-images", 1, *at(tmp_path / "data", trained.model, tmp_path / "cache"))
+        assert answer.code == 0 and "Left alone" not in answer.stdout
+
+
+def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_is(data: Path, predict: Infer, tmp_path: Path) -> None:
+    shutil.copy(next((data / "test" / "topwear").iterdir()), tmp_path / "shirt.jpg")
+    for _ in range(2):
+        assert predict("--images", tmp_path / "shirt.jpg").code == 0
+    assert f"--images: {tmp_path / 'contact_sheet.png'} " in refusal(predict("--images", tmp_path / "contact_sheet.png").stderr)
 
 
 def test_without_a_checkpoint_it_asks_for_a_training_run(

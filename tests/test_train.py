@@ -487,6 +487,12 @@ def test_a_wrong_flag_is_refused_by_the_real_process_in_one_line(start: Start) -
     assert refusal(script.stderr) == "train.py: --arch: 'resnet50' is not one of efficientnet_lite0, tinyvgg\n"
 
 
+def test_the_lock_does_not_empty_a_file_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    train.claim(tmp_path).close()
+    assert (tmp_path / ".lock").read_text() == "mine"
+
+
 def test_two_fresh_starts_in_one_second_keep_both_checkpoints(tmp_path: Path) -> None:
     for content in (b"one", b"two", b"three"):
         (tmp_path / "checkpoint.pt").write_bytes(content)
