@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hogwear.choices import CHECKPOINT
 from hogwear.errors import BadInput
-from hogwear.files import RECORD, Paths
+from hogwear.files import RECORD, Paths, Record
 from hogwear.tables import CLASSES_SHOWN, SPLITS
 from hogwear.text import composed, is_safe
 
@@ -28,7 +28,8 @@ class DataFolder:
 
     def __init__(self, path: Path, own: Iterable[Path]) -> None:
         self.path = path
-        self.own = frozenset(map(os.path.realpath, own))
+        written = (path / name.partition("/")[0] for name in Record(path).digests)
+        self.own = frozenset(map(os.path.realpath, (*own, *written)))
         self.entries = self.visible(path)
         self.folders = sorted(entry.name for entry in self.entries if entry.is_dir())
         self.notes: tuple[str, ...] = ()  # on folders that are not used, for people

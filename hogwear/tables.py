@@ -161,21 +161,27 @@ class Files:
         """
         if not value or len(value) > LONGEST_PATH:
             raise LeftOut(NO_IMAGE, value)
-        paths = dict.fromkeys(os.path.normpath(path) for path in (value, value.replace("\\", "/")))
-        if any(f"{path}/".startswith(("/", "../")) for path in paths):
-            raise LeftOut(OUTSIDE, value)
-        candidates = [candidate.rpartition("/") for path in paths for candidate in (path, *(f"images/{path}{ending}" for ending in ENDINGS))]
-        for named in Listing.exactly, Listing.nearly:
-            for parent, slash, name in candidates:
-                if parent not in self.known:
-                    self.known[parent] = self.files_in(parent)
-                if (files := self.known[parent]) is None:
-                    raise LeftOut(OUTSIDE, value)
-                if len(found := named(files, name)) > 1:
+        paths = [os.path.normpath(path) for path in dict.fromkeys((value, value.replace("\\", "/")))]
+        for path in paths:
+            if f"{path}/".startswith(("/", "../")):
+                raise LeftOut(OUTSIDE, value)
+            for parent, name in places(path):
+                if name in self.names_in(parent, value).names:
+                    return f"{parent}{name}"
+        for parent, name in (place for path in paths for place in places(path)):
+            if same := self.names_in(parent, value).by_spelling.get(spelling(name)):
+                if len(same) > 1:
                     raise LeftOut(SEVERAL, value)
-                if found:
-                    return f"{parent}{slash}{found[0]}"
+                return f"{parent}{same[0]}"
         raise LeftOut(NO_IMAGE, value)
+
+    def names_in(self, parent: str, value: str) -> "Listing":
+        """The files of a folder, which ends with / or is empty. Raises LeftOut if it leads out, for the row that gave the value."""
+        if parent not in self.known:
+            self.known[parent] = self.files_in(parent)
+        if (files := self.known[parent]) is None:
+            raise LeftOut(OUTSIDE, value)
+        return files
 
     def files_in(self, parent: str) -> "Listing | None":
         folder = f"{self.root}/{parent}"
@@ -196,16 +202,9 @@ class Listing:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.names = frozenset(names)
 
-    def exactly(self, name: str) -> list[str]:
-        """Those of this name: one or none."""
-        return [name] if name in self.names else []
-
-    def nearly(self, name: str) -> list[str]:
-        """Those of this name in another Unicode form, or with their suffix in another case."""
-        return self.by_spelling.get(spelling(name), [])
-
     @cached_property
     def by_spelling(self) -> dict[str, list[str]]:
+        """Those of one `spelling`; only of folders in which a row's file was not found at once."""
         found = defaultdict(list)
         for name in self.names:
             found[spelling(name)].append(name)
@@ -213,6 +212,13 @@ class Listing:
 
 
 NOTHING = Listing()
+
+
+def places(path: str) -> Iterator[tuple[str, str]]:
+    """Folder and name, where the file of a row may be."""
+    for candidate in (path, *(f"images/{path}{ending}" for ending in ENDINGS)):
+        parent, slash, name = candidate.rpartition("/")
+        yield parent + slash, name
 
 
 def spelling(name: str) -> str:

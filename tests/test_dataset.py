@@ -6,10 +6,14 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hogwear import dataset, sample
+import eval
+import infer
+import train
+from hogwear import dataset, doctor, sample, settings
 from hogwear.dataset import Photos, Split
 from hogwear.errors import BadInput
 from hogwear.files import Paths, Record, write_atomically
@@ -85,10 +89,18 @@ def test_folders_that_hogwear_writes_to_are_not_classes(data: Path, cache: Path)
     make(data, {"a": 4, "b": 4, "weights": 1, "cache/pixels": 1, "earlier": 0, "out": 0})
     (data / "earlier" / "checkpoint.pt").touch()
     Record(data / "out").write(data / "out" / "contact_sheet.png", b"")
+    (data / "results").mkdir()
+    Record(data).write(data / "results" / "1.png", b"")
     (data / "link").symlink_to("weights")
     photos = dataset.find(data, cache, own=(Path(os.path.relpath(data / "weights")), data / "cache"))
     assert photos.class_names == ("a", "b")
-    assert photos.notes == ("Not classes, because Hogwear writes to them: cache, earlier, link, out, weights.",)
+    assert photos.notes == ("Not classes, because Hogwear writes to them: cache, earlier, link, out, results, weights.",)
+
+
+@pytest.mark.parametrize("script", [train, eval, infer, doctor], ids=lambda script: script.__name__)
+def test_every_script_knows_its_own_folders_in_a_data_folder(script: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make(data, {"a": 4, "b": 4, "model": 1, "cache/pixels": 1}))
+    assert settings.parse(script.Settings, ["--data-dir", ".", "--cache-dir", "cache"]).photos().class_names == ("a", "b")
 
 
 def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
