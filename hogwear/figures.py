@@ -5,6 +5,7 @@ Blue and orange are Okabe and Ito's, which can be told apart by all.
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ SHOWN_CLASSES = 25  # of a confusion matrix; of more neither names nor numbers c
 
 def save(figure: Figure, file: Path) -> str:
     """Write `file` as PNG on white, and return the same as an <svg> element without a background."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in the PNG its place is taken by a box; a browser has more fonts
         figure.savefig(png := io.BytesIO(), facecolor="white", metadata={"Software": None})
         write_atomically(file, png.getvalue())
         text = io.StringIO()

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASSES, FAST, SIZE, Answer, Call, at, refusal
+from conftest import CLASSES, FAST, SIZE, Answer, Call, Trained, at, refusal
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -165,6 +166,12 @@ def test_the_cards_five_lines_of_python_run(
     predicted, probability = capsys.readouterr().out.split()
     ours = our_probabilities(model.load(exported, torch.float32), photo_files[-1])
     assert predicted == CLASSES[ours.argmax()] and float(probability) == pytest.approx(ours.max(), abs=1e-3)
+
+
+def test_the_card_of_a_run_that_was_not_validated_yet_does_not_claim_calibrated_probabilities(trained: Trained) -> None:
+    loaded = model.load(trained.model, torch.float32)
+    assert "They are calibrated: logits are divided by the temperature" in model_card.model_card(loaded, "", None)
+    assert "They are not calibrated: the run has not been validated yet." in model_card.model_card(replace(loaded, sure_from=0.0), "", None)
 
 
 def test_the_card_has_evals_figures_of_this_checkpoint_only(exported: Path, run: Export, tmp_path: Path) -> None:
