@@ -5,11 +5,9 @@
 
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 
 from hogwear import machine, metrics, progress, settings
 from hogwear.dataset import Photos, Split
+from hogwear.division import Known
 from hogwear.files import write_atomically
 from hogwear.pixels import Pixels
 from hogwear.shared_settings import SharedSettings
@@ -50,6 +49,7 @@ def main(settings: Settings) -> None:
     machine.keep_freed_memory()
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
+    Known.read(settings.model_dir).require(trained.split)
     photos = settings.photos_of(trained.class_names)
     if photos.is_sample:
         print("Photos: the built-in sample (data/ is empty)")
@@ -58,7 +58,8 @@ def main(settings: Settings) -> None:
         print(escaped(f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights"), file=sys.stderr)
     started = time.perf_counter()
     limits = settings.limits
-    pixels = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
+    decoded = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
+    pixels = progress.unseen(decoded, trained.trained_on.numpy(), split.name)
     if train := Pixels.at_hand(photos.train, trained.image_size, settings.cache_dir, limits):
         progress.warn_of_leakage(train, pixels, split.name)
     logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
@@ -69,8 +70,8 @@ def main(settings: Settings) -> None:
         | measure(logits, pixels.labels, trained.class_names)
         | probabilities(logits, pixels.labels, trained.temperature, trained.sure_from)
         | {"mistakes": [mistake.as_json() for mistake in mistakes]}
-        | {"split": split.name, "skipped": len(pixels.skipped), "images_per_second": round(len(pixels) / seconds, 1)}
-        | circumstances(trained, photos, split)
+        | {"split": split.name, "skipped": len(pixels.skipped), "trained_on": len(decoded) - len(pixels), "images_per_second": round(len(pixels) / seconds, 1)}
+        | circumstances(trained, photos, pixels)
     )
     write_atomically(settings.model_dir / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     for line in table(results):
@@ -139,27 +140,22 @@ def worst_mistakes(trained: "Trained", logits: metrics.Floats, pixels: Pixels, s
     return mistakes
 
 
-def circumstances(trained: "Trained", photos: Photos, split: Split) -> dict[str, Any]:
+def circumstances(trained: "Trained", photos: Photos, pixels: Pixels) -> dict[str, Any]:
     """What produced these figures."""
     return {
         "checkpoint": {"sha256": trained.sha256, "epoch": trained.epoch, "arch": trained.arch, "image_size": trained.image_size},
         "run": trained.choices,
-        "data": {"folder": "the built-in sample" if photos.is_sample else str(photos.folder), "fingerprint": fingerprint(split)},
+        "data": {"folder": "the built-in sample" if photos.is_sample else str(photos.folder), "fingerprint": fingerprint(pixels)},
         "machine": {"cpu": machine.cpu_name(), "cpus": machine.cpus(), "dtype": str(trained.dtype).removeprefix("torch.")},
         "packages": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy", "pillow", "matplotlib")},
         "made": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
 
-def fingerprint(split: Split) -> str:
-    """The same for the same photos anywhere: a hash of their paths inside the data folder, and of their sizes."""
-    told = hashlib.sha256()
-    for path in split.paths.texts():
-        size = 0
-        with suppress(OSError):
-            size = os.lstat(path).st_size
-        told.update(os.fsencode(f"{os.path.relpath(path, split.root)}\0{size}\0"))
-    return told.hexdigest()[:16]
+def fingerprint(pixels: Pixels) -> str:
+    """The same for the same photos anywhere: a hash of their contents and classes, in whatever order."""
+    photos = np.concatenate([pixels.hashes, pixels.labels[:, None].astype("<u8").view(np.uint8)], axis=1)
+    return hashlib.sha256(b"".join(sorted(map(bytes, photos)))).hexdigest()[:16]
 
 
 def write_report(

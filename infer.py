@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hogwear import machine, metrics, pictures, settings
+from hogwear.contents import short
 from hogwear.dataset import Photos
 from hogwear.decoding import Array, Guard
+from hogwear.division import Known
 from hogwear.errors import BadInput
 from hogwear.files import Paths, Record
 from hogwear.pictures import Prediction
@@ -138,15 +140,20 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
-    """--num-images readable photos of the test split at random."""
+    """--num-images readable photos of the test split at random, none of which was trained on."""
+    Known.read(settings.model_dir).require(trained.split)
     photos = settings.photos()
     require_no_photos(photos, settings.responses_dir)
     split = photos.evaluated
+    seen = np.isin(short(split.contents.hashes), trained.trained_on.numpy())
+    if seen.all():
+        raise BadInput(f"all {len(split)} photos of {split.name} have been trained on; give others with --images")
     source = "the built-in sample (data/ is empty)" if photos.is_sample else photos.folder
-    print(escaped(f"Photos: {min(settings.num_images, len(split))} at random from the {split.name} split of {source}"))
+    print(escaped(f"Photos: {min(settings.num_images, len(split) - seen.sum())} at random from the {split.name} split of {source}"))
     chosen: list[Photo] = []
     guard = guarded(split.paths, trained.image_size, settings, processes=1)  # which answers in order, so a seed chooses the same
     order = np.random.default_rng(settings.seed).permutation(len(split))
+    order = order[~seen[order]]
     with guard.workers({"decode": guard.decode}) as workers:
         for i, image in workers.run("decode", order.tolist(), pause=lambda: len(chosen) == settings.num_images):
             if len(chosen) == settings.num_images:

@@ -230,6 +230,9 @@ def pretrained_weights() -> dict[str, Tensor]:
     return weights
 
 
+NOTHING = torch.empty(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A network out of a checkpoint, ready to predict."""
@@ -245,6 +248,8 @@ class Trained:
     sure_from: float = 0.0  # an answer less probable than this is unsure: on val, 99 % from there on were right
     history: tuple[dict[str, float], ...] = ()  # an epoch each, as in metrics.csv
     choices: dict[str, Any] = field(default_factory=dict)  # the settings of the last run
+    split: dict[str, Any] = field(default_factory=dict)  # division.Identity, of model/split.json
+    trained_on: Tensor = NOTHING  # (k,) int64, contents.short of all photos that the weights were ever trained on
 
 
 def load(model_dir: Path, dtype: torch.dtype) -> Trained:
@@ -264,4 +269,6 @@ def load(model_dir: Path, dtype: torch.dtype) -> Trained:
         sure_from=best.get("sure_from", 0.0),
         history=tuple(state["history"]),
         choices=state["choices"],
+        split=state["split"],
+        trained_on=state["trained_on"],
     )  # fmt: skip

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,10 @@ import numpy as np
 
 from hogwear import cluster, dataset, machine, progress, settings
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, UNBALANCED, Choices, choose
+from hogwear.contents import short
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
+from hogwear.division import Known
 from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone, Cut, Link, Place
 from hogwear.pixels import Pixels
@@ -68,6 +70,7 @@ class Prepared:
     """All that a run begins with."""
 
     photos: Photos
+    known: Known  # how they are divided
     choices: Choices
     workers: int
     budget: "Budget | None"
@@ -91,7 +94,10 @@ def main(settings: Settings) -> None:
         return
     if lock:
         set_aside(settings.model_dir, prepared.saved)
+    with nullcontext() if lock else suppress(OSError):  # other machines than rank 0 may be without a model folder
+        prepared.known.write(settings.model_dir)
     run = open_run(prepared.choices, prepared.photos.class_names, prepared.saved, settings.cache_dir, machines)
+    run.take(prepared.known.identity(), prepared.photos.train.contents.hashes)
     connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
     with machine.Stop() as stop:
         try:
@@ -113,12 +119,14 @@ def main(settings: Settings) -> None:
 
 def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
-    photos = settings.photos()
+    photos, known = divided(settings, others)
     limits = settings.limits
     saved = saved_run(settings)
     if isinstance(others, Link):
         saved = cluster.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
     state = saved.state if saved else None
+    if state:
+        known.require(state["split"])
     if state and state["finished"] and cluster.job() and state.get("job") == cluster.job():
         print(f"Job {cluster.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
@@ -137,9 +145,23 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
         return progress.decoded(split, choices.image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"), others)
 
     train, val = decoded(photos.train), decoded(photos.val)
+    seen = short(photos.train.contents.hashes)
+    val = progress.unseen(val, np.union1d(seen, state["trained_on"].numpy()) if state else seen, "val")
     if others.machines == 1:
         progress.warn_of_leakage(train, val, "val")
-    return Prepared(photos, choices, workers, budget, train, val, saved)
+    return Prepared(photos, known, choices, workers, budget, train, val, saved)
+
+
+def divided(settings: Settings, others: Alone) -> tuple[Photos, Known]:
+    """The photos, and the split that rank 0 makes for all machines, out of what the one of them knows that knows most."""
+    divide = settings.divider(places_new=others.rank == 0)
+    if others.machines == 1:
+        return settings.photos(divide), divide.known
+    file = divide.known.file
+    divide.known = max((Known.parse(content, file) for content in others.tell(divide.known.written())), key=lambda known: len(known.sides))
+    photos = settings.photos(divide) if others.rank == 0 else None
+    divide.known = Known.parse(others.hand_on(0, divide.known.written()), file)
+    return photos or settings.photos(divide), divide.known
 
 
 def connection(here: Place | None, photos: int, sync_every: int, epochs_done: float | None) -> Callable[[Any], Alone]:

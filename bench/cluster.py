@@ -115,7 +115,6 @@ def main() -> None:
 
     from bench.speed import BATCH, Training, shared_network
     from hogwear import hogwild
-    from hogwear.pixels import Images
 
     torch.set_num_threads(1)
     machine.keep_freed_memory()
@@ -125,11 +124,10 @@ def main() -> None:
     buffers = [torch.zeros_like(p) for p in parameters]
     with tempfile.TemporaryDirectory() as folder:
         course = Training(Path(folder)).course
-        images = Images(course.images)
         for step in range(DDP_STEPS):
             if step == 4:
                 started = time.perf_counter()
-            pixels, labels = course.batch(step * dist.get_world_size() + dist.get_rank(), images)
+            pixels, labels = course.batch(step * dist.get_world_size() + dist.get_rank())
             loss = F.cross_entropy(parallel(pixels), labels)
             parallel.zero_grad()
             loss.backward()

@@ -109,7 +109,7 @@ class Training:
     def __init__(self, folder: Path) -> None:
         self.folder, file = folder, folder / "pixels.npy"
         np.save(file, np.random.default_rng(0).integers(0, 256, (512, SIZE, SIZE, 3), dtype=np.uint8))
-        self.course = Course(file, CROP, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, torch.ones(1), 0.9, 0, 0)
+        self.course = Course(pixels_of.Images(file), CROP, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, torch.ones(1), 0.9, 0, 0)
 
     def hogwild(self, workers: int, threads: int = 1, alone: bool = False) -> float:
         """Images/s; `alone` gives each worker weights of its own, so that nothing is shared but the machine."""
@@ -136,11 +136,10 @@ class Training:
             dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
             parallel, parameters = nn.parallel.DistributedDataParallel(net), hogwild.trained(net)
             buffers = [torch.zeros_like(p) for p in parameters]
-            images = pixels_of.Images(self.course.images)
 
             def steps(item: int) -> float:
                 for step in range(item * self.STEPS, item * self.STEPS + self.STEPS // workers):
-                    pixels, labels = self.course.batch(step, images)
+                    pixels, labels = self.course.batch(step)
                     loss = F.cross_entropy(parallel(pixels), labels)
                     parallel.zero_grad()
                     loss.backward()

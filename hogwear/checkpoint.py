@@ -20,7 +20,7 @@ import torch
 from hogwear.choices import CHECKPOINT, PREVIOUS
 from hogwear.errors import BadInput, NoCheckpoint
 
-FORMAT = 2
+FORMAT = 3
 UNFINISHED = f".{CHECKPOINT}.unfinished-"  # files that nobody else names so
 DIGEST_SIZE = hashlib.sha256().digest_size
 

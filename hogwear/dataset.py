@@ -1,27 +1,26 @@
 """Which photos there are: folders, or a table -> (path, class) for train, val and test.
 
     data/train/CLASS/*  data/val/CLASS/*  data/test/CLASS/*      in any case; other names: tables.SPLITS; val and test may be missing
-    data/CLASS/*                                                 divided by us (division.py), the same way ever after
+    data/CLASS/*                                                 divided by us (division.py), as model/split.json remembers
     data/NAME.csv, and photos that it names                      likewise, unless it has a column called split
     data/ is empty                                               the built-in sample
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from hogwear import sample, tables
+from hogwear import contents, sample, tables
+from hogwear.contents import Contents
 from hogwear.decoding import LIMITS, Limits
 from hogwear.division import SHARES, Divider
 from hogwear.errors import BadInput
 from hogwear.files import Paths
-from hogwear.folders import ClassFolder, DataFolder, require_inside
+from hogwear.folders import DataFolder, require_inside
 from hogwear.tables import GUESSED, Columns, Table
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +31,14 @@ class Split:
     paths: Paths
     labels: npt.NDArray[np.int64]  # (n,) indices into class_names
     root: Path  # the folder that no link of a photo may lead out of
+    contents: Contents
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def where(self, mask: npt.NDArray[np.bool_], name: str) -> "Split":
+        """Those where the mask, (n,), is true, as a split of this name."""
+        return Split(name, self.paths.where(mask), self.labels[mask], self.root, self.contents.where(mask))
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Photos:
     val: Split
     test: Split | None
     is_sample: bool
-    notes: tuple[str, ...] = ()  # on folders that are not used, on the rows of its table, on how they were divided; for people
+    notes: tuple[str, ...] = ()  # on the rows of its table, and on how they were divided, for people
 
     @property
     def evaluated(self) -> Split:
@@ -55,82 +59,92 @@ class Photos:
         return self.test or self.val
 
 
-def find(data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, limits: Limits = LIMITS, own: Iterable[Path] = ()) -> Photos:
+@dataclass(frozen=True)
+class Listed:
+    """What is found, before any file is opened."""
+
+    class_names: tuple[str, ...]
+    splits: dict[str | None, tuple[Paths, npt.NDArray[np.int64]]]  # {split: photos and labels}; under None: not split
+    divided: Path  # the folder of those that we divide, for messages
+    notes: tuple[str, ...] = ()
+
+
+def find(
+    data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, limits: Limits = LIMITS, divide: Divider | None = None, own: Iterable[Path] = ()
+) -> Photos:
     """The photos of `data_dir`; of the built-in sample, drawn into `cache_dir`, if it is empty. A table is read by its `columns`.
 
-    New photos without a split are looked at, within the `limits`, to keep near duplicates on one side of ours. Folders
-    of our `own` in there are not looked at.
+    Those without a split are divided by `divide`; where that is None, as photos are that nobody has divided before.
+    Folders of our `own` in there are not looked at.
 
     Raises BadInput for a folder that is missing or laid out otherwise, and for a class without photos.
     """
     if not data_dir.is_dir():
         raise BadInput(f"{data_dir}: no such folder; make it and put photos in {data_dir}/CLASS/")
-    folder = DataFolder(data_dir, own)
-    table = tables.find(data_dir, folder.entries, columns)
-    if is_sample := not folder.entries:
-        folder = DataFolder(sample.ensure(cache_dir / "sample"), own)
-    if not folder.folders and not table:
-        raise BadInput(f"{data_dir}: {len(folder.entries)} files but no folders; expected a folder a class: {data_dir}/CLASS/*.jpg, or a table: *.csv")
-    divide = Divider(folder.path, cache_dir, limits)
+    data = DataFolder(data_dir, own)
+    table = tables.find(data_dir, data.entries, columns)
+    if is_sample := not data.entries:
+        data = DataFolder(sample.ensure(cache_dir / "sample"), own)
+    if not data.folders and not table:
+        raise BadInput(f"{data_dir}: {len(data.entries)} files but no folders; expected a folder a class: {data_dir}/CLASS/*.jpg, or a table: *.csv")
     if table:
         require_inside(table, data_dir)
-        photos = from_table(tables.read(table, columns), data_dir, divide)
-    elif splits := folder.splits():
-        photos = from_split_folders(folder, splits, divide)
+        listed = from_table(tables.read(table, columns), data_dir)
+    elif folders := data.splits():
+        listed = from_split_folders(data, folders)
     else:
-        photos = from_class_folders(folder, divide)
-    photos = replace(photos, is_sample=is_sample, notes=folder.notes + photos.notes)
-    if len(photos.class_names) < 2:
-        raise BadInput(f"{photos.folder}: one class only ({photos.class_names[0]}); a classifier needs two or more")
-    return photos
+        listed = from_class_folders(data)
+    if len(listed.class_names) < 2:
+        raise BadInput(f"{data.path}: one class only ({listed.class_names[0]}); a classifier needs two or more")
+    divide = divide or Divider(limits=limits)
+    splits = splits_of(listed, data.path, cache_dir, limits, divide)
+    notes = (*data.notes, *listed.notes, *divide.notes)
+    return Photos(data.path, listed.class_names, splits["train"], splits["val"], splits.get("test"), is_sample, notes)
 
 
-def labelled(name: str, classes: list[ClassFolder], root: Path) -> Split:
-    """A split of the photos of each class in order."""
-    paths = Paths(f"{folder}/{file}" for folder, files in classes for file in files.texts())
-    return Split(name, paths, np.repeat(np.arange(len(classes)), [len(files) for _, files in classes]), root)
+def splits_of(listed: Listed, root: Path, cache_dir: Path, limits: Limits, divide: Divider) -> dict[str, Split]:
+    """{split: its photos}, test only where there is one. Each file is looked into unless the cache knows what is in it."""
+    paths = Paths(path for paths, _ in listed.splits.values() for path in paths.texts())
+    whole = Split("all", paths, np.concatenate([labels for _, labels in listed.splits.values()]), root, contents.of(paths, root, cache_dir, limits))
+    if None in listed.splits:
+        return divide(whole, listed.class_names, SHARES, listed.divided)
+    split_of = np.repeat(np.arange(len(listed.splits)), [len(labels) for _, labels in listed.splits.values()])
+    splits = {str(name): whole.where(split_of == i, str(name)) for i, name in enumerate(listed.splits)}
+    if "val" not in splits:
+        splits |= divide(splits["train"], listed.class_names, {"val": SHARES["val"]}, listed.divided)
+    return splits
 
 
-def from_split_folders(data: DataFolder, folders: dict[str, Path], divide: Divider) -> Photos:
+def labelled(folder: Path, files: Iterable[Paths]) -> tuple[Paths, npt.NDArray[np.int64]]:
+    """Photos and labels, of paths within a folder for each class in order."""
+    files = list(files)
+    paths = Paths(f"{folder}/{file}" for of_class in files for file in of_class.texts())
+    return paths, np.repeat(np.arange(len(files)), [len(of_class) for of_class in files])
+
+
+def from_split_folders(data: DataFolder, folders: dict[str, Path]) -> Listed:
     found = {split: data.classes(folder) for split, folder in folders.items()}
     class_names = tuple(found["train"])
     for split in found:
         if unknown := sorted(set(found[split]) - set(class_names)):
             raise BadInput(f"{folders[split]}: class {unknown[0]} is not in train; the classes there: {', '.join(class_names)}")
-    if "val" not in found:
-        found |= divided(divide, folders["train"], found["train"], {"val": SHARES["val"]})
-    nothing = ClassFolder(data.path, Paths())
-    splits = {name: labelled(name, [classes.get(c, nothing) for c in class_names], data.path) for name, classes in found.items()}
-    return Photos(data.path, class_names, splits["train"], splits["val"], splits.get("test"), False, (*tables.alike(class_names), *divide.notes))
+    splits: dict[str | None, tuple[Paths, npt.NDArray[np.int64]]] = {
+        split: labelled(folders[split], (classes.get(name, Paths()) for name in class_names)) for split, classes in found.items()
+    }
+    return Listed(class_names, splits, folders["train"], tuple(tables.alike(class_names)))
 
 
-def from_class_folders(data: DataFolder, divide: Divider) -> Photos:
+def from_class_folders(data: DataFolder) -> Listed:
     found = data.classes(data.path)
-    parts = divided(divide, data.path, found, SHARES)
-    train, val, test = (labelled(split, list(parts[split].values()), data.path) for split in SPLITS)
-    return Photos(data.path, tuple(found), train, val, test, False, (*tables.alike(found), *divide.notes))
+    return Listed(tuple(found), {None: labelled(data.path, found.values())}, data.path, tuple(tables.alike(found)))
 
 
-def divided(divide: Divider, folder: Path, found: dict[str, ClassFolder], shares: dict[str, float]) -> dict[str, dict[str, ClassFolder]]:
-    """The photos `found` in folder/CLASS/, by split and class."""
-    folders = {name: where.folder for name, where in found.items()}
-    parts = divide(folder, {name: list(where.files.texts()) for name, where in found.items()}, folders, shares)
-    return {split: {name: ClassFolder(folders[name], Paths(files)) for name, files in classes.items()} for split, classes in parts.items()}
-
-
-def from_table(table: Table, data_dir: Path, divide: Divider) -> Photos:
-    def divided(found: dict[str, list[str]], shares: dict[str, float]) -> dict[str, dict[str, list[str]]]:
-        return divide(data_dir, found, dict.fromkeys(found, data_dir), shares)
-
-    parts = divided(table.found[None], SHARES) if None in table.found else {str(split): found for split, found in table.found.items()}
-    if "val" not in parts:
-        parts |= divided(parts["train"], {"val": SHARES["val"]})
-    class_names = tuple(sorted(parts["train"]))
+def from_table(table: Table, data_dir: Path) -> Listed:
+    class_names = tuple(sorted(table.found.get(None) or table.found["train"]))
     splits = {
-        name: labelled(name, [ClassFolder(data_dir, Paths(parts[name].get(c, []))) for c in class_names], data_dir)
-        for name in SPLITS if name in parts
-    }  # fmt: skip
-    return Photos(data_dir, class_names, splits["train"], splits["val"], splits.get("test"), False, (*table.notes, *divide.notes))
+        split: labelled(data_dir, (Paths(classes.get(name, [])) for name in class_names)) for split, classes in table.found.items()
+    }
+    return Listed(class_names, splits, data_dir, table.notes)
 
 
 def counts(split: Split, class_names: Iterable[str]) -> dict[str, int]:

@@ -5,6 +5,8 @@ keeps it busy for ever costs a worker and not the run. Why so: docs/decisions/ho
 """
 
 import errno
+import hashlib
+import io
 import mmap
 import os
 import resource
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import IO, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,7 @@ from tqdm import tqdm
 from hogwear import machine
 from hogwear.files import Paths
 from hogwear.text import escaped
-from hogwear.workers import Jobs, Workers
+from hogwear.workers import QUEUED, Jobs, Workers
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
 UNREADABLE = Exception  # a decoder fed by strangers may raise anything
@@ -44,6 +46,8 @@ SECONDS = 10.0  # of CPU time for a photo; the slowest honest ones within the de
 BYTES_A_PIXEL, BYTES_AT_LEAST = 24, 512 << 20  # of memory for a photo; honest ones take at most 18 a pixel
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 NOBODY = -1  # no row: this worker is not decoding
+HASH_SIZE = 16  # bytes of the BLAKE2b of a file's, as `b2sum --length=128` tells it
+CHUNK = 64  # photos in one order to a worker that only looks at them
 
 tqdm.monitor_interval = 0  # its thread is the one thing that would make forking unsafe
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which only warns at first; ours is `Limits`
@@ -68,6 +72,10 @@ class Refused(Exception):
     """Not even tried to decode; the message says why."""
 
 
+class Passing(str):
+    """A reason that lies with the system, not with the photo: a right, a disk, memory. It may be gone the next time, so it is never kept."""
+
+
 def decode(path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str] | None = None) -> Array:
     """One photo -> (size, size, 3) uint8 RGB: upright, its first frame, over white, its longer side fitted to `size`.
 
@@ -76,6 +84,29 @@ def decode(path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str
     """
     with opened(path, limits, within) as file:
         return letterboxed(read(file, size, limits).image, size)
+
+
+def decode_known(path: Path, size: int, limits: Limits, within: frozenset[str] | None, known: bytes) -> Array:
+    """The same, of a file whose content has this hash. OSError for one that has other bytes by now."""
+    content = content_of(path, limits, within)
+    if hash_of(content) != known:
+        raise OSError(errno.ESTALE, "changed while the photos were read; it is looked at again the next time")
+    return letterboxed(read(io.BytesIO(content), size, limits).image, size)
+
+
+def content_hash(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -> bytes:
+    """(HASH_SIZE) of a photo's file, which nothing is decoded of. Raises as `decode` does."""
+    return hash_of(content_of(path, limits, within))
+
+
+def hash_of(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=HASH_SIZE).digest()
+
+
+def content_of(path: Path, limits: Limits, within: frozenset[str] | None) -> bytes:
+    """As long as the file is when it is opened: one that grows all the time has an end, too."""
+    with opened(path, limits, within) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def letterboxed(fitted: Image.Image, size: int) -> Array:
@@ -94,7 +125,7 @@ class Read(NamedTuple):
     turned: bool  # by EXIF
 
 
-def read(file: BinaryIO, size: int, limits: Limits) -> Read:
+def read(file: IO[bytes], size: int, limits: Limits) -> Read:
     """What `decode` makes square."""
     image: Image.Image = Image.open(file, formats=FORMATS)
     if (megapixels := image.width * image.height / 1e6) > limits.megapixels:
@@ -173,6 +204,11 @@ def reason(error: Exception) -> str:
     return escaped(text)[:200]
 
 
+def is_passing(error: Exception) -> bool:
+    """Whether it came from the system. (What Pillow says of a photo has no errno.)"""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None) or "out of memory" in str(error)
+
+
 class Guard:
     """Decodes photos in forked workers: one that crashes its decoder or takes too long is condemned, and the rest go on.
 
@@ -202,7 +238,8 @@ class Guard:
             lower(resource.RLIMIT_CORE, 0)
             with suppress(FileNotFoundError):  # only Linux tells what is mapped, and keeps this limit
                 mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
-                lower(resource.RLIMIT_AS, mapped + max(BYTES_AT_LEAST, int(BYTES_A_PIXEL * 1e6 * self.limits.megapixels)))
+                photo = max(BYTES_AT_LEAST, int(BYTES_A_PIXEL * 1e6 * self.limits.megapixels))
+                lower(resource.RLIMIT_AS, mapped + photo + self.limits.megabytes * 1_000_000)  # and its file
             return jobs
 
         return Workers(self.processes, prepare, self.blame)
@@ -220,7 +257,7 @@ class Guard:
         try:
             return function(self.paths[row], self.size, self.limits, self.within)
         except UNREADABLE as error:
-            return reason(error)
+            return Passing(reason(error)) if is_passing(error) else reason(error)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             self.busy[self.rank] = NOBODY
@@ -240,9 +277,21 @@ class Guard:
 
 def look_at(paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], doing: str) -> Iterator[tuple[int, T | str]]:
     """(row, what `look` makes of that photo, or why nothing), as they come, by all CPUs and with a bar. Links may lead to within `root`."""
+    if not len(paths):
+        return
     guard = Guard(paths, size, limits, min(machine.cpus(), len(paths)), within=[root])
-    with guard.workers({"look": lambda row: guard.call(row, look)}) as workers:
-        yield from tqdm(workers.run("look", range(len(paths))), total=len(paths), desc=doing, unit=" photos", disable=None, delay=0.5, leave=False)
+    chunk = min(CHUNK, -(-len(paths) // (QUEUED * guard.processes)))
+
+    def look_at_some(start: int) -> list[T | str]:
+        return [guard.call(row, look) for row in range(start, min(start + chunk, len(paths)))]
+
+    with (
+        guard.workers({"look": look_at_some}) as workers,
+        tqdm(total=len(paths), desc=doing, unit=" photos", disable=None, delay=0.5, leave=False) as bar,
+    ):
+        for start, answers in workers.run("look", range(0, len(paths), chunk)):
+            yield from enumerate(answers, start)
+            bar.update(len(answers))
 
 
 def lower(what: int, limit: int) -> None:

@@ -62,7 +62,7 @@ class Member(NamedTuple):
 
 def main(settings: Settings) -> None:
     machine.keep_freed_memory()
-    photos = settings.photos()
+    photos = settings.photos(settings.divider(places_new=True))
     limits = settings.limits
     splits = [split for split in (photos.train, photos.val, photos.test) if split is not None]
     members = [Member(f, s.name, photos.class_names[label]) for s in splits for f, label in zip(s.paths, s.labels.tolist(), strict=True)]

@@ -15,6 +15,7 @@ import numpy as np
 
 from hogwear import machine, metrics, model_card, progress, settings
 from hogwear.decoding import Array
+from hogwear.division import Known
 from hogwear.errors import BadInput
 from hogwear.files import write_atomically
 from hogwear.shared_settings import SharedSettings
@@ -53,9 +54,11 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, torch.float32)
     evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
+    Known.read(settings.model_dir).require(trained.split)
     photos = settings.photos_of(trained.class_names)
     split, limits = photos.evaluated, settings.limits
-    images, labels = sample(progress.decoded(split, trained.image_size, limits, settings.cache_dir))
+    decoded = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
+    images, labels = sample(progress.unseen(decoded, trained.trained_on.numpy(), split.name))
     logits = predict.predict(trained.net, images, np.arange(len(images)), machine.cpus())
     expected = np.exp(metrics.log_softmax(logits / trained.temperature))  # (n, classes)
 

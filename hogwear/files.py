@@ -4,9 +4,11 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from hogwear.errors import naming
 
@@ -32,6 +34,10 @@ class Paths:
 
     def __iter__(self) -> Iterator[Path]:
         return map(Path, self.texts())
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Paths":
+        """Those where the mask, (n,), is true."""
+        return Paths(compress(self.texts(), mask.tolist()))
 
     def texts(self) -> Iterator[str]:
         """All of them as str, a few thousand at a time: a tenth of the time that Path takes."""

@@ -4,20 +4,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from hogwear.choices import CHECKPOINT
 from hogwear.errors import BadInput
 from hogwear.files import RECORD, Paths, Record
 from hogwear.tables import CLASSES_SHOWN, SPLITS
 from hogwear.text import composed, is_safe
-
-
-class ClassFolder(NamedTuple):
-    """Where the photos of a class are."""
-
-    folder: Path
-    files: Paths  # their paths within it, sorted
 
 
 class DataFolder:
@@ -69,8 +61,8 @@ class DataFolder:
             require_inside(folder, self.path)
         return folders
 
-    def classes(self, folder: Path) -> dict[str, ClassFolder]:
-        """{class: where its photos are} of folder/CLASS/*, sorted; a name that is written in two Unicode forms is one class.
+    def classes(self, folder: Path) -> dict[str, Paths]:
+        """{class: paths of its photos within the folder}, folder/CLASS/*, both sorted; a name in two Unicode forms is one class.
 
         BadInput if a class is empty, leads out, or has a name that cannot be printed.
         """
@@ -82,14 +74,7 @@ class DataFolder:
             folders[composed(name)].append(name)
         if not folders:
             raise BadInput(f"{folder}: no class folders in it; expected {folder}/CLASS/*.jpg")
-        return {name: self.class_of(folder, folders[name]) for name in sorted(folders)}
-
-    def class_of(self, folder: Path, names: list[str]) -> ClassFolder:
-        """The photos in folder/NAME for each of the names."""
-        files = {name: photos_in(folder / name) for name in names}
-        if len(names) == 1:
-            return ClassFolder(folder / names[0], Paths(files[names[0]]))
-        return ClassFolder(folder, Paths(f"{name}/{file}" for name in names for file in files[name]))
+        return {name: Paths(f"{each}/{file}" for each in folders[name] for file in photos_in(folder / each)) for name in sorted(folders)}
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,7 @@ NORM = 1.0  # of all gradients together, from scratch; docs/decisions/from-scrat
 class Course:
     """What is trained on, in which order and at which learning rate: all that makes a batch, and its step, reproducible."""
 
-    images: Path  # .npy of (N, S, S, 3) uint8
+    images: Images | Array  # (N, S, S, 3) uint8; a file is opened before the workers are forked, for later it may be gone
     crop: int  # side of the crops that are trained on
     rows: Ints  # (n,) photos of the split, as rows of `images`
     labels: Ints  # (n,)
@@ -72,13 +71,13 @@ class Course:
         warm_up = min(1.0, (done + 1 / self.steps) / WARM_UP)
         return self.lr * float(self.lr_scale) * warm_up * (0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
 
-    def batch(self, step: int, images: Images | Array) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Augmented pixels (B, crop, crop, 3) and labels (B,) of a step, the same whichever worker makes them."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         order = permutation(len(self.rows), self.seed, self.first_epoch + epoch)
         chosen = np.sort(order[batch * self.batch_size : (batch + 1) * self.batch_size])  # sorted: the file is read forwards
         random = np.random.default_rng((self.seed, self.first_epoch + epoch, batch))
-        return augment(images[self.rows[chosen]], self.crop, random), torch.from_numpy(self.labels[chosen])
+        return augment(self.images[self.rows[chosen]], self.crop, random), torch.from_numpy(self.labels[chosen])
 
 
 @lru_cache(maxsize=1)  # for the epoch under way: of a million photos it takes 20 ms, as long as a step
@@ -156,10 +155,9 @@ def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int],
     parameters = trained(net)
     buffers = views(momentum, parameters)
     clip = adaptive_clip_grad if course.pretrained else partial(nn.utils.clip_grad_norm_, max_norm=NORM)
-    images = Images(course.images)
 
     def train(step: int) -> Result:
-        pixels, labels = course.batch(step, images)
+        pixels, labels = course.batch(step)
         logits = net(pixels)
         loss = F.cross_entropy(logits + course.log_prior, labels)
         net.zero_grad()

@@ -72,6 +72,14 @@ class Alone:
         """The sums of these arrays over all machines."""
         return list(parts)
 
+    def tell(self, message: bytes) -> list[bytes]:
+        """The messages of all, by rank."""
+        return [message]
+
+    def hand_on(self, rank: int, content: bytes) -> bytes:
+        """The content that this rank has."""
+        return content
+
     def gather(self, parts: Sequence[Array]) -> list[Array]:
         """[(n, ...), ...] -> the same with the rows of all machines, in the order of their ranks."""
         return list(parts)
@@ -145,12 +153,10 @@ class Link(Alone):
         self.ask("tell", b"")
 
     def tell(self, message: bytes) -> list[bytes]:
-        """The messages of all, by rank."""
         messages: list[bytes] = self.ask("tell", message)
         return messages
 
     def hand_on(self, rank: int, content: bytes) -> bytes:
-        """The content that this rank has."""
         handed: bytes = self.ask("hand_on", rank, content)
         return handed
 

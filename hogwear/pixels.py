@@ -1,10 +1,10 @@
 """Photos as pixels: decoded once, by all CPUs, into a cache.
 
-A cache is a folder <split>-<size>-<slot>/<key>/ with pixels.npy, (N, S, S, 3) uint8, signatures.npy, (N, 256) uint8, which tell near
-duplicates (similar.py), skipped.json, {row: reason}, and leaked-<key>.json, how many of them are in the train of that key, too. As
-long as rows are missing, because it was interrupted or because other machines have them, there is done.npy, (N,) bool; in the
-files they are holes, which take no room. The key is a hash of every file's name, size, time and rights, and of the limits, so a
-changed photo makes a new cache; the old one is then removed.
+A cache is a folder <split>-<size>-<slot>/<recipe>-<key>/ with pixels.npy, (N, S, S, 3) uint8, signatures.npy, (N, 256) uint8, which tell near
+duplicates (similar.py), hashes.npy, (N, 16) uint8, of the photos' contents, skipped.json, {row: reason}, and leaked-<key>.json, how many of them
+are in a train split, too. As long as rows are missing, because it was interrupted, because other machines have them, or because the system let nobody
+read them, there is done.npy, (N,) bool; in the files they are holes, which take no room. The recipe is a hash of the size and the limits, the key one of
+the contents: photos that are renamed, copied or moved are not decoded again, and of changed ones only those that are new; the old cache is then removed.
 """
 
 import errno
@@ -15,33 +15,37 @@ import json
 import math
 import os
 import shutil
-import stat
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from hogwear import similar
+from hogwear import decoding, similar
+from hogwear.contents import as_keys
 from hogwear.dataset import Split
-from hogwear.decoding import LIMITS, Guard, Limits
+from hogwear.decoding import HASH_SIZE, LIMITS, Guard, Limits, Passing
 from hogwear.decoding import Array as Array
 from hogwear.errors import BadInput, naming
 from hogwear.files import write_atomically
 from hogwear.workers import QUEUED, Workers
 
-CACHE_VERSION = 3  # part of the key: raise it when `decode` gives other pixels, or `signature` others
+CACHE_VERSION = 4  # part of the recipe: raise it when `decode` gives other pixels, or `signature` others
 LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it need not be answered for seconds
 
-PIXELS, SIGNATURES, SKIPPED = "pixels.npy", "signatures.npy", "skipped.json"
+PIXELS, SIGNATURES, HASHES, SKIPPED = "pixels.npy", "signatures.npy", "hashes.npy", "skipped.json"
 DONE, NOTED_EVERY = "done.npy", 20.0  # seconds; what an interruption costs at the most
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 WHOLE = slice(None)
+DAMAGE = (OSError, ValueError, EOFError, TypeError, AttributeError)  # what reading a file raises that is not as it was written
 
 
 class Images:
@@ -55,6 +59,12 @@ class Images:
         np.lib.format.read_magic(self.file)
         self.shape = np.lib.format.read_array_header_1_0(self.file)[0]
         self.start, self.stride = self.file.tell(), math.prod(self.shape[1:])
+
+    def require(self, *shape: int) -> None:
+        """ValueError if it is of another shape, or does not have all its bytes."""
+        size = os.fstat(self.file.fileno()).st_size
+        if self.shape != shape or size != self.start + math.prod(shape):
+            raise ValueError(f"{Path(self.file.name).name} has {size} bytes and the shape {self.shape}, expected {shape}")
 
     def __getitem__(self, rows: Ints) -> Array:
         """A copy of these rows, (n, S, S, 3). Raises EOFError for one beyond the end of the file."""
@@ -72,25 +82,27 @@ class Images:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The readable photos of one split."""
+    """The readable photos of one split. Its files stay open: whatever becomes of the cache, they can be read, by forked processes too."""
 
-    file: Path  # pixels.npy, for other processes to open
-    rows: Ints  # (n,) rows of the file that hold a photo
+    folder: Path  # the cache's
+    images: Images | Array  # index it with `rows`
+    rows: Ints  # (n,) rows of `images` that hold a photo
     labels: Ints  # (n,)
+    hashes: Array  # (n, HASH_SIZE) uint8, of the photos' contents
     skipped: dict[Path, str]  # {photo: why it was not read}
+    all_signatures: Images | Array  # index it with `rows`
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def images(self) -> Images:
-        """The file, opened anew; index it with `rows`."""
-        return Images(self.file)
-
-    @property
     def signatures(self) -> Array:
         """(n, 256), as `rows`: similar.py."""
-        return Images(self.file.with_name(SIGNATURES))[self.rows]
+        return self.all_signatures[self.rows]
+
+    def where(self, mask: Bools) -> "Pixels":
+        """Those where the mask, (n,), is true."""
+        return replace(self, rows=self.rows[mask], labels=self.labels[mask], hashes=self.hashes[mask])
 
     @classmethod
     def open(
@@ -109,59 +121,71 @@ class Pixels:
         `on_photos` is told how many more are done; `meanwhile` is called once while the processes decode, if they do.
         Raises BadInput for a class without one readable photo, where it is the whole split.
         """
-        return cls.within(cached(split, size, cache_dir, processes, on_photos, meanwhile, limits, part), split, part)
+        folder = place(split, size, cache_dir, limits)
+        passing = ensure(folder, split, size, processes, on_photos, meanwhile, limits, part)
+        return cls.within(folder, split, part, passing)
 
     @classmethod
     def at_hand(cls, split: Split, size: int, cache_dir: Path, limits: Limits) -> "Pixels | None":
         """The split's pixels if the cache has them; nothing is decoded."""
         folder = place(split, size, cache_dir, limits)
-        return cls.within(folder, split) if done(folder, len(split)).all() else None
+        return cls.within(folder, split) if is_complete(folder, split, size, WHOLE) else None
 
     @classmethod
-    def within(cls, folder: Path, split: Split, part: slice = WHOLE) -> "Pixels":
-        """Those in a cache folder. Raises as `open`."""
+    def within(cls, folder: Path, split: Split, part: slice = WHOLE, passing: dict[int, str] | None = None) -> "Pixels":
+        """Those in a cache folder, without those that could not be read this time. Raises as `open`."""
         wanted = np.arange(len(split))[part]
-        skipped = {int(row): why for row, why in json.loads((folder / SKIPPED).read_text()).items()}
-        skipped = {row: why for row, why in skipped.items() if row in range(len(split))[part]}
+        skipped = reasons(folder) | split.contents.unread | (passing or {})
+        skipped = {row: skipped[row] for row in wanted.tolist() if row in skipped}
         rows = np.setdiff1d(wanted, list(skipped))
         labels = split.labels[rows]
         if part == WHOLE and len(emptied := np.setdiff1d(split.labels, labels)):
             row = next(i for i in skipped if split.labels[i] in emptied)
             photo = split.paths[row]
             raise BadInput(f"{photo.parent}: no readable photo in this class ({photo.name}: {skipped[row]})")
-        return cls(folder / PIXELS, rows, labels, {split.paths[i]: why for i, why in skipped.items()})
+        named = {split.paths[i]: why for i, why in skipped.items()}
+        return cls(folder, Images(folder / PIXELS), rows, labels, split.contents.hashes[rows], named, Images(folder / SIGNATURES))
 
 
-def cached(
+def place(split: Split, size: int, cache_dir: Path, limits: Limits) -> Path:
+    """Where the cache of these contents is, or else belongs."""
+    recipe = hashlib.sha256(f"{CACHE_VERSION} {size} {limits}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(split.contents.hashes.tobytes()).hexdigest()[:24]
+    slot = hashlib.sha256(os.fsencode(split.root.resolve())).hexdigest()[:12]
+    folder = cache_dir / "pixels" / f"{split.name}-{size}-{slot}" / f"{recipe}-{key}"
+    return folder if folder.exists() else next((cache_dir / "pixels").glob(f"*/{folder.name}"), folder)  # of a data folder that has moved
+
+
+def ensure(
+    folder: Path,
     split: Split,
     size: int,
-    cache_dir: Path,
     processes: int,
     on_photos: Callable[[int], object],
     meanwhile: Callable[[], object],
     limits: Limits,
     part: slice,
-) -> Path:
-    """The cache folder of this split at this size, in which this part is; one process at a time decodes into it."""
-    folder = place(split, size, cache_dir, limits)
+) -> dict[int, str]:
+    """Have this part in the cache folder; one process at a time decodes into it. {row: why} of photos that the system did not let us read."""
     parent = folder.parent
-    if done(folder, len(split))[part].all():
-        return folder
+    if is_complete(folder, split, size, part):
+        return {}
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / "lock").open("w") as lock:
         while not locked(lock):
             on_photos(0)
-        if not done(folder, len(split))[part].all():
-            others = [entry for entry in parent.iterdir() if entry.is_dir() and entry != folder]
-            try:
-                with naming(folder):
-                    fill(folder, split, size, processes, on_photos, meanwhile, limits, part)
-            except OSError:
-                shutil.rmtree(folder, ignore_errors=True)  # half a cache would keep a full disk full
-                raise
-            for other in others:  # of photos as they were
-                shutil.rmtree(other, ignore_errors=True)
-    return folder
+        if is_complete(folder, split, size, part):
+            return {}
+        others = [entry for entry in parent.iterdir() if entry.is_dir() and entry != folder]
+        try:
+            with naming(folder):
+                passing = fill(folder, split, size, processes, on_photos, meanwhile, limits, part)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)  # half a cache would keep a full disk full
+            raise
+        for other in others:  # of photos as they were
+            shutil.rmtree(other, ignore_errors=True)
+    return passing
 
 
 def locked(file: IO[str], wait: float = 0.2) -> bool:
@@ -174,15 +198,38 @@ def locked(file: IO[str], wait: float = 0.2) -> bool:
     return True
 
 
-def done(folder: Path, count: int) -> Bools:
-    """Which rows a cache has: (count,)."""
-    if not (folder / SKIPPED).exists():
-        return np.zeros(count, bool)
+def done(folder: Path, count: int, size: int) -> Bools:
+    """Which rows a cache has, (count,). Raises one of DAMAGE where it is none."""
+    for name, row in {PIXELS: (size, size, 3), SIGNATURES: (similar.LENGTH,), HASHES: (HASH_SIZE,)}.items():
+        Images(folder / name).require(count, *row)
+    reasons(folder)
     try:
         rows: Bools = np.load(folder / DONE)
     except FileNotFoundError:
-        rows = np.ones(count, bool)
+        return np.ones(count, bool)
+    if rows.shape != (count,) or rows.dtype != bool:
+        raise ValueError(f"{DONE} is of another shape")
     return rows
+
+
+def is_complete(folder: Path, split: Split, size: int, part: slice) -> bool:
+    """Whether a cache has all of a part that can be read."""
+    try:
+        return not missing(split, done(folder, len(split), size), part).any()
+    except DAMAGE:
+        return False
+
+
+def missing(split: Split, ready: Bools, part: slice) -> Bools:
+    """Which rows of a part can be read and are not ready, (N,)."""
+    wanted = np.zeros(len(split), bool)
+    wanted[part] = split.contents.hashes[part].any(axis=1)
+    return wanted & ~ready
+
+
+def reasons(folder: Path) -> dict[int, str]:
+    """{row: why it is skipped}. Raises one of DAMAGE."""
+    return {int(row): str(why) for row, why in json.loads((folder / SKIPPED).read_text()).items()}
 
 
 def leaked(train: Pixels, held_out: Pixels) -> int:
@@ -190,33 +237,41 @@ def leaked(train: Pixels, held_out: Pixels) -> int:
 
     Another process looks: the memory that takes is then free again.
     """
-    known = held_out.file.with_name(f"leaked-{train.file.parent.name}.json")
-    if not known.exists():
+    key = hashlib.sha256(train.hashes.tobytes() + held_out.hashes.tobytes()).hexdigest()[:16]
+    known = held_out.folder / f"leaked-{key}.json"
+    try:
+        return int(known.read_text())
+    except (OSError, ValueError):
         with Workers(1, lambda rank: {"look": lambda item: similar.leaked(train.signatures, held_out.signatures)}) as workers:
             [(_, count)] = workers.run("look", [0])
-        write_atomically(known, str(count).encode())
-    return int(known.read_text())
+        if held_out.folder.exists():
+            write_atomically(known, str(count).encode())
+        return int(count)
 
 
-def place(split: Split, size: int, cache_dir: Path, limits: Limits) -> Path:
-    """Where the cache of the split as it is now belongs."""
-    key = hashlib.sha256(f"{CACHE_VERSION} {size} {len(split)} {limits} ".encode() + split.paths.encoded)
-    key.update(np.fromiter(map(fingerprint, split.paths.texts()), "Q, Q, Q", len(split)).tobytes())
-    common = os.path.commonpath({path.rpartition("/")[0] for path in split.paths.texts()})  # of folders, because of 200,000 photos it takes a second
-    slot = hashlib.sha256(os.fsencode(common)).hexdigest()[:12]
-    return cache_dir / "pixels" / f"{split.name}-{size}-{slot}" / key.hexdigest()[:32]
+class Earlier:
+    """A cache of the photos as they were."""
+
+    def __init__(self, folder: Path, size: int, hashes: Array) -> None:
+        """Raises one of DAMAGE where it is none, or of another size."""
+        self.hashes = np.load(folder / HASHES)
+        ready = done(folder, len(self.hashes), size) & self.hashes.any(axis=1)
+        self.images, self.signatures, self.skipped = Images(folder / PIXELS), Images(folder / SIGNATURES), reasons(folder)
+        keys, wanted = as_keys(self.hashes[ready]), as_keys(hashes)
+        order = np.argsort(keys)
+        self.rows = np.full(len(hashes), -1)  # (N,) where each photo is, or -1
+        if len(keys):
+            at = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
+            self.rows[keys[at] == wanted] = np.flatnonzero(ready)[at[keys[at] == wanted]]
 
 
-def fingerprint(path: str) -> tuple[int, int, int]:
-    """What changes with a photo: its size, its time and who may read it; all 0 for one that is not there."""
-    try:
-        status = os.lstat(path)
-        if stat.S_ISLNK(status.st_mode):  # changes with its target, and when it gets another
-            target = Path(path).stat()
-            return target.st_size, (target.st_mtime_ns + status.st_mtime_ns) % 2**64, target.st_mode
-    except OSError:
-        return 0, 0, 0
-    return status.st_size, status.st_mtime_ns % 2**64, status.st_mode  # a file can be older than 1970, and from beyond 2262
+def earlier(folder: Path, size: int, hashes: Array) -> Iterator[Earlier]:
+    """The caches beside this one that were made by the same recipe."""
+    recipe = folder.name.partition("-")[0]
+    for other in folder.parent.glob(f"{recipe}-*"):
+        if other != folder:
+            with suppress(*DAMAGE):
+                yield Earlier(other, size, hashes)
 
 
 def fill(
@@ -228,28 +283,40 @@ def fill(
     meanwhile: Callable[[], object],
     limits: Limits,
     part: slice,
-) -> None:
-    """Decode those photos of a part into `folder` that are not there yet."""
-    ready = done(folder, len(split))
-    if not (folder / SKIPPED).exists():
-        begin(folder, len(split), size)
-    skipped = {int(row): why for row, why in json.loads((folder / SKIPPED).read_text()).items() if ready[int(row)]}
-    wanted = np.arange(len(split))[part]
-    on_photos(int(ready[wanted].sum()))
-    missing = wanted[~ready[wanted]]
+) -> dict[int, str]:
+    """Decode those photos of a part into `folder` that are not there yet. {row: why} of those that the system did not let us read."""
+    hashes = split.contents.hashes
+    try:
+        ready = done(folder, len(split), size)
+    except DAMAGE as error:
+        if folder.exists():
+            print(f"Warning: the cache {folder} is damaged ({error}); its photos are decoded again", file=sys.stderr)
+            shutil.rmtree(folder)
+        begin(folder, hashes, size)
+        ready = done(folder, len(split), size)
+    skipped, passing = {row: why for row, why in reasons(folder).items() if ready[row]}, dict[int, str]()
+    rows_missing = np.flatnonzero(missing(split, ready, part))
+    on_photos(len(range(len(split))[part]) - len(rows_missing))
     images, signatures = Images(folder / PIXELS, "r+b"), Images(folder / SIGNATURES, "r+b")
+    known = list(earlier(folder, size, hashes))
     guard = Guard(split.paths, size, limits, processes, within=[split.root])
-    chunk = min(LARGEST_CHUNK, -(-len(missing) // (QUEUED * processes)))
+    chunk = max(1, min(LARGEST_CHUNK, -(-len(rows_missing) // (QUEUED * processes))))
 
     def decode_chunk(start: int) -> dict[int, str]:
+        """In a worker: the photos that are not decoded, and why."""
         skipped = {}
-        for row in missing[start : start + chunk].tolist():
-            image = guard.decode(row)
+        for row in rows_missing[start : start + chunk].tolist():
+            old = next((old for old in known if old.rows[row] >= 0), None)
+            if old is not None:
+                at = old.rows[[row]]
+                image = old.skipped.get(int(at[0])) or old.images[at][0]
+            else:
+                image = guard.call(row, partial(decoding.decode_known, known=hashes[row].tobytes()))
             if isinstance(image, str):
                 skipped[row] = image
             else:
                 images[row] = image
-                signatures[row] = similar.signature(image)
+                signatures[row] = similar.signature(image) if old is None else old.signatures[at][0]
         return skipped
 
     def note() -> None:
@@ -262,22 +329,29 @@ def fill(
 
     noted = time.monotonic()
     with guard.workers({"decode": decode_chunk}) as workers:
-        for start, more in workers.run("decode", range(0, len(missing), chunk), meanwhile=meanwhile):
-            rows = missing[start : start + chunk]
-            skipped |= more
+        for start, more in workers.run("decode", range(0, len(rows_missing), chunk), meanwhile=meanwhile):
+            rows = rows_missing[start : start + chunk]
             ready[rows] = True
+            for row, why in more.items():
+                if isinstance(why, Passing):
+                    ready[row], passing[row] = False, why
+                else:
+                    skipped[row] = why
             on_photos(len(rows))
             if time.monotonic() - noted > NOTED_EVERY:
                 note()
                 noted = time.monotonic()
     note()
-    if ready.all():
+    if (ready | ~hashes.any(axis=1)).all():
         (folder / DONE).unlink()
+    return passing
 
 
-def begin(folder: Path, count: int, size: int) -> None:
+def begin(folder: Path, hashes: Array, size: int) -> None:
     """A cache with no row yet. What is written last makes it one."""
     folder.mkdir(exist_ok=True)
+    count = len(hashes)
+    np.save(folder / HASHES, hashes)
     np.lib.format.open_memmap(folder / PIXELS, "w+", np.uint8, (count, size, size, 3))  # header and holes
     np.lib.format.open_memmap(folder / SIGNATURES, "w+", np.uint8, (count, similar.LENGTH))
     np.save(folder / DONE, np.zeros(count, bool))

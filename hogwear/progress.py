@@ -4,13 +4,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from hogwear import machine, pixels
+from hogwear import contents, machine, pixels
 from hogwear.dataset import Split
 from hogwear.decoding import Limits
+from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone
-from hogwear.pixels import Pixels
+from hogwear.pixels import Ints, Pixels
 from hogwear.text import escaped
 
 SKIPPED_SHOWN = 10
@@ -33,6 +35,20 @@ def decoded(
     if (more := len(opened.skipped) - SKIPPED_SHOWN) > 0:
         print(f"Warning: skipped {more} more photos of {split.name}", file=sys.stderr)
     return opened
+
+
+def unseen(pixels: Pixels, trained_on: Ints, name: str) -> Pixels:
+    """Those photos of a split that no weights were trained on, by contents.short, (k,); the others are counted. BadInput if there are none.
+
+    A photo may be in train, too, or may have been there before somebody moved it.
+    """
+    is_new = ~np.isin(contents.short(pixels.hashes), trained_on)
+    if seen := len(pixels) - int(is_new.sum()):
+        told = f"{seen} of the {len(pixels)} photos of {name}"
+        if not is_new.any():
+            raise BadInput(f"{told} have been trained on, so no figure can be measured: put others there, or train with --fresh once they are not in train")
+        print(f"Warning: {told} have been trained on, and are left out", file=sys.stderr)
+    return pixels.where(is_new)
 
 
 def warn_of_leakage(train: Pixels, held_out: Pixels, name: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hogwear import checkpoint, cluster, hogwild, metrics, predict
+from hogwear import checkpoint, cluster, contents, division, hogwild, metrics, predict
 from hogwear.budget import Budget
 from hogwear.choices import UNBALANCED, Choices
 from hogwear.closed_form import Moments
@@ -22,7 +22,7 @@ from hogwear.files import write_atomically
 from hogwear.hogwild import Course
 from hogwear.link import ALONE, Alone
 from hogwear.machine import Stop
-from hogwear.pixels import Pixels
+from hogwear.pixels import Array, Pixels
 from hogwear.progress import TrainingBar
 from hogwear.text import as_csv
 from hogwear.workers import Workers
@@ -80,10 +80,13 @@ class Run:
         self.setbacks = 0  # times that training diverged; each halves the learning rate
         self.epochs_done: float | None = None  # where images do not tell, because another number of machines had a part each
         self.others = ALONE  # machines that train beside this one
+        self.split = division.NOTHING.identity()  # of model/split.json
+        self.trained_on = torch.empty(0, dtype=torch.int64)  # contents.short of all photos, in this run and those before
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: in the middle of its run, or with a run more if that was finished."""
         self.history, self.best = state["history"], state["best"]
+        self.split, self.trained_on = state["split"], state["trained_on"]
         if state["finished"]:
             self.net.load_state_dict(self.best["weights"])
             self.first_epoch = len(self.history)
@@ -95,6 +98,11 @@ class Run:
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
             self.length, self.setbacks = state["length"], state["setbacks"]
 
+    def take(self, split: division.Identity, hashes: Array) -> None:
+        """Keep in mind by which split, and on photos of which contents, (n, HASH_SIZE), it trains from now on."""
+        self.split = split
+        self.trained_on = torch.from_numpy(np.union1d(self.trained_on.numpy(), contents.short(hashes[hashes.any(axis=1)])))
+
     def state(self) -> dict[str, Any]:
         """What the checkpoint holds."""
         return {
@@ -103,6 +111,8 @@ class Run:
             "image_size": self.choices.image_size,
             "preprocessing": "RGB uint8, letterboxed on white to image_size; the network normalises",
             "choices": asdict(self.choices),
+            "split": self.split,
+            "trained_on": self.trained_on,
             "images_seen": self.images_seen * self.machines,
             "machines": self.machines,
             "job": cluster.job(),
@@ -121,7 +131,7 @@ class Run:
     def course(self, train: Pixels, workers: int) -> Course:
         steady = min(1.0, STEADY_WORKERS / workers, self.choices.batch_size / Choices.batch_size)
         return Course(
-            images=train.file,
+            images=train.images,
             crop=self.net.crop(self.choices.image_size),
             rows=train.rows,
             labels=train.labels,

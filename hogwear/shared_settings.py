@@ -6,6 +6,7 @@ from pathlib import Path
 from hogwear import dataset
 from hogwear.dataset import Photos
 from hogwear.decoding import LIMITS, Limits
+from hogwear.division import Divider, Known
 from hogwear.errors import BadInput
 from hogwear.settings import flag
 from hogwear.tables import Columns
@@ -16,7 +17,7 @@ class SharedSettings:
     """The first flags of every script."""
 
     data_dir: Path = flag("photos: {train,val,test}/CLASS/* or CLASS/*, or a table of them; empty: a built-in sample", Path("data"), kind=Path)
-    model_dir: Path = flag("where checkpoint.pt and the results are", Path("model"), kind=Path)
+    model_dir: Path = flag("where checkpoint.pt, split.json and the results are", Path("model"), kind=Path)
     cache_dir: Path = flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
     image_column: str | None = flag("of a table (*.csv) in the data folder: the photos' paths or names", None, default_help="guessed")
     label_column: str | None = flag("of a table: the classes", None, default_help="guessed; five classes for Kaggle's styles.csv")
@@ -28,10 +29,15 @@ class SharedSettings:
     def limits(self) -> Limits:
         return Limits(self.max_megapixels, self.max_megabytes)
 
-    def photos(self) -> Photos:
-        """Raises as dataset.find."""
+    def divider(self, places_new: bool) -> Divider:
+        """What divides photos as the model folder's split.json says. Raises as Known.read."""
+        return Divider(Known.read(self.model_dir), self.limits, places_new)
+
+    def photos(self, divide: Divider | None = None) -> Photos:
+        """Divided as train has divided them, without those that it has not seen yet, or by `divide`. Raises as dataset.find."""
         columns = Columns(self.image_column, self.label_column, self.min_count)
-        return dataset.find(self.data_dir, self.cache_dir, columns, self.limits, own=(self.model_dir, self.cache_dir))
+        divide, own = divide or self.divider(places_new=False), (self.model_dir, self.cache_dir)
+        return dataset.find(self.data_dir, self.cache_dir, columns, self.limits, divide, own)
 
     def photos_of(self, class_names: tuple[str, ...]) -> Photos:
         """The same. BadInput if they are not of the classes that the checkpoint was trained on."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from containers import PROJECT, copy_checkout, engine_answers, give, run
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import model
 from hogwear import checkpoint, sample, settings
+from hogwear.pixels import Array, Ints, Pixels
 from hogwear.workers import FORK
 
 torch.set_num_threads(1)  # as the scripts do: a process with threads must not fork
@@ -254,6 +256,12 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Answer(code, *capfd.readouterr())
 
     return call
+
+
+def pixels_of(images: Array, labels: Ints) -> Pixels:
+    """As if they had come out of a cache."""
+    count = len(images)
+    return Pixels(Path(), images, np.arange(count), labels, np.zeros((count, 16), np.uint8), {}, np.zeros((count, 256), np.uint8))
 
 
 def without_test(data: Path, folder: Path) -> Path:

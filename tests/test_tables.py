@@ -20,6 +20,7 @@ from hogwear import dataset, pictures, tables
 from hogwear import settings as flags
 from hogwear.choices import Choices
 from hogwear.dataset import Photos
+from hogwear.division import Divider
 from hogwear.errors import BadInput
 from hogwear.pictures import Prediction
 from hogwear.pixels import Pixels
@@ -218,8 +219,8 @@ def test_a_name_without_an_ending_finds_one_in_capitals(folder: Path, cache: Pat
 
 def test_a_path_that_is_there_as_it_is_written_is_taken(folder: Path, cache: Path) -> None:
     names = [*(f"{i}.JPG" for i in range(4)), r"images\0.jpg", r"a\b.jpg", "c.jpg", "C.jpg"]
-    for name in names:
-        shutil.copy(folder / "images" / "0.jpg", folder / name)
+    for i, name in enumerate(names):
+        shutil.copy(folder / "images" / f"{i}.jpg", folder / name)
     write(folder, "image,label", *of_two(names))
     assert set(labels_of(dataset.find(folder, cache, FEW))) == set(names)
 
@@ -324,11 +325,12 @@ def test_class_folders_beside_a_table_stay_what_they_were(folder: Path, cache: P
 
 def test_new_rows_never_move_old_ones(folder: Path, cache: Path) -> None:
     rows = of_two([str(i) for i in range(12)])
-    before = listed(dataset.find(write(folder, "id,label", *rows), cache, FEW))
+    divide = Divider()
+    before = listed(dataset.find(write(folder, "id,label", *rows), cache, FEW, divide=divide))
     assert Counter(before.values()) == {(split, name): n for split, n in (("train", 4), ("val", 1), ("test", 1)) for name in ("boots", "hats")}
-    assert listed(dataset.find(write(folder, "id,label", *reversed(rows)), cache, FEW)) == before
+    assert listed(dataset.find(write(folder, "id,label", *reversed(rows)), cache, FEW, divide=divide)) == before
     new = [f"{i},boots" for i in range(12, 16)] + [f"{i},scarves" for i in range(16, 20)]
-    after = listed(dataset.find(write(folder, "id,label", *new, *rows), cache, FEW))
+    after = listed(dataset.find(write(folder, "id,label", *new, *rows), cache, FEW, divide=divide))
     assert before.items() < after.items() and len(after) == 20
     assert Counter(split for split, name in after.values() if name == "scarves") == {"train": 2, "val": 1, "test": 1}
 
@@ -356,7 +358,7 @@ def test_every_script_sees_the_same_photos(script: Any, folder: Path, cache: Pat
     expected = {f"images/{i + 8}.jpg": "xy"[i % 2] for i in range(8)}
     arguments = ["--data-dir", str(folder), "--cache-dir", str(cache), "--image-column", "b", "--label-column", "c", "--min-count", "4"]
     settings = flags.parse(script.Settings, arguments)
-    assert labels_of(settings.photos()) == expected
+    assert labels_of(settings.photos(Divider())) == expected
     for name, value in zip(arguments[::2], arguments[1::2], strict=True):
         monkeypatch.setenv("HOGWEAR_" + name[2:].replace("-", "_").upper(), value)
     assert flags.parse(script.Settings, []) == settings

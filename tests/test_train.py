@@ -30,6 +30,7 @@ from conftest import (
     Trained,
     at,
     flat,
+    pixels_of,
     refusal,
     same_run,
     saved,
@@ -42,7 +43,6 @@ import model
 import train
 from hogwear import sample, settings
 from hogwear.choices import Choices, choose
-from hogwear.pixels import Pixels
 from hogwear.run import LossWatch, Run, Tally
 
 
@@ -103,8 +103,8 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
         assert torch.equal(weight, state["best"]["weights"][name].to(weight.dtype)), name
 
 
-def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later(tmp_path: Path) -> None:
-    val = Pixels(tmp_path, np.arange(4), np.array([0, 1, 2, 3]), {})
+def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later() -> None:
+    val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
     run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES)
     run.momentum = torch.zeros(1, 3)
     best = []

@@ -29,7 +29,7 @@ from PIL import Image, ImageFile
 
 import infer
 import train
-from hogwear import budget, dataset, decoding, pixels
+from hogwear import budget, contents, dataset, decoding, pixels
 from hogwear.dataset import Split
 from hogwear.decoding import LIMITS, Array, Guard, Limits, decode
 from hogwear.errors import BadInput
@@ -402,7 +402,8 @@ def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
     monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     empty = folder / "empty.jpg"
     empty.touch()
-    split = Split("train", Paths([endless, empty, empty, folder / "train" / "a" / "0.jpg"]), np.zeros(4, np.int64), folder)
+    paths = Paths([endless, empty, empty, folder / "train" / "a" / "0.jpg"])
+    split = Split("train", paths, np.zeros(4, np.int64), folder, contents.of(paths, folder, folder.parent / "cache", LIMITS))
     net = model.build("tinyvgg", 2, budget.PROBED_SIZE)
     speed = Elsewhere(budget.probe, net, split, LIMITS, 2).answer()
     assert speed.decoding == 0.5 / 2, "of two workers, by what could be read"
