@@ -27,7 +27,7 @@ from hogwear.files import Paths, Record
 from hogwear.pictures import Prediction
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings
-from hogwear.text import as_csv, escaped
+from hogwear.text import as_csv, composed, escaped
 
 if TYPE_CHECKING:
     from model import Trained
@@ -174,7 +174,7 @@ def guarded(files: Paths, size: int, settings: Settings, processes: int) -> Guar
 
 def photo(file: Path, image: Array | str, trained: "Trained", folder: str) -> Photo:
     """What was decoded, or why nothing was; its true class is known where the name of its folder is one of the classes."""
-    true_class = folder if folder in trained.class_names else None
+    true_class = name if (name := composed(folder)) in trained.class_names else None
     return Photo(file, true_class, None, image) if isinstance(image, str) else Photo(file, true_class, image, None)
 
 

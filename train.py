@@ -32,7 +32,7 @@ from hogwear.link import ALONE, Alone, Cut, Link, Place
 from hogwear.photo_sets import PhotoSet, PhotoSets
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
-from hogwear.shared_settings import SharedSettings, require_same_kind
+from hogwear.shared_settings import SharedSettings
 from hogwear.text import escaped
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Settings(SharedSettings):
     image_size: int | None = flag("side of the photos in pixels", None, **RANGES["image_size"], default_help=str(Choices.image_size))
     epochs: int | None = flag("passes over the photos, by all workers together", None, **RANGES["epochs"], default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)")
     time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, **RANGES["time_budget"], default_help="as long as it takes")
-    workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, default_help="one per CPU")
+    workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, below=1025, default_help="one per CPU")
     batch_size: int | None = flag("photos a step", None, **RANGES["batch_size"], default_help=str(Choices.batch_size))
     lr: float | None = flag("peak learning rate", None, **RANGES["lr"], default_help="the network's own")
     momentum: float | None = flag("of SGD", None, **RANGES["momentum"], default_help=str(Choices.momentum))
@@ -229,9 +229,9 @@ def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
     torch.set_num_threads(1)  # for the workers too, which are forked from here
     saved = model.last_checkpoint(settings.model_dir)
     is_sample = saved.state["photos"]["is_sample"]
-    if is_sample and not dataset.is_empty(settings.data_dir):
+    if is_sample and not dataset.is_empty(settings.data_dir, settings.own):
         return None, f"{saved.file} was trained on the built-in sample, and now there are photos in {settings.data_dir}"
-    require_same_kind(is_sample, settings.data_dir)
+    settings.require_same_kind(is_sample)
     return saved, ""
 
 

@@ -214,7 +214,11 @@ class Run:
                 self.finished = step >= course.steps
                 if closing:
                     self.close_epoch(predict.gather(pool, len(val), self.others.beat), val, course.lr_at(step - 1))
-                    bar.write(self.epoch_line())
+                    try:
+                        bar.write(self.epoch_line())
+                    except OSError:  # of standard output: its reader is gone, its disk full
+                        self.save(model_dir)
+                        raise
                 if self.finished or saves.due():
                     with saves:
                         self.save(model_dir)
