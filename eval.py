@@ -50,7 +50,7 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
     Known.read(settings.model_dir).require(trained.split)
-    photos = settings.photos_of(trained.class_names)
+    photos = settings.photos_of(trained.class_names, trained.is_sample)
     if photos.is_sample:
         print("Photos: the built-in sample (data/ is empty)")
     split = photos.evaluated

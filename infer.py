@@ -19,6 +19,7 @@ import numpy as np
 
 from hogwear import machine, metrics, pictures, settings
 from hogwear.contents import short
+from hogwear.dataset import Photos
 from hogwear.decoding import Array, Guard
 from hogwear.division import Known
 from hogwear.errors import BadInput
@@ -26,7 +27,7 @@ from hogwear.files import Paths, Record
 from hogwear.pictures import Prediction
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings
-from hogwear.text import as_csv, escaped
+from hogwear.text import as_csv, composed, escaped
 
 if TYPE_CHECKING:
     from model import Trained
@@ -65,7 +66,7 @@ def main(settings: Settings) -> None:
     require_free(record)
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
-    photos = given(settings, trained, record) if settings.images else drawn(settings, trained, record)
+    photos = given(settings, trained, record) if settings.images else drawn(settings, trained)
     if not any(photo.image is not None for photo in photos):
         raise BadInput("; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3]) + ": no photo could be read")
     predictions = answer(trained, photos)
@@ -81,28 +82,41 @@ def require_free(record: Record) -> None:
             raise BadInput(f"{file}: infer did not write this, or it was changed since; move it away, or choose another --responses-dir")
 
 
-def require_apart(flag: str, paths: Iterable[Path], record: Record) -> None:
-    """BadInput for a photo or a folder that lies where pictures are written, or that those would lie in. Links are followed."""
+def require_apart(paths: Iterable[Path], record: Record) -> None:
+    """BadInput for a photo or a folder of --images that lies where results are written, or that those would lie in. Links are followed."""
     results = (record.folder / RESULTS).resolve()
     for path in paths:
         real = path.resolve()
         if real.is_relative_to(results) or results.is_relative_to(real) or (real.parent == results.parent and record.made(record.folder / real.name)):
-            raise BadInput(f"{flag}: {path} overlaps what infer writes to {record.folder}; choose another --responses-dir")
+            raise BadInput(f"--images: {path} overlaps what infer writes to {record.folder}; choose another --responses-dir")
+
+
+def require_no_photos(photos: Photos, folder: Path) -> None:
+    """BadInput where photos of the data folder lie in that for results, which may itself lie in the data folder."""
+    real = folder.resolve()
+    written = real if real.is_relative_to(photos.folder.resolve()) else (folder / RESULTS).resolve()
+    splits = (split for split in (photos.train, photos.val, photos.test) if split is not None)
+    for parent in {path.rpartition("/")[0] for split in splits for path in split.paths.texts()}:
+        if Path(parent).resolve().is_relative_to(written):
+            raise BadInput(f"--data-dir: there are photos in {parent}, where infer writes its results; choose another --responses-dir")
 
 
 def given(settings: Settings, trained: "Trained", record: Record) -> list[Photo]:
-    """The photos of --images, folders opened and patterns filled in, each once. BadInput for a path that is not there or that `require_apart` refuses, or if there is none."""
+    """The photos of --images, folders opened and patterns filled in, each once.
+
+    BadInput for a path that is not there or not apart from the results, and if there are no files.
+    """
     files: dict[Path, None] = {}
     for pattern in settings.images:
         matching = [pattern] if pattern.exists() else sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matching:
             raise BadInput(f"--images: {pattern} does not exist; give photos, folders of photos, or patterns such as 'photos/*.jpg'")
-        require_apart("--images", matching, record)
+        require_apart(matching, record)
         for path in matching:
             files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
     if not files:
         raise BadInput(f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos")
-    require_apart("--images", files, record)
+    require_apart(files, record)
     guard = guarded(Paths(files), trained.image_size, settings, min(machine.cpus(), len(files)))
     with guard.workers({"decode": guard.decode}) as workers:
         images = dict(workers.run("decode", range(len(files))))
@@ -125,11 +139,11 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def drawn(settings: Settings, trained: "Trained", record: Record) -> list[Photo]:
+def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
     """--num-images readable photos of the test split at random, none of which was trained on."""
-    require_apart("--data-dir", [settings.data_dir], record)
     Known.read(settings.model_dir).require(trained.split)
-    photos = settings.photos()
+    photos = settings.photos_of(trained.class_names, trained.is_sample)
+    require_no_photos(photos, settings.responses_dir)
     split = photos.evaluated
     seen = np.isin(short(split.contents.hashes), trained.trained_on.numpy())
     if seen.all():
@@ -160,7 +174,7 @@ def guarded(files: Paths, size: int, settings: Settings, processes: int) -> Guar
 
 def photo(file: Path, image: Array | str, trained: "Trained", folder: str) -> Photo:
     """What was decoded, or why nothing was; its true class is known where the name of its folder is one of the classes."""
-    true_class = folder if folder in trained.class_names else None
+    true_class = name if (name := composed(folder)) in trained.class_names else None
     return Photo(file, true_class, None, image) if isinstance(image, str) else Photo(file, true_class, image, None)
 
 

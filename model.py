@@ -10,7 +10,7 @@ float32 logits, and normalises the pixels itself, so that no script can do it di
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hogwear import arithmetic, checkpoint
+from hogwear import arithmetic, checkpoint, schema
+from hogwear.checkpoint import Checkpoint
 from hogwear.errors import BadInput
 from hogwear.layers import Conv, Pointwise, can_fuse, fused
 
@@ -230,7 +231,18 @@ def pretrained_weights() -> dict[str, Tensor]:
     return weights
 
 
-NOTHING = torch.empty(0, dtype=torch.int64)
+def last_checkpoint(model_dir: Path) -> Checkpoint:
+    """The one to go on from or to predict with, all of it checked. Raises as checkpoint.load, and BadInput for odd content."""
+    return checked(checkpoint.load(model_dir))
+
+
+def checked(saved: Checkpoint) -> Checkpoint:
+    """The same, once its content is known to be what a run of this version writes. BadInput if it is not."""
+    try:
+        schema.require_valid(saved.state, build)
+    except schema.Odd as odd:
+        raise BadInput(f"{saved.file}: not what train writes ({odd}); move it away, or train with --fresh") from None
+    return saved
 
 
 @dataclass(frozen=True)
@@ -242,33 +254,37 @@ class Trained:
     class_names: tuple[str, ...]
     image_size: int
     dtype: torch.dtype
+    is_sample: bool  # whether it was trained on the built-in sample
     epoch: int  # that the weights come from; 0: interrupted before the first validation
+    val_acc: float | None  # of these weights, on the validation photos of the last run; None where epoch is 0
+    temperature: float  # divides the logits, so that probabilities are as often right as they say; fitted on val
+    sure_from: float  # an answer less probable than this is unsure: on val, 99 % from there on were right
+    history: tuple[dict[str, float], ...]  # an epoch each, as in metrics.csv
+    choices: dict[str, Any]  # the settings of the last run
     sha256: str  # of the checkpoint file
-    temperature: float = 1.0  # divides the logits, so that probabilities are as often right as they say; fitted on val
-    sure_from: float = 0.0  # an answer less probable than this is unsure: on val, 99 % from there on were right
-    history: tuple[dict[str, float], ...] = ()  # an epoch each, as in metrics.csv
-    choices: dict[str, Any] = field(default_factory=dict)  # the settings of the last run
-    split: dict[str, Any] = field(default_factory=dict)  # division.Identity, of model/split.json
-    trained_on: Tensor = NOTHING  # (k,) int64, contents.short of all photos that the weights were ever trained on
+    split: dict[str, Any]  # division.Identity, of model/split.json
+    trained_on: Tensor  # (k,) int64, contents.short of all photos that the weights were ever trained on
 
 
 def load(model_dir: Path, dtype: torch.dtype) -> Trained:
-    """The best weights of the checkpoint in model_dir, to predict with in `dtype`. Raises as checkpoint.load."""
-    loaded = checkpoint.load(model_dir)
-    state = loaded.state
-    class_names, best = tuple(state["class_names"]), state["best"]
-    image_size = best["image_size"] if best else state["image_size"]
-    net = build(state["arch"], len(class_names), image_size, dtype)
-    net.load_state_dict(best["weights"] if best else state["weights"])
+    """The best weights of the checkpoint in model_dir, to predict with in `dtype`. Raises as last_checkpoint."""
+    saved = last_checkpoint(model_dir)
+    state, choices = saved.state, saved.state["choices"]
+    not_validated = {"epoch": 0, "val_acc": None, "temperature": 1.0, "sure_from": 0.0, "image_size": choices["image_size"], "weights": state["weights"]}
+    best = state["best"] or not_validated
+    net = build(choices["arch"], len(state["class_names"]), best["image_size"], dtype)
+    net.load_state_dict(best["weights"])
     net.requires_grad_(False)
     return Trained(
-        net, state["arch"], class_names, image_size, dtype,
-        epoch=best["epoch"] if best else 0,
-        sha256=loaded.sha256,
-        temperature=best.get("temperature", 1.0),
-        sure_from=best.get("sure_from", 0.0),
+        net, choices["arch"], tuple(state["class_names"]), best["image_size"], dtype,
+        is_sample=state["photos"]["is_sample"],
+        epoch=best["epoch"],
+        val_acc=best["val_acc"],
+        temperature=best["temperature"],
+        sure_from=best["sure_from"],
         history=tuple(state["history"]),
-        choices=state["choices"],
+        choices=choices,
+        sha256=saved.sha256,
         split=state["split"],
         trained_on=state["trained_on"],
     )  # fmt: skip

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from hogwear import cluster, dataset, machine, progress, settings
-from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, UNBALANCED, Choices, choose
+from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, RANGES, UNBALANCED, Choices, choose
 from hogwear.contents import short
 from hogwear.dataset import Photos
 from hogwear.decoding import Limits
 from hogwear.division import Divider, Known
 from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone, Cut, Link, Place
+from hogwear.photo_sets import PhotoSet, PhotoSets
 from hogwear.pixels import Pixels
 from hogwear.settings import flag
 from hogwear.shared_settings import SharedSettings
@@ -50,14 +51,14 @@ class Settings(SharedSettings):
     """
 
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
-    image_size: int | None = flag("side of the photos in pixels", None, kind=int, at_least=32, below=1025, default_help=str(Choices.image_size))
-    epochs: int | None = flag("passes over the photos, by all workers together", None, kind=int, at_least=1, default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)")
-    time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, kind=int, at_least=5, default_help="as long as it takes")
-    workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, default_help="one per CPU")
-    batch_size: int | None = flag("photos a step", None, kind=int, at_least=1, below=4097, default_help=str(Choices.batch_size))
-    lr: float | None = flag("peak learning rate", None, kind=float, at_least=1e-7, below=10, default_help="the network's own")
-    momentum: float | None = flag("of SGD", None, kind=float, at_least=0, below=1, default_help=str(Choices.momentum))
-    seed: int | None = flag("of the shuffles, changes to photos and first weights", None, kind=int, at_least=0, below=2**63, default_help=str(Choices.seed))
+    image_size: int | None = flag("side of the photos in pixels", None, **RANGES["image_size"], default_help=str(Choices.image_size))
+    epochs: int | None = flag("passes over the photos, by all workers together", None, **RANGES["epochs"], default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)")
+    time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, **RANGES["time_budget"], default_help="as long as it takes")
+    workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, below=1025, default_help="one per CPU")
+    batch_size: int | None = flag("photos a step", None, **RANGES["batch_size"], default_help=str(Choices.batch_size))
+    lr: float | None = flag("peak learning rate", None, **RANGES["lr"], default_help="the network's own")
+    momentum: float | None = flag("of SGD", None, **RANGES["momentum"], default_help=str(Choices.momentum))
+    seed: int | None = flag("of the shuffles, changes to photos and first weights", None, **RANGES["seed"], default_help=str(Choices.seed))
     sync_every: int = flag("images of all machines between two averages, under torchrun", 1024, kind=int, at_least=1)
     fresh: bool = flag("start over instead of going on", False, kind=bool, default_help="off")
 
@@ -77,6 +78,8 @@ class Prepared:
     train: Pixels
     val: Pixels
     saved: "Checkpoint | None"
+    photo_sets: PhotoSets
+    val_of_best: Pixels | None  # to measure the saved best weights on again: other photos than they were measured on
 
 
 def main(settings: Settings) -> None:
@@ -89,14 +92,14 @@ def main(settings: Settings) -> None:
     lock = claim(settings.model_dir) if here is None or here.rank == 0 else None
     with Link(here, "prepare") if here else ALONE as others:
         prepared = prepare(settings, others, started)
+        run = open_run(prepared, settings.cache_dir, others) if prepared else None
         others.wait()
-    if prepared is None:
+    if prepared is None or run is None:
         return
     if lock:
         set_aside(settings.model_dir, prepared.saved)
     with nullcontext() if lock else suppress(OSError):  # other machines than rank 0 may be without a model folder
         prepared.known.write(settings.model_dir)
-    run = open_run(prepared.choices, prepared.photos.class_names, prepared.saved, settings.cache_dir, machines)
     run.take(prepared.known.identity(), prepared.photos.train.contents.hashes)
     connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
     with machine.Stop() as stop:
@@ -119,15 +122,16 @@ def main(settings: Settings) -> None:
 
 def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
-    photos, divide = divided(settings, others)
     limits = settings.limits
-    saved = saved_run(settings)
+    saved, why_none = saved_run(settings)
+    photos, divide = divided(settings, others)
     if isinstance(others, Link):
-        saved = cluster.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
+        saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
+    print(going_on(saved) if saved else f"Starting a new run: {why_none}.")
     if state:
         divide.found.require(state["split"])
-    if state and state["finished"] and cluster.job() and state.get("job") == cluster.job():
+    if state and state["finished"] and cluster.job() and state["job"] == cluster.job():
         print(f"Job {cluster.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
         return None
@@ -141,15 +145,24 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
         choices = replace(choices, image_size=budget.image_size, epochs=math.ceil(budget.images / len(photos.train)))
     print_plan(choices, workers, photos)
 
-    def decoded(split: dataset.Split) -> Pixels:
-        return progress.decoded(split, choices.image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"), others)
+    def decoded(split: dataset.Split, image_size: int) -> Pixels:
+        return progress.decoded(split, image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"), others)
 
-    train, val = decoded(photos.train), decoded(photos.val)
     seen = short(photos.train.contents.hashes)
-    val = progress.unseen(val, np.union1d(seen, state["trained_on"].numpy()) if state else seen, "val")
+    seen = np.union1d(seen, state["trained_on"].numpy()) if state else seen
+    train, val = decoded(photos.train, choices.image_size), progress.unseen(decoded(photos.val, choices.image_size), seen, "val")
     if others.machines == 1:
         progress.warn_of_leakage(train, val, "val")
-    return Prepared(photos, divide.known, choices, workers, budget, train, val, saved)
+    photo_sets = PhotoSets(photos.is_sample, *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)))
+    val_of_best = None
+    if state:
+        before = PhotoSets.from_state(state["photos"])
+        if changes := "; ".join(photo_sets.changes_since(before)):
+            print(f"The photos are not those of the last run: {changes}.")
+        if state["best"] and before.val != photo_sets.val:
+            size = state["best"]["image_size"]
+            val_of_best = val if size == choices.image_size else progress.unseen(decoded(photos.val, size), seen, "val")
+    return Prepared(photos, divide.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best)
 
 
 def divided(settings: Settings, others: Alone) -> tuple[Photos, Divider]:
@@ -202,23 +215,39 @@ def claim(model_dir: Path) -> TextIO:
     return lock
 
 
-def saved_run(settings: Settings) -> "Checkpoint | None":
-    """The checkpoint to go on from, if there is one and nobody wants to start over. Says what will be done."""
+def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
+    """The checkpoint to go on from, or None and why a new run is started. BadInput for an empty data folder where the run was of real photos."""
     file = settings.model_dir / CHECKPOINT
     if not file.exists() and not file.with_name(PREVIOUS).exists():
-        print(f"Starting a new run: there is no {file} yet.")
-        return None
+        return None, f"there is no {file} yet"
     if settings.fresh:
-        print("Starting a new run: --fresh.")
-        return None
-    from hogwear import checkpoint
+        return None, "--fresh"
+    import torch
 
-    saved = checkpoint.load(settings.model_dir)
+    import model
+
+    torch.set_num_threads(1)  # for the workers too, which are forked from here
+    saved = model.last_checkpoint(settings.model_dir)
+    is_sample = saved.state["photos"]["is_sample"]
+    if is_sample and not dataset.is_empty(settings.data_dir, settings.own):
+        return None, f"{saved.file} was trained on the built-in sample, and now there are photos in {settings.data_dir}"
+    settings.require_same_kind(is_sample)
+    return saved, ""
+
+
+def agreed(others: Link, settings: Settings, photos: Photos, saved: "Checkpoint | None") -> "Checkpoint | None":
+    """The checkpoint that all machines go on from. Raises as cluster.agree, and BadInput for one with odd content."""
+    import model
+
+    saved = cluster.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
+    return saved and model.checked(saved)
+
+
+def going_on(saved: "Checkpoint") -> str:
+    """What will be done with it, for people."""
     if saved.state["finished"]:
-        print(f"Resuming from {saved.file}, a finished run with validation accuracy {saved.state['best']['val_acc']:.4f}: training it further.")
-    else:
-        print(f"Resuming the interrupted run in {saved.file} after {saved.state['images_seen']} images.")
-    return saved
+        return f"Resuming from {saved.file}, a finished run with validation accuracy {saved.state['best']['val_acc']:.4f}: training it further."
+    return f"Resuming the interrupted run in {saved.file} after {saved.state['images_seen']} images."
 
 
 def set_aside(model_dir: Path, saved: "Checkpoint | None") -> None:
@@ -275,22 +304,30 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
         print(f"Warning: {workers} workers on {cpus} CPUs are slower than {cpus}", file=sys.stderr)
 
 
-def open_run(choices: Choices, class_names: tuple[str, ...], saved: "Checkpoint | None", cache_dir: Path, machines: int) -> "Run":
-    """A run with a network of its own: as it was `saved`, or from published or random weights."""
+def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
+    """A run with a network of its own: as it was saved, or from published or random weights."""
     import torch
 
     import model
     from hogwear.run import Run
 
-    torch.set_num_threads(1)  # for the workers too, which are forked from here
+    choices, class_names = prepared.choices, prepared.photos.class_names
+    torch.set_num_threads(1)
     torch.manual_seed(choices.seed)
     dtype = model.fast_dtype(cache_dir)
     print(f"Arithmetic: {str(dtype).removeprefix('torch.')}, the fastest on this CPU as measured.")
-    run = Run(model.build(choices.arch, len(class_names), choices.image_size, dtype), choices, class_names, machines)
-    if saved is None:
-        run.net.load_pretrained()
-    else:
-        run.restore(saved.state)
+    net = model.build(choices.arch, len(class_names), choices.image_size, dtype)
+    run = Run(net, choices, class_names, prepared.photo_sets, others.machines)
+    if prepared.saved is None:
+        net.load_pretrained()
+        return run
+    state = prepared.saved.state
+    if prepared.val_of_best is not None:
+        before = state["best"]
+        state["best"] = run.measure_best(before, prepared.val_of_best, prepared.workers, others)
+        print(f"The best weights yet (epoch {before['epoch']}), measured again on the validation photos there are now: "
+              f"accuracy {state['best']['val_acc']:.4f}, before {before['val_acc']:.4f}.")  # fmt: skip
+    run.restore(state)
     return run
 
 

@@ -7,7 +7,6 @@ The one before it is kept as well, in case the disk damages the newer one.
 import hashlib
 import io
 import os
-import pickle
 import sys
 import tempfile
 from contextlib import suppress
@@ -19,6 +18,7 @@ import torch
 
 from hogwear.choices import CHECKPOINT, PREVIOUS
 from hogwear.errors import BadInput, NoCheckpoint
+from hogwear.settings import is_out_of_memory
 
 FORMAT = 3
 UNFINISHED = f".{CHECKPOINT}.unfinished-"  # files that nobody else names so
@@ -120,9 +120,11 @@ def parsed(file: Path, content: bytes) -> Checkpoint:
         raise Damaged(f"{file}: damaged (its checksum does not match)")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        why = str(error).strip().splitlines()[0]
+    except Exception as error:  # odd bytes make the parts of torch's reader raise anything
+        if is_out_of_memory(error):
+            raise
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadInput(f"{file}: not a checkpoint of ours ({why}); move it away, or train with --fresh") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != FORMAT:
         raise BadInput(f"{file}: not a checkpoint of format {FORMAT}, which this version reads; train with --fresh")
     return Checkpoint(file, state, hashlib.sha256(content).hexdigest())

@@ -10,6 +10,7 @@ IMAGES = {"efficientnet_lite0": 4000, "tinyvgg": 20_000}  # that each machine se
 UNBALANCED = 10  # times as many photos in the largest class as in the smallest: then rare classes count as much as others
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"  # in the model folder: the last two that were saved
+SETBACKS = 2  # times that a run which diverges goes back and tries again with half the learning rate
 OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
 
 
@@ -27,6 +28,17 @@ class Choices:
     seed: int = 0
 
 
+RANGES: dict[str, dict[str, Any]] = {  # of the numbers among them: the flags' and the checkpoint's
+    "image_size": {"kind": int, "at_least": 32, "below": 1025},
+    "epochs": {"kind": int, "at_least": 1},
+    "time_budget": {"kind": int, "at_least": 5},
+    "batch_size": {"kind": int, "at_least": 1, "below": 4097},
+    "lr": {"kind": float, "at_least": 1e-7, "below": 10},
+    "momentum": {"kind": float, "at_least": 0, "below": 1},
+    "seed": {"kind": int, "at_least": 0, "below": 2**63},
+}
+
+
 def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, ...], photos: int, machines: int = 1) -> Choices:
     """What to train with on so many photos and machines: as `settings` ask, or as the checkpoint `state` says.
 
@@ -36,7 +48,7 @@ def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, 
     given: dict[str, Any] = {f.name: v for f in fields(Choices) if (v := getattr(settings, f.name)) is not None}
     if "epochs" in given and "time_budget" in given:
         raise BadInput("--epochs and --time-budget exclude each other: give one of them")
-    arch = given.get("arch", Choices.arch) if state is None else state["arch"]
+    arch = given.get("arch", Choices.arch) if state is None else state["choices"]["arch"]
     default = {"epochs": max(1, round(IMAGES[arch] * machines / photos))}
     if state is None:
         return Choices(**default | given)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hogwear import machine
@@ -80,7 +81,7 @@ def agree(others: "Link", photos: Photos, flags: dict[str, Any], saved: "Checkpo
     if len({hello["checkpoint"] for hello in hellos}) == 1:
         return saved
     content = others.hand_on(newest, saved.file.read_bytes() if saved and newest == others.rank else b"")
-    return saved if newest == others.rank else checkpoint.parsed(photos.folder, content)
+    return saved if newest == others.rank else checkpoint.parsed(Path(f"the checkpoint of rank {newest}"), content)
 
 
 def fingerprint(photos: Photos) -> str:

@@ -1,12 +1,11 @@
 """Which photos there are: folders, or a table -> (path, class) for train, val and test.
 
-    data/train/CLASS/*  data/val/CLASS/*  data/test/CLASS/*      val may be called valid or validation, test may be missing
+    data/train/CLASS/*  data/val/CLASS/*  data/test/CLASS/*      in any case; other names: tables.SPLITS; val and test may be missing
     data/CLASS/*                                                 divided by us (division.py), as model/split.json remembers
     data/NAME.csv, and photos that it names                      likewise, unless it has a column called split
     data/ is empty                                               the built-in sample
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,8 @@ from hogwear.decoding import LIMITS, Limits
 from hogwear.division import SHARES, Divider
 from hogwear.errors import BadInput
 from hogwear.files import Paths
+from hogwear.folders import DataFolder, require_inside
 from hogwear.tables import GUESSED, Columns, Table
-
-FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,39 +70,35 @@ class Listed:
 
 
 def find(
-    data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, limits: Limits = LIMITS, divide: Divider | None = None
+    data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, limits: Limits = LIMITS, divide: Divider | None = None, own: Iterable[Path] = ()
 ) -> Photos:
     """The photos of `data_dir`; of the built-in sample, drawn into `cache_dir`, if it is empty. A table is read by its `columns`.
 
     Those without a split are divided by `divide`; where that is None, as photos are that nobody has divided before.
+    Folders of our `own` in there are not looked at.
 
     Raises BadInput for a folder that is missing or laid out otherwise, and for a class without photos.
     """
-    if not data_dir.is_dir():
-        raise BadInput(f"{data_dir}: no such folder; make it and put photos in {data_dir}/CLASS/")
-    entries = visible(data_dir)
-    table = tables.find(data_dir, entries, columns)
-    if is_sample := not entries:
-        data_dir = sample.ensure(cache_dir / "sample")
-        entries = visible(data_dir)
-    names = {entry.name for entry in entries if entry.is_dir()}
-    if not names and not table:
-        raise BadInput(f"{data_dir}: {len(entries)} files but no folders; expected a folder a class: {data_dir}/CLASS/*.jpg, or a table: *.csv")
-    parts = {split: [n for n in folder_names if n in names] for split, folder_names in FOLDER_NAMES.items()}
+    is_sample = is_empty(data_dir, own)
+    data = DataFolder(data_dir, own)
+    table = tables.find(data_dir, data.entries, columns)
+    if is_sample:
+        data = DataFolder(sample.ensure(cache_dir / "sample"), own)
+    if not data.folders and not table:
+        raise BadInput(f"{data_dir}: {len(data.entries)} files but no folders; expected a folder a class: {data_dir}/CLASS/*.jpg, or a table: *.csv")
     if table:
         require_inside(table, data_dir)
         listed = from_table(tables.read(table, columns), data_dir)
-    elif parts["train"]:
-        listed = from_split_folders(data_dir, parts)
-    elif parts["val"] or parts["test"]:
-        raise BadInput(f"{data_dir}: there is {', '.join(parts['val'] + parts['test'])} but no train; expected train/CLASS/*")
+    elif folders := data.splits():
+        listed = from_split_folders(data, folders)
     else:
-        listed = from_class_folders(data_dir)
+        listed = from_class_folders(data)
     if len(listed.class_names) < 2:
-        raise BadInput(f"{data_dir}: one class only ({listed.class_names[0]}); a classifier needs two or more")
+        raise BadInput(f"{data.path}: one class only ({listed.class_names[0]}); a classifier needs two or more")
     divide = divide or Divider(limits=limits)
-    splits = splits_of(listed, data_dir, cache_dir, limits, divide)
-    return Photos(data_dir, listed.class_names, splits["train"], splits["val"], splits.get("test"), is_sample, (*listed.notes, *divide.notes))
+    splits = splits_of(listed, data.path, cache_dir, limits, divide)
+    notes = (*data.notes, *listed.notes, *divide.notes)
+    return Photos(data.path, listed.class_names, splits["train"], splits["val"], splits.get("test"), is_sample, notes)
 
 
 def splits_of(listed: Listed, root: Path, cache_dir: Path, limits: Limits, divide: Divider) -> dict[str, Split]:
@@ -120,74 +114,41 @@ def splits_of(listed: Listed, root: Path, cache_dir: Path, limits: Limits, divid
     return splits
 
 
-def visible(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, in no order, without hidden entries (.gitkeep, .DS_Store)."""
-    with os.scandir(folder) as entries:
-        return [e for e in entries if not e.name.startswith(".")]
+def is_empty(data_dir: Path, own: Iterable[Path] = ()) -> bool:
+    """Whether there is nothing in it but folders of our `own`, so that the built-in sample is used. BadInput for a folder that is missing."""
+    if not data_dir.is_dir():
+        raise BadInput(f"{data_dir}: no such folder; make it and put photos in {data_dir}/CLASS/")
+    return not DataFolder(data_dir, own).entries
 
 
-def require_inside(path: Path, root: Path) -> None:
-    """BadInput for a folder or table that is a link to somewhere outside of `root`."""
-    if path.is_symlink() and not (target := path.resolve()).is_relative_to(root.resolve()):
-        what = "folder" if target.is_dir() else "file"
-        raise BadInput(f"{path}: a link that leads out of {root}, to {target}; put the {what} itself there, or mount it there")
+def labelled(folder: Path, files: Iterable[Paths]) -> tuple[Paths, npt.NDArray[np.int64]]:
+    """Photos and labels, of paths within a folder for each class in order."""
+    files = list(files)
+    paths = Paths(f"{folder}/{file}" for of_class in files for file in of_class.texts())
+    return paths, np.repeat(np.arange(len(files)), [len(of_class) for of_class in files])
 
 
-def classes_in(folder: Path, root: Path) -> dict[str, Paths]:
-    """{class: names of its files} for folder/CLASS/*, both sorted.
-
-    BadInput if a class is empty, leads out of `root`, or has a name that cannot be printed.
-    """
-    found = {}
-    for entry in sorted(visible(folder), key=lambda e: e.name):
-        if entry.is_dir():
-            if not entry.name.isprintable():
-                raise BadInput(f"{folder}: the name of the class folder {entry.name!r} cannot be printed; rename it")
-            require_inside(folder / entry.name, root)
-            # Links, FIFOs and what else is no folder are named as skipped later, when nobody can exchange them any more.
-            found[entry.name] = Paths(sorted(e.name for e in visible(Path(entry.path)) if not e.is_dir(follow_symlinks=False)))
-            if not len(found[entry.name]):
-                raise BadInput(f"{entry.path}: no photos in this class; add some or remove the folder")
-    if not found:
-        raise BadInput(f"{folder}: no class folders in it; expected {folder}/CLASS/*.jpg")
-    return found
-
-
-def labelled(folders: list[Path], files: list[Paths]) -> tuple[Paths, npt.NDArray[np.int64]]:
-    """Photos and labels, of a folder, and names of files in it, for each class in order."""
-    paths = Paths(f"{folder}/{file}" for folder, names in zip(folders, files, strict=True) for file in names.texts())
-    return paths, np.repeat(np.arange(len(files)), [len(names) for names in files])
-
-
-def from_split_folders(data_dir: Path, parts: dict[str, list[str]]) -> Listed:
-    for split, names in parts.items():
-        if len(names) > 1:
-            raise BadInput(f"{data_dir}: both {' and '.join(names)} are there; keep one of them as the {split} split")
-    folders = {split: data_dir / names[0] for split, names in parts.items() if names}
-    for folder in folders.values():
-        require_inside(folder, data_dir)
-    found = {split: classes_in(folder, data_dir) for split, folder in folders.items()}
+def from_split_folders(data: DataFolder, folders: dict[str, Path]) -> Listed:
+    found = {split: data.classes(folder) for split, folder in folders.items()}
     class_names = tuple(found["train"])
     for split in found:
         if unknown := sorted(set(found[split]) - set(class_names)):
             raise BadInput(f"{folders[split]}: class {unknown[0]} is not in train; the classes there: {', '.join(class_names)}")
     splits: dict[str | None, tuple[Paths, npt.NDArray[np.int64]]] = {
-        name: labelled([folders[name] / c for c in class_names], [classes.get(c, Paths()) for c in class_names])
-        for name, classes in found.items()
+        split: labelled(folders[split], (classes.get(name, Paths()) for name in class_names)) for split, classes in found.items()
     }
-    return Listed(class_names, splits, folders["train"])
+    return Listed(class_names, splits, folders["train"], tuple(tables.alike(class_names)))
 
 
-def from_class_folders(data_dir: Path) -> Listed:
-    found = classes_in(data_dir, data_dir)
-    return Listed(tuple(found), {None: labelled([data_dir / name for name in found], list(found.values()))}, data_dir)
+def from_class_folders(data: DataFolder) -> Listed:
+    found = data.classes(data.path)
+    return Listed(tuple(found), {None: labelled(data.path, found.values())}, data.path, tuple(tables.alike(found)))
 
 
 def from_table(table: Table, data_dir: Path) -> Listed:
     class_names = tuple(sorted(table.found.get(None) or table.found["train"]))
     splits = {
-        name: labelled([data_dir] * len(class_names), [Paths(classes.get(c, [])) for c in class_names])
-        for name, classes in table.found.items()
+        split: labelled(data_dir, (Paths(classes.get(name, [])) for name in class_names)) for split, classes in table.found.items()
     }
     return Listed(class_names, splits, data_dir, table.notes)
 

@@ -22,7 +22,7 @@ from hogwear.division import SIZE
 from hogwear.errors import BadInput
 from hogwear.files import Paths, write_atomically
 from hogwear.pixels import Ints, Pixels
-from hogwear.shared_settings import SharedSettings
+from hogwear.shared_settings import SharedSettings, require_same_classes
 from hogwear.text import escaped
 
 SCHEMA = 1  # of doctor.json: raised when something in it is renamed, removed or means something else
@@ -174,8 +174,8 @@ def doubted(photos: Photos, splits: list[Split], limits: Limits, settings: Setti
     torch.set_num_threads(1)
     try:
         trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
-        if trained.class_names != photos.class_names:
-            raise BadInput(f"the checkpoint in {settings.model_dir} is of other classes: {', '.join(trained.class_names)}")
+        settings.require_same_kind(trained.is_sample)
+        require_same_classes(trained.class_names, photos)
         contradicted = []
         for split in splits:
             pixels = Pixels.open(split, trained.image_size, settings.cache_dir, machine.cpus(), limits=limits)

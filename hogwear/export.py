@@ -55,7 +55,7 @@ def main(settings: Settings) -> None:
     trained = model.load(settings.model_dir, torch.float32)
     evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
     Known.read(settings.model_dir).require(trained.split)
-    photos = settings.photos_of(trained.class_names)
+    photos = settings.photos_of(trained.class_names, trained.is_sample)
     split, limits = photos.evaluated, settings.limits
     decoded = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
     images, labels = sample(progress.unseen(decoded, trained.trained_on.numpy(), split.name))

@@ -5,6 +5,7 @@ Blue and orange are Okabe and Ito's, which can be told apart by all.
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left", "font.size": 10,
     "legend.frameon": False, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "hogwear", "savefig.dpi": 150,
 }  # fmt: skip
-MANY_CLASSES = 30  # more, and a confusion matrix has no room for numbers
+SHOWN_CLASSES = 25  # of a confusion matrix; of more neither names nor numbers could be read
 
 
 def save(figure: Figure, file: Path) -> str:
     """Write `file` as PNG on white, and return the same as an <svg> element without a background."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in the PNG its place is taken by a box; a browser has more fonts
         figure.savefig(png := io.BytesIO(), facecolor="white", metadata={"Software": None})
         write_atomically(file, png.getvalue())
         text = io.StringIO()
@@ -41,12 +43,28 @@ def save(figure: Figure, file: Path) -> str:
     return svg.replace(INK, "currentColor")
 
 
+def confusions(matrix: Ints) -> Ints:
+    """(k, 2) pairs of a true class and another one predicted for it, the most frequent first."""
+    wrong = np.argwhere(matrix * ~np.eye(len(matrix), dtype=bool))
+    return wrong[np.argsort(-matrix[wrong[:, 0], wrong[:, 1]], kind="stable")]
+
+
+def most_confused(matrix: Ints) -> Ints:
+    """All rows, or of more than SHOWN_CLASSES those of the most frequent confusions; the first ones, if there is no confusion."""
+    rows = np.arange(len(matrix))
+    if len(matrix) > SHOWN_CLASSES:
+        confused = list(dict.fromkeys(confusions(matrix).flatten().tolist()))
+        rows = np.sort((confused or rows)[:SHOWN_CLASSES])
+    return rows
+
+
 def confusion(matrix: Ints, class_names: Sequence[str]) -> Figure:
-    """Photos by true class, down, and predicted class, across; darker: a larger share of the true class."""
-    count = len(class_names)
-    names = [shortened(name, 18) for name in class_names]
-    side = min(12.0, 1.8 + 0.45 * count)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    """Photos by true class, down, and predicted class, across; darker: a larger share of the true class. Of the classes that are `most_confused`."""
+    shown = most_confused(matrix)
+    names = [shortened(class_names[i], 24) for i in shown]
+    count, side = len(shown), 1.8 + 0.4 * len(shown)
+    shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[np.ix_(shown, shown)]
+    matrix = matrix[np.ix_(shown, shown)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(side + 0.6, side), layout="constrained")
         axes = figure.add_subplot()
@@ -54,7 +72,7 @@ def confusion(matrix: Ints, class_names: Sequence[str]) -> Figure:
         colours[..., :3] = matplotlib.colors.to_rgb(BLUE)
         colours[..., 3] = 0.04 + 0.96 * shares  # the page shows through, be it light or dark
         axes.imshow(colours)
-        for i, j in np.argwhere(matrix) if count <= MANY_CLASSES else ():
+        for i, j in np.argwhere(matrix):
             axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=9, color="white" if shares[i, j] > 0.5 else INK)
         axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(count), names)

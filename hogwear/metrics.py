@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
+COLDEST, HOTTEST = 0.05, 20.0  # the temperatures that logits may be divided by
+NOWHERE = 1.01  # a threshold that no probability reaches
 
 
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
@@ -67,14 +69,14 @@ def confidences(logits: Floats, temperature: float = 1.0) -> npt.NDArray[np.floa
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:
-    """The T, 0.05 to 20, for which logits / T have the least cross-entropy (Guo et al., arXiv 1706.04599).
+    """The T, COLDEST to HOTTEST, for which logits / T have the least cross-entropy (Guo et al., arXiv 1706.04599).
 
     One photo in n + 2 is taken to be of any class, as in Platt's scaling (1999): without a mistake to learn from, T would
     fall to 0 and every answer be certain. The cross-entropy is convex in 1 / T, so its slope is bisected.
     """
     logits, doubt = logits.astype(np.float64), 1 / (len(labels) + 2)
     wanted = (1 - doubt) * logits[np.arange(len(labels)), labels].mean() + doubt * logits.mean()
-    low, high = 0.05, 20.0
+    low, high = COLDEST, HOTTEST
     for _ in range(40):
         temperature = float(np.sqrt(low * high))
         expected = (np.exp(log_softmax(logits / temperature)) * logits).sum(axis=1).mean()
@@ -113,7 +115,7 @@ def coverage(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, 
 
 
 def threshold_for(accuracy: float, confidence: Floats, right: npt.NDArray[np.bool_]) -> float:
-    """The lowest confidence seen from which on upwards that share of answers was right; above 1 where there is none."""
+    """The lowest confidence seen from which on upwards that share of answers was right; NOWHERE where there is none."""
     thresholds, _, accuracies = coverage(confidence, right)
     enough = np.flatnonzero(accuracies >= accuracy)
-    return float(thresholds[enough[-1]]) if len(enough) else 1.01
+    return float(thresholds[enough[-1]]) if len(enough) else NOWHERE

@@ -56,7 +56,7 @@ exported by Hogwear; checkpoint sha256 `{trained.sha256[:16]}`.
 
 Input `photo`: uint8, (height, width, 3), RGB, of any size; letterboxing on white and scaling are inside. Output `probabilities`:
 float32, ({len(trained.class_names)},), in the order of `class_names`, which is JSON in the file's metadata; so are the settings.
-They are calibrated: logits are divided by the temperature {trained.temperature:.3g}. {sureness(trained)}
+{calibration(trained)}
 
 ## Training
 
@@ -94,17 +94,20 @@ def code(text: str) -> str:
     return f"{fence} {shown} {fence}" if len(fence) > 1 else f"`{shown}`"
 
 
-def sureness(trained: "Trained") -> str:
-    if not 0 < trained.sure_from <= 1:
-        return ""
-    return f"On the validation photos, answers with a probability of {trained.sure_from:.2f} or more were right 99 times in 100."
+def calibration(trained: "Trained") -> str:
+    if trained.sure_from == 0:
+        return "They are not calibrated: the run has not been validated yet."
+    calibrated = f"They are calibrated: logits are divided by the temperature {trained.temperature:.3g}."
+    if trained.sure_from > 1:
+        return calibrated
+    return f"{calibrated} On the validation photos of its training, answers with a probability of {trained.sure_from:.2f} or more were right 99 times in 100."
 
 
 def training(trained: "Trained") -> str:
     start = "From ImageNet weights; the first half of the layers was left as it was." if trained.net.pretrained else "From random weights."
     choices = ", ".join(f"{name} {value}" for name, value in trained.choices.items() if value is not None)
-    best = [f" Validation accuracy {row['val_acc']:.4f}, after epoch {trained.epoch}." for row in trained.history if row["epoch"] == trained.epoch]
-    return f"{start} Hogwild SGD with: {code(choices)}.{best[-1] if best else ''}"
+    best = "" if trained.val_acc is None else f" Validation accuracy {trained.val_acc:.4f}, after epoch {trained.epoch}."
+    return f"{start} Hogwild SGD with: {code(choices)}.{best}"
 
 
 def accuracy(evaluation: dict[str, Any] | None) -> str:

@@ -84,11 +84,11 @@ def draw_prediction(prediction: Prediction, image: Array) -> bytes:
     photo.set(xticks=[], yticks=[])
     for spine in photo.spines.values():
         spine.set(color=colour, linewidth=2)
-    title = f"{shortened(prediction.predicted, 30)}  {prediction.probabilities[prediction.predicted]:.1%}" + "  unsure" * prediction.unsure
+    title = f"{shortened(prediction.predicted, 24)}  {prediction.probabilities[prediction.predicted]:.1%}" + "  unsure" * prediction.unsure
     figure.text(0.03, 0.91, title, fontsize=19, fontweight="bold", color=colour, va="center", parse_math=False)
     if prediction.true_class is not None:
-        verdict = f"wrong: it is {shortened(prediction.true_class, 20)}" if prediction.is_wrong else "right"
-        figure.text(0.98, 0.91, verdict, fontsize=14, color=colour, va="center", ha="right", parse_math=False)
+        verdict = f"wrong: it is {shortened(prediction.true_class, 18)}" if prediction.is_wrong else "right"
+        figure.text(0.53, 0.82, verdict, fontsize=14, color=colour, va="center", parse_math=False)
     draw_bars(figure.add_axes((0.68, 0.12, 0.235, 0.66)), prediction.probabilities, prediction.predicted, colour)
     figure.text(0.03, 0.025, shortened(prediction.file.name, 60), fontsize=9, color=SOFT, va="center", parse_math=False)
     figure.savefig(png := io.BytesIO(), metadata={"Software": None})

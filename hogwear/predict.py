@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from hogwear.errors import BadInput
 from hogwear.pixels import Array, Images
 from hogwear.workers import Workers
 
@@ -38,8 +39,13 @@ def gather(workers: Workers, count: int, on_batch: Callable[[], object] = lambda
     return np.concatenate([parts[start] for start in sorted(parts)])
 
 
-def predict(net: nn.Module, images: Images | Array, rows: npt.NDArray[np.int64], processes: int) -> Logits:
-    """Logits of images[rows], (N, S, S, 3) uint8: every photo counts, in its order."""
+def predict(
+    net: nn.Module, images: Images | Array, rows: npt.NDArray[np.int64], processes: int, on_batch: Callable[[], object] = lambda: None
+) -> Logits:
+    """Logits of images[rows], (N, S, S, 3) uint8: every photo counts, in its order. BadInput where they are no numbers."""
     needed = -(-len(rows) // BATCH)
     with Workers(min(processes, needed), lambda rank: {"predict": job(net, images, rows)}) as workers:
-        return gather(workers, len(rows))
+        logits = gather(workers, len(rows), on_batch)
+    if not np.isfinite(logits).all():
+        raise BadInput("the network's answers are no finite numbers: its weights are useless; restore another checkpoint, or train with --fresh")
+    return logits

@@ -42,8 +42,9 @@ class Mistake:
 def write(folder: Path, results: dict[str, Any], logits: Floats, labels: Ints, history: tuple[dict[str, float], ...], mistakes: list[Mistake]) -> Path:
     """folder/report.html and folder/*.png, from the `results` of eval_results.json and what they were computed from."""
     calibration, sure = results["calibration"], results["sure"]
+    matrix, names = np.array(results["confusion_matrix"]), results["class_names"]
     drawn = {
-        "confusion": figures.confusion(np.array(results["confusion_matrix"]), results["class_names"]),
+        "confusion": figures.confusion(matrix, names),
         "reliability": figures.reliability(logits, labels, calibration["temperature"]),
         "coverage": figures.coverage(logits, labels, calibration["temperature"], sure["from"]),
     }
@@ -55,7 +56,10 @@ def write(folder: Path, results: dict[str, Any], logits: Floats, labels: Ints, h
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, finalize=harmless
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-    page = environment.get_template("report.html").render(r=results, charts=charts, gallery=gallery, few=FEW, history=history)
+    confusions = [(names[i], names[j], matrix[i, j], matrix[i, j] / matrix[i].sum()) for i, j in figures.confusions(matrix)]
+    page = environment.get_template("report.html").render(
+        r=results, charts=charts, confusions=confusions, shown_classes=len(figures.most_confused(matrix)), gallery=gallery, few=FEW, history=history
+    )
     write_atomically(folder / REPORT, page.encode())
     return folder / REPORT
 

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hogwear import checkpoint, cluster, contents, division, hogwild, metrics, predict
+from hogwear import checkpoint, cluster, contents, division, hogwild, metrics, predict, schema
 from hogwear.budget import Budget
-from hogwear.choices import UNBALANCED, Choices
+from hogwear.choices import SETBACKS, UNBALANCED, Choices
 from hogwear.closed_form import Moments
 from hogwear.errors import BadInput
 from hogwear.files import write_atomically
 from hogwear.hogwild import Course
 from hogwear.link import ALONE, Alone
 from hogwear.machine import Stop
+from hogwear.photo_sets import PhotoSets
 from hogwear.pixels import Array, Pixels
 from hogwear.progress import TrainingBar
 from hogwear.text import as_csv
@@ -30,8 +31,8 @@ from hogwear.workers import Workers
 SAVING_SHARE = 0.02  # of the time may go into saving
 STEADY_WORKERS = 4  # with more, or with smaller batches, the default rate has to fall: docs/decisions/defaults.md
 DIVERGED = 5.0  # times the loss of guessing: a mean loss above that is taken for training that has come apart
-SETBACKS = 2  # times that it then goes back and tries again with half the learning rate
 HISTORY = "metrics.csv"
+HUGE = 1e30  # in place of an infinite logit: the loss is then a number, if a large one
 SURE = 0.99  # share of the answers that shall be right where a photo is not called unsure
 
 
@@ -65,8 +66,8 @@ class Run:
 
     good: Snapshot  # the last one that was sound
 
-    def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...], machines: int = 1) -> None:
-        self.net, self.choices, self.class_names, self.machines = net, choices, class_names, machines
+    def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...], photos: PhotoSets, machines: int = 1) -> None:
+        self.net, self.choices, self.class_names, self.photos, self.machines = net, choices, class_names, photos, machines
         self.images_seen = 0  # in this run
         self.epoch_images = 1  # that this machine sees in an epoch
         self.first_epoch = 0  # epochs of the runs before it
@@ -93,7 +94,7 @@ class Run:
         else:
             self.net.load_state_dict(state["weights"])
             self.images_seen, self.first_epoch = state["images_seen"], state["first_epoch"]
-            if self.machines > 1 or state.get("machines", 1) > 1:
+            if self.machines > 1 or state["machines"] > 1:
                 self.epochs_done = state["epochs_done"]
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
             self.length, self.setbacks = state["length"], state["setbacks"]
@@ -104,13 +105,11 @@ class Run:
         self.trained_on = torch.from_numpy(np.union1d(self.trained_on.numpy(), contents.short(hashes[hashes.any(axis=1)])))
 
     def state(self) -> dict[str, Any]:
-        """What the checkpoint holds."""
+        """What the checkpoint holds, as schema.py has it."""
         return {
-            "arch": self.choices.arch,
             "class_names": list(self.class_names),
-            "image_size": self.choices.image_size,
-            "preprocessing": "RGB uint8, letterboxed on white to image_size; the network normalises",
             "choices": asdict(self.choices),
+            "photos": asdict(self.photos),  # which `best` was measured on, too
             "split": self.split,
             "trained_on": self.trained_on,
             "images_seen": self.images_seen * self.machines,
@@ -127,6 +126,13 @@ class Run:
             "weights": self.good.weights,
             "momentum": None if self.finished else self.good.momentum,
         }
+
+    def measure_best(self, best: dict[str, Any], val: Pixels, workers: int, others: Alone) -> dict[str, Any]:
+        """The `best` of a checkpoint with its figures on these photos, of its image size. The network is left with its weights."""
+        self.net.load_state_dict(best["weights"])
+        logits = predict.predict(self.net, val.images, val.rows, workers, others.beat)
+        logits, labels = others.gather([logits, val.labels])
+        return best | validated(logits, labels) | calibrated(logits, labels)
 
     def course(self, train: Pixels, workers: int) -> Course:
         steady = min(1.0, STEADY_WORKERS / workers, self.choices.batch_size / Choices.batch_size)
@@ -208,7 +214,11 @@ class Run:
                 self.finished = step >= course.steps
                 if closing:
                     self.close_epoch(predict.gather(pool, len(val), self.others.beat), val, course.lr_at(step - 1))
-                    bar.write(self.epoch_line())
+                    try:
+                        bar.write(self.epoch_line())
+                    except OSError:  # of standard output: its reader is gone, its disk full
+                        self.save(model_dir)
+                        raise
                 if self.finished or saves.due():
                     with saves:
                         self.save(model_dir)
@@ -264,10 +274,10 @@ class Run:
             course.length[0] = self.length
 
     def keep(self, loss: "LossWatch") -> bool:
-        """Copy what has been learnt, as `good`; False, and the copy before stays, where it diverged or a weight is no number."""
+        """Copy what has been learnt, as `good`; False, and the copy before stays, where it diverged or a weight or its momentum is no number."""
         assert self.momentum is not None
         weights = {name: p.clone() for name, p in self.net.state_dict().items()}
-        sound = not loss.diverged and all(bool(p.isfinite().all()) for p in weights.values())
+        sound = not loss.diverged and all(bool(p.isfinite().all()) for p in (*weights.values(), self.momentum))
         if sound:
             self.good = Snapshot(self.images_seen, replace(self.tally), weights, self.momentum.clone())
         return sound
@@ -303,7 +313,7 @@ class Run:
     def close_epoch(self, logits: predict.Logits, val: Pixels, lr: float) -> None:
         """Note a row of history, and keep the weights if they are the best on val yet (of equal ones, the later)."""
         sums = np.array([[self.tally.images, self.tally.loss, self.tally.correct]])
-        logits, labels, sums = self.others.gather([logits, val.labels, sums])
+        logits, labels, sums = self.others.gather([np.nan_to_num(logits, nan=0, posinf=HUGE, neginf=-HUGE), val.labels, sums])
         images, loss, correct = sums.sum(axis=0).tolist()
         row = {
             "epoch": len(self.history) + 1,
@@ -311,8 +321,7 @@ class Run:
             "lr": lr,
             "train_loss": loss / images,
             "train_acc": correct / images,
-            "val_loss": metrics.cross_entropy(logits, labels),
-            "val_acc": metrics.accuracy(logits, labels),
+            **validated(logits, labels),
             "images_per_second": images / self.tally.seconds,
         }
         self.history.append(row)
@@ -345,6 +354,10 @@ def log_prior(labels: hogwild.Ints, classes: int) -> Tensor:
     if counts.max() < UNBALANCED * counts.min():
         return hogwild.NO_PRIOR
     return (counts / counts.sum()).log()
+
+
+def validated(logits: predict.Logits, labels: hogwild.Ints) -> dict[str, float]:
+    return {"val_loss": metrics.cross_entropy(logits, labels), "val_acc": metrics.accuracy(logits, labels)}
 
 
 def calibrated(logits: predict.Logits, labels: hogwild.Ints) -> dict[str, float]:
@@ -385,9 +398,6 @@ class SaveClock:
         self.cost = self.saved - self.started
 
 
-HEAD = ("epoch", "images", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "images_per_second")
-
-
 def write_history(history: list[dict[str, float]], file: Path) -> None:
     """metrics.csv: all epochs of all runs into this checkpoint, a row each."""
-    write_atomically(file, as_csv([HEAD, *([row[name] for name in HEAD] for row in history)]).encode())
+    write_atomically(file, as_csv([tuple(schema.ROW), *([row[name] for name in schema.ROW] for row in history)]).encode())

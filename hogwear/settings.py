@@ -13,6 +13,8 @@ import argparse
 import errno
 import inspect
 import os
+import re
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from hogwear import streams
 from hogwear.errors import BadInput
 from hogwear.text import escaped
 
@@ -33,6 +36,10 @@ MENDED_BY = {
     errno.EACCES: "give this user the right to it, or choose another folder",
     errno.EIO: "the disk fails; choose a folder on another one",
 }
+TOO_LARGE = 1_000_000_000  # an integer, where its flag sets no other limit; a product of two such ones still has 64 bits
+OUT_OF_MEMORY = re.compile(  # as torch and the kernel, the loader of libraries, C++, oneDNN and protobuf call it
+    "allocate memory|failed to map segment|std::bad_alloc|could not create a primitive$|failed to serialize proto", re.IGNORECASE
+)
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -40,8 +47,11 @@ def flag(help: str, default: Any, *, kind: Callable[[str], Any] = str, at_least:
          below: float | None = None, choices: tuple[str, ...] | None = None, default_help: str | None = None) -> Any:
     """A setting. `kind` reads it from text; bool makes a switch, a tuple default takes several values.
 
+    Integers are below TOO_LARGE where `below` sets no other limit.
+
     `default_help` says in words what a default of None comes to, or what a switch is without its flag.
     """
+    below = TOO_LARGE if kind is int and below is None else below
     metadata = {"help": help, "kind": kind, "at_least": at_least, "below": below, "choices": choices,
                 "default_help": default_help}
     return field(default=default, metadata=metadata)
@@ -65,7 +75,7 @@ def read(setting: "Field[Any]", text: str, source: str) -> Any:
         raise BadInput(f"{source}: {text!r} is not one of {', '.join(rules['choices'])}")
     low, high = rules["at_least"], rules["below"]
     if (low is not None and not value >= low) or (high is not None and not value < high):
-        bounds = [f"{words} {limit:g}" for words, limit in (("at least", low), ("below", high)) if limit is not None]
+        bounds = [f"{words} {limit:,}" for words, limit in (("at least", low), ("below", high)) if limit is not None]
         raise BadInput(f"{source}: {text} is out of range, expected {' and '.join(bounds)}")
     return value
 
@@ -113,43 +123,59 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
 
 def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     """Call `main` and leave the process with its exit code."""
-    for stream in sys.stdout, sys.stderr:  # names need not be of the terminal's encoding; and a log file shall show each line at once
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    streams.prepare()
     signal.signal(signal.SIGINT, interrupted)
-    code = exit_code(main, settings)
-    for stream in sys.stdout, sys.stderr:
-        with suppress(OSError):
-            stream.flush()
-    os._exit(code)  # all is written and closed; to take torch apart piece by piece would take up to a second
+    os._exit(exit_code(main, settings))  # all is written and closed; to take torch apart piece by piece would take up to a second
 
 
 def interrupted(signum: int, frame: object) -> NoReturn:
     """Ctrl-C, where there is nothing to put away first. No KeyboardInterrupt: importing torch has swallowed one."""
-    os.write(sys.stderr.fileno(), f"{Path(sys.argv[0]).name}: interrupted\n".encode())
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{Path(sys.argv[0]).name}: interrupted\n".encode())
     os._exit(130)
 
 
 def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
     """Call `main`: 0, or what it exits with, or an error's code and one line on stderr."""
     try:
-        main(parse(settings))
+        code = 0
+        try:
+            main(parse(settings))
+        except SystemExit as exit:
+            code = int(exit.code or 0)
         sys.stdout.flush()
-        return 0
-    except SystemExit as exit:
-        return int(exit.code or 0)
+        return code
     except BadInput as error:
         message, code = str(error), error.exit_code
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        if is_out_of_memory(error):
+            message, code = f"memory ran out: {more_memory()}", 2
+        elif not isinstance(error, OSError):
             raise
-        message, code = "memory ran out: use fewer --workers, a smaller --batch-size or --image-size", 2
-    except OSError as error:
-        message, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 2
-        message += f"; {MENDED_BY[error.errno]}" if error.errno in MENDED_BY else ""
-    print(f"{Path(sys.argv[0]).name}: {escaped(message)}", file=sys.stderr)
+        elif error.filename == streams.OUTPUT and error.errno == errno.EPIPE:
+            return 128 + signal.SIGPIPE  # as a program that the signal ends: its reader has seen enough
+        else:
+            message, code = in_words(error), 2
+    print(f"{Path(sys.argv[0]).name}: {escaped(message)}", file=sys.stderr, flush=True)
     return code
 
 
+def in_words(error: OSError) -> str:
+    """What the system refused, and what to do."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    fix = "write it elsewhere" if error.filename == streams.OUTPUT else MENDED_BY.get(error.errno or 0)
+    return f"{what}; {fix}" if fix else what
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """NumPy and Pillow raise MemoryError, torch a RuntimeError of its allocator."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    """NumPy and Pillow raise MemoryError; others say it in words only."""
+    return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error).strip()) is not None
+
+
+def more_memory() -> str:
+    """What to do where there is too little, in a few words."""
+    less = "use fewer --workers, a smaller --batch-size or --image-size"
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed == resource.RLIM_INFINITY:
+        return less
+    return f"ulimit -v allows {allowed >> 10} KiB of address space; raise it (ulimit -v unlimited), or {less}"

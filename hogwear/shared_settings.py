@@ -33,17 +33,39 @@ class SharedSettings:
         """What divides photos as the model folder's split.json says. Raises as Known.read."""
         return Divider(Known.read(self.model_dir), self.limits, places_new)
 
+    @property
+    def own(self) -> tuple[Path, ...]:
+        """Folders that are no photos' even where they lie in the data folder."""
+        return self.model_dir, self.cache_dir
+
     def photos(self, divide: Divider | None = None) -> Photos:
         """Divided as train has divided them, without those that it has not seen yet, or by `divide`. Raises as dataset.find."""
         columns = Columns(self.image_column, self.label_column, self.min_count)
-        return dataset.find(self.data_dir, self.cache_dir, columns, self.limits, divide or self.divider(places_new=False))
+        return dataset.find(self.data_dir, self.cache_dir, columns, self.limits, divide or self.divider(places_new=False), self.own)
 
-    def photos_of(self, class_names: tuple[str, ...]) -> Photos:
-        """The same. BadInput if they are not of the classes that the checkpoint was trained on."""
+    def photos_of(self, class_names: tuple[str, ...], is_sample: bool) -> Photos:
+        """The same. BadInput if they cannot be those that a checkpoint was trained on, or more of the same."""
+        self.require_same_kind(is_sample)
         photos = self.photos()
-        if photos.class_names != class_names:
-            raise BadInput(
-                f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
-                f"{', '.join(class_names)}: use the photos it was trained on, or train again"
-            )
+        require_same_classes(class_names, photos)
         return photos
+
+    def require_same_kind(self, is_sample: bool) -> None:
+        """BadInput where a checkpoint is of the built-in sample and the photos are not, or the other way round."""
+        is_empty = dataset.is_empty(self.data_dir, self.own)
+        if is_empty and not is_sample:
+            raise BadInput(
+                f"{self.data_dir}: empty, but the checkpoint was trained on real photos; look for a missing mount or a misspelt --data-dir, "
+                f"or use another --model-dir for the built-in sample"
+            )
+        if is_sample and not is_empty:
+            raise BadInput(f"{self.data_dir}: the checkpoint was trained on the built-in sample, not on these photos; run train first")
+
+
+def require_same_classes(class_names: tuple[str, ...], photos: Photos) -> None:
+    """BadInput for photos of other classes than a checkpoint's."""
+    if photos.class_names != class_names:
+        raise BadInput(
+            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
+            f"{', '.join(class_names)}: use the photos it was trained on, or train again"
+        )

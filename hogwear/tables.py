@@ -9,14 +9,17 @@ A table may come from strangers, as the photos may: whatever is in it, a path th
 import csv
 import itertools
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
 from hogwear.errors import BadInput
-from hogwear.text import escaped
+from hogwear.text import composed, escaped, is_safe, shortened
 
 KAGGLE, KAGGLE_HEADER = "styles.csv", {"id", "masterCategory", "subCategory"}
 FASHION = {  # subCategory -> class; rows of other ones are of no class
@@ -24,14 +27,19 @@ FASHION = {  # subCategory -> class; rows of other ones are of no class
     "Shoes": "footwear", "Sandal": "footwear", "Flip Flops": "footwear",
 }  # fmt: skip
 NO_CLASS = ("", "NA", "nan")  # how Kaggle and pandas write that a cell has no value
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {  # what they may be called, as folders too
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
 # What columns are usually called, the surest names first, without case and punctuation.
 IMAGE_NAMES = ("image", "imagepath", "imagefile", "imagename", "filename", "filepath", "file", "path", "photo", "picture", "img", "imageid", "id")
 LABEL_NAMES = ("label", "labels", "labelname", "class", "classname", "category", "categoryname", "target", "type")
 ENDINGS = ("", ".jpg", ".jpeg", ".png")  # of a name that a row gives without one
 MAX_MEGABYTES, LONGEST_LINE = 500, 1 << 20  # a million rows are 100 megabytes
 LONGEST_PATH, LONGEST_NAME = 4096, 255  # what Linux allows for files; a class is a folder's name elsewhere
-CLASSES_SHOWN, COLUMNS_SHOWN, LONGEST_SHOWN = 10, 30, 500
+CLASSES_SHOWN, COLUMNS_SHOWN, LONGEST_SHOWN, LONGEST_EXAMPLE = 10, 30, 500, 60
+SEPARATORS = ",;\t"
+NAMED_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)  # a first line for Excel
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,15 @@ GUESSED = Columns()
 
 
 class LeftOut(Exception):
-    """A row that gives no photo; the message says why, to be counted with others."""
+    """A row that gives no photo: why, to be counted with others, and what was in it, as an example."""
+
+    def __init__(self, why: str, value: str) -> None:
+        super().__init__(why)
+        self.why, self.value = why, value
 
 
 NO_IMAGE, OUTSIDE, NO_LABEL, AGAIN = "without an image", "with a path out of the folder", "of no class", "of a photo that came before"
+SEVERAL, CONFLICT = "whose image has several spellings on the disk", "of a photo with different classes"
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ def find(folder: Path, entries: list[os.DirEntry[str]], columns: Columns) -> Pat
     if named := columns.image or columns.label:
         if not tables:
             raise BadInput(f"{folder}: no table (*.csv) in it, so there is no column {named!r}; leave --image-column and --label-column out")
-    elif "train" in folders or len(folders) > 1:  # one folder cannot be the classes
+    elif "train" in map(SPLITS.get, map(str.lower, folders)) or len(folders) > 1:  # one folder cannot be the classes
         return None
     if len(tables) > 1:
         raise BadInput(f"{folder}: {len(tables)} tables, {', '.join(tables[:CLASSES_SHOWN])}; keep one of them")
@@ -101,11 +114,10 @@ class Layout:
 
     def label_of(self, row: list[str]) -> str:
         """The class of a row. Raises LeftOut if it has none."""
-        name = cell(row, self.label)
-        if self.is_fashion:
-            name = FASHION.get(name, "")
+        value = cell(row, self.label)
+        name = composed(FASHION.get(value, "") if self.is_fashion else value)
         if name in NO_CLASS:
-            raise LeftOut(NO_LABEL)
+            raise LeftOut(NO_LABEL, value)
         return name
 
     def split_of(self, row: list[str], line: int, file: Path) -> str | None:
@@ -138,65 +150,125 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self.root = os.path.realpath(root)
-        self.listed: dict[str, frozenset[str]] = {}  # {a real folder: its files}
-        self.known: dict[str, frozenset[str] | None] = {}  # {a folder as a row gives it: its files}; None: it leads out
+        self.listed: dict[str, Listing] = {}  # {a real folder: its files}
+        self.known: dict[str, Listing | None] = {}  # {a folder as a row gives it: its files}; None: it leads out
 
     def find(self, value: str) -> str:
-        """The path within the folder of what a row gives: a path in there, or a name in images/ with or without an ending.
+        r"""The path within the folder of what a row gives: a path in there, or a name in images/ with or without an ending.
 
-        Raises LeftOut if it is not there, or would be somewhere else.
+        Of the file with exactly this name, else of the one that a table from another system means: `images\1.JPG`.
+        Raises LeftOut if it is not there, if there are several such files, and if it would be somewhere else.
         """
         if not value or len(value) > LONGEST_PATH:
-            raise LeftOut(NO_IMAGE)
-        path = os.path.normpath(value)
-        if f"{path}/".startswith(("/", "../")):
-            raise LeftOut(OUTSIDE)
-        for candidate in (path, *(f"images/{path}{ending}" for ending in ENDINGS)):
-            parent, _, name = candidate.rpartition("/")
-            if parent not in self.known:
-                self.known[parent] = self.files_in(parent)
-            if (files := self.known[parent]) is None:
-                raise LeftOut(OUTSIDE)
-            if name in files:
-                return candidate
-        raise LeftOut(NO_IMAGE)
+            raise LeftOut(NO_IMAGE, value)
+        paths = [os.path.normpath(path) for path in dict.fromkeys((value, value.replace("\\", "/")))]
+        for path in paths:
+            if f"{path}/".startswith(("/", "../")):
+                raise LeftOut(OUTSIDE, value)
+            for parent, name in places(path):
+                if name in self.names_in(parent, value).names:
+                    return f"{parent}{name}"
+        for parent, name in (place for path in paths for place in places(path)):
+            if same := self.names_in(parent, value).by_spelling.get(spelling(name)):
+                if len(same) > 1:
+                    raise LeftOut(SEVERAL, value)
+                return f"{parent}{same[0]}"
+        raise LeftOut(NO_IMAGE, value)
 
-    def files_in(self, parent: str) -> frozenset[str] | None:
+    def names_in(self, parent: str, value: str) -> "Listing":
+        """The files of a folder, which ends with / or is empty. Raises LeftOut if it leads out, for the row that gave the value."""
+        if parent not in self.known:
+            self.known[parent] = self.files_in(parent)
+        if (files := self.known[parent]) is None:
+            raise LeftOut(OUTSIDE, value)
+        return files
+
+    def files_in(self, parent: str) -> "Listing | None":
         folder = f"{self.root}/{parent}"
         if not os.path.isdir(folder):  # noqa: PTH112 (Path's raises for a name too long); before realpath: that looks for every part of it
-            return frozenset()
+            return NOTHING
         real = os.path.realpath(folder)
         if not Path(real).is_relative_to(self.root):
             return None
         if real not in self.listed:
             with os.scandir(real) as entries:
-                self.listed[real] = frozenset(e.name for e in entries if not e.is_dir(follow_symlinks=False))
+                self.listed[real] = Listing(e.name for e in entries if not e.is_dir(follow_symlinks=False))
         return self.listed[real]
+
+
+class Listing:
+    """The files of one folder."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names = frozenset(names)
+
+    @cached_property
+    def by_spelling(self) -> dict[str, list[str]]:
+        """Those of one `spelling`; only of folders in which a row's file was not found at once."""
+        found = defaultdict(list)
+        for name in self.names:
+            found[spelling(name)].append(name)
+        return found
+
+
+NOTHING = Listing()
+
+
+def places(path: str) -> Iterator[tuple[str, str]]:
+    """Folder and name, where the file of a row may be."""
+    for candidate in (path, *(f"images/{path}{ending}" for ending in ENDINGS)):
+        parent, slash, name = candidate.rpartition("/")
+        yield parent + slash, name
+
+
+def spelling(name: str) -> str:
+    """The same for names that Windows and macOS may write in place of each other."""
+    stem, dot, suffix = composed(name).rpartition(".")
+    return f"{stem}.{suffix.lower()}" if dot else suffix
 
 
 def read(file: Path, columns: Columns) -> Table:
     """The photos that a table names, in the folder that it lies in.
 
+    A photo to which rows give different classes is left out, because nothing tells which one is right.
     BadInput if it is no table, if its columns cannot be told, and if no class has photos enough.
     """
     rows = parsed(file)
     layout = Layout.of(next(rows, (0, []))[1], columns, file)
-    found: dict[str | None, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    left_out: Counter[str] = Counter()
-    files, taken = Files(file.parent), set()
+    places: dict[str, tuple[str | None, str]] = {}  # {photo: its split and class}
+    equal: dict[tuple[str | None, str], tuple[str | None, str]] = {}  # of a million rows
+    repeated: Counter[str] = Counter()  # {photo: further rows with it}
+    conflicts: dict[str, str] = {}  # {photo: the first that gives it another class}
+    left_out: Counter[str] = Counter()  # {why: rows}
+    examples: dict[str, str] = {}  # {why: the first of them}
+    files = Files(file.parent)
     for line, row in rows:
         try:
             path, name = files.find(cell(row, layout.image)), layout.label_of(row)
-            if path in taken:
-                raise LeftOut(AGAIN)
-        except LeftOut as why:
-            left_out[str(why)] += 1
-        else:
-            taken.add(path)
-            found[layout.split_of(row, line, file)][name].append(path)
-    summary = f"{file}: {len(taken)} photos of {len(taken) + left_out.total()} rows"
+        except LeftOut as error:
+            left_out[error.why] += 1
+            examples.setdefault(error.why, f"line {line}: {shortened(error.value, LONGEST_EXAMPLE) or 'empty'}")
+            continue
+        if path not in places:
+            place = layout.split_of(row, line, file), name
+            places[path] = equal.setdefault(place, place)
+            continue
+        repeated[path] += 1
+        if name != (first := places[path][1]):
+            conflicts.setdefault(path, f"line {line}: {', '.join(shortened(text, LONGEST_EXAMPLE) for text in (path, first, name))}")
+    for path, example in conflicts.items():
+        del places[path]
+        left_out[CONFLICT] += 1 + repeated.pop(path)
+        examples.setdefault(CONFLICT, example)
+    if repeated:
+        left_out[AGAIN] = repeated.total()
+        examples[AGAIN] = shortened(next(iter(repeated)), LONGEST_EXAMPLE)
+    found: dict[str | None, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for path, (split, name) in places.items():
+        found[split][name].append(path)
+    summary = f"{file}: {len(places)} photos of {len(places) + left_out.total()} rows"
     if left_out:
-        summary += f"; left out: {', '.join(f'{count} {why}' for why, count in sorted(left_out.items()))}"
+        summary += f"; left out: {', '.join(f'{count} {why} ({examples[why]})' for why, count in sorted(left_out.items()))}"
     return of_classes(found, columns.min_count, summary, file)
 
 
@@ -213,11 +285,11 @@ def of_classes(found: dict[str | None, dict[str, list[str]]], min_count: int, su
     if not names:
         raise BadInput(f"{summary}; no class has {min_count} of them (--min-count)")
     for name in names:
-        if not name.isprintable() or len(name) > LONGEST_NAME:
+        if not is_safe(name) or len(name) > LONGEST_NAME:
             raise BadInput(f"{file}: {name[:LONGEST_NAME]!r} cannot be the name of a class; use up to {LONGEST_NAME} printable characters, in UTF-8")
         if None not in found and name not in found["train"]:
             raise BadInput(f"{file}: no photo of class {name} is in split train; move some there, or raise --min-count")
-    notes = [f"{summary}."]
+    notes = [f"{summary}.", *alike(photos)]
     if few:
         shown = ", ".join(f"{escaped(name)[:LONGEST_NAME]} {count}" for name, count in few[:CLASSES_SHOWN])
         more = f" and {len(few) - CLASSES_SHOWN} more" if len(few) > CLASSES_SHOWN else ""
@@ -227,11 +299,24 @@ def of_classes(found: dict[str | None, dict[str, list[str]]], min_count: int, su
     return Table({split: classes for split, classes in kept.items() if classes}, tuple(notes))
 
 
+def alike(names: Iterable[str]) -> list[str]:
+    """What to say of classes that may be one: names that differ in case and spaces only, and numbers of one value."""
+    groups: dict[object, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        plain = " ".join(name.casefold().split())
+        groups[Decimal(plain) if NUMBER.fullmatch(plain) else plain].append(name)
+    same = [" and ".join(f"'{shortened(name, LONGEST_EXAMPLE)}'" for name in group) for group in groups.values() if len(group) > 1]
+    if not same:
+        return []
+    more = f", and {len(same) - CLASSES_SHOWN} more such names" if len(same) > CLASSES_SHOWN else ""
+    return [f"Classes that look alike: {', '.join(same[:CLASSES_SHOWN])}{more}. They count as different; give them one name if they are the same."]
+
+
 def parsed(file: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV with the line each begins in, the header first.
 
     A row may be shorter than that. What is too much belongs to its last cell, which somebody forgot to quote. Cells
-    are separated by what the header has most of: , ; or tab.
+    are separated by what a first line `sep=;` says, else by what the header has most of: , ; or tab.
     """
     if (megabytes := file.stat().st_size / 1e6) > MAX_MEGABYTES:
         raise BadInput(f"{file}: {megabytes:.0f} megabytes, over the limit of {MAX_MEGABYTES} for a table; leave out columns that are not needed")
@@ -241,9 +326,12 @@ def parsed(file: Path) -> Iterator[tuple[int, list[str]]]:
         if "\0" in header:
             raise BadInput(f"{file}: not in UTF-8; save it as CSV in UTF-8")
         text.seek(0)
-        separator = max(",;\t", key=header.count)
-        reader = csv.reader(lines(text, file), delimiter=separator, strict=True)
-        line, width = 1, 0
+        every_line = lines(text, file)
+        if named := NAMED_SEPARATOR.fullmatch(header):
+            next(every_line)
+        separator, before = (named[1], 1) if named else (max(SEPARATORS, key=header.count), 0)
+        reader = csv.reader(every_line, delimiter=separator, strict=True)
+        line, width = before + 1, 0
         try:
             for row in reader:
                 if row:  # not an empty line
@@ -251,7 +339,7 @@ def parsed(file: Path) -> Iterator[tuple[int, list[str]]]:
                     if len(row) > width:
                         row[width - 1 :] = [separator.join(row[width - 1 :]).rstrip(separator)]
                     yield line, row
-                line = reader.line_num + 1
+                line = before + reader.line_num + 1
         except csv.Error as error:
             raise BadInput(f"{file}: the row that begins in line {line} is no CSV ({error}); look for a quote that is not closed") from None
 

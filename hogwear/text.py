@@ -29,6 +29,11 @@ def is_safe(text: str) -> bool:
     return escaped(text) == text
 
 
+def composed(text: str) -> str:
+    """The form that names are compared in: é may be one character or two (macOS writes two), and looks the same (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
 def is_shown(character: str) -> bool:
     return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
 

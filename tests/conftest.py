@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from containers import ROOT as ROOT  # for the tests, too
 sys.path.insert(0, str(ROOT))
 
 import model
-from hogwear import checkpoint, sample, settings
+from hogwear import checkpoint, machine, sample, settings
 from hogwear.pixels import Array, Ints, Pixels
+from hogwear.run import LossWatch
 from hogwear.workers import FORK
 
 torch.set_num_threads(1)  # as the scripts do: a process with threads must not fork
@@ -262,6 +264,16 @@ def pixels_of(images: Array, labels: Ints) -> Pixels:
     """As if they had come out of a cache."""
     count = len(images)
     return Pixels(Path(), images, np.arange(count), labels, np.zeros((count, 16), np.uint8), {}, np.zeros((count, 256), np.uint8))
+
+
+@contextmanager
+def stopped_after(batches: int) -> Iterator[None]:
+    """A train.main within is interrupted after so many batches, as by Ctrl-C."""
+    losses: list[float] = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(LossWatch, "add", lambda self, loss: losses.append(loss))
+        patch.setattr(machine.Stop, "asked", property(lambda self: len(losses) >= batches))
+        yield
 
 
 def without_test(data: Path, folder: Path) -> Path:

@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 fashion5=${FASHION5:-../shared/data/fashion5}
 export COMPOSE_PROJECT_NAME=hogwear-smoke-$$
 unset COMPOSE_FILE HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,TIME_BUDGET,WORKERS,BATCH_SIZE,LR,MOMENTUM,SEED,FRESH} # the defaults
-unset HOGWEAR_{NUM_IMAGES,IMAGES,MAX_MEGAPIXELS,MAX_MEGABYTES,PIDS}
+unset HOGWEAR_{PICTURES,NUM_IMAGES,IMAGES,MAX_MEGAPIXELS,MAX_MEGABYTES,PIDS}
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/hogwear-smoke.XXXXXX")
 log=$work/log

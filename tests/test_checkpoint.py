@@ -45,7 +45,11 @@ def test_what_a_killed_save_left_is_cleared_away_and_a_file_of_the_user_with_a_l
         (tmp_path / f".checkpoint.pt.{name}").write_bytes(b"old")
     checkpoint.save(tmp_path, state(1))
     checkpoint.save(tmp_path, state(2))
-    assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.pt", "checkpoint.previous.pt", ".checkpoint.pt.backup"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        ".checkpoint.pt.backup",
+    }
     assert (tmp_path / ".checkpoint.pt.backup").read_bytes() == b"old"
 
 
@@ -120,5 +124,3 @@ def test_no_checkpoint_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(NoCheckpoint, match=r"checkpoint\.pt: no checkpoint; run train first") as error:
         checkpoint.load(tmp_path)
     assert error.value.exit_code == 3
-
-

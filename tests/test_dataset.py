@@ -8,15 +8,19 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hogwear import dataset, sample
+import eval
+import infer
+import train
+from hogwear import dataset, doctor, sample, settings
 from hogwear.dataset import Photos, Split
 from hogwear.division import Divider, Known
 from hogwear.errors import BadInput
-from hogwear.files import Paths, write_atomically
+from hogwear.files import Paths, Record, write_atomically
 
 
 def make(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
@@ -76,6 +80,77 @@ def test_split_folders_are_used_as_they_are(data: Path, cache: Path, val: str) -
     assert names(photos.val) == ["a/000.jpg", "b/000.jpg"]
     assert all(path.is_relative_to(data / val) for path in photos.val.paths)
     assert photos.evaluated is photos.test and names(photos.evaluated) == ["a/000.jpg", "b/000.jpg", "b/001.jpg"]
+
+
+@pytest.mark.parametrize(("train", "val", "test"), [("Training", "Valid", "Testing"), ("TRAIN", "VALIDATION", "TEST"), ("training", "Val", "Test")])
+def test_split_folders_are_recognised_in_any_case(data: Path, cache: Path, train: str, val: str, test: str) -> None:
+    make(data, {f"{split}/{name}": 2 for split in (train, val, test) for name in "ab"})
+    photos = dataset.find(data, cache)
+    assert photos.class_names == ("a", "b") and photos.test
+    for split, name in (photos.train, train), (photos.val, val), (photos.test, test):
+        assert {path.parent.parent for path in split.paths} == {data / name} and len(split) == 4
+
+
+def test_folders_beside_the_splits_are_not_used_and_that_is_said(data: Path, cache: Path) -> None:
+    photos = dataset.find(make(data, {"Train/a": 2, "Train/b": 2, "val/a": 1, "val/b": 1, "boots": 3, "dev/a": 2}), cache)
+    assert photos.class_names == ("a", "b") and photos.notes == ("Not used, because they are beside Train, val: boots, dev.",)
+
+
+def test_folders_that_hogwear_writes_to_are_not_classes(data: Path, cache: Path) -> None:
+    make(data, {"a": 4, "b": 4, "weights": 1, "cache/pixels": 1, "earlier": 0, "out": 0})
+    (data / "earlier" / "checkpoint.pt").touch()
+    Record(data / "out").write(data / "out" / "contact_sheet.png", b"")
+    (data / "results").mkdir()
+    Record(data).write(data / "results" / "1.png", b"")
+    (data / "link").symlink_to("weights")
+    photos = dataset.find(data, cache, own=(Path(os.path.relpath(data / "weights")), data / "cache"))
+    assert photos.class_names == ("a", "b")
+    assert photos.notes == ("Not classes, because Hogwear writes to them: cache, earlier, link, out, results, weights.",)
+
+
+@pytest.mark.parametrize("script", [train, eval, infer, doctor], ids=lambda script: script.__name__)
+def test_every_script_knows_its_own_folders_in_a_data_folder(script: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make(data, {"a": 4, "b": 4, "model": 1, "cache/pixels": 1}))
+    assert settings.parse(script.Settings, ["--data-dir", ".", "--cache-dir", "cache"]).photos(Divider()).class_names == ("a", "b")
+
+
+def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val", "test"):
+        monkeypatch.setitem(sample.PHOTOS_PER_CLASS, split, 2)
+    assert dataset.find(make(data, {"model": 1}), cache, own=(data / "model",)).is_sample
+
+
+def test_a_class_may_have_the_name_of_a_folder_of_ours(data: Path, cache: Path, tmp_path: Path) -> None:
+    make(tmp_path, {"model": 1})
+    photos = dataset.find(make(data, {"model": 4, "responses": 4}), cache, own=(tmp_path / "model",))
+    assert photos.class_names == ("model", "responses") and photos.notes == ()
+
+
+@pytest.mark.parametrize("layout", ["", "train/"])
+def test_a_class_in_two_unicode_forms_is_one(data: Path, cache: Path, layout: str) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    photos = dataset.find(make(data, {f"{layout}{composed}": 5, f"{layout}{decomposed}": 5, f"{layout}b": 4}), cache)
+    assert photos.class_names == ("b", composed)
+    found = {path: photos.class_names[label] for _, path, label in listed(photos)}
+    assert found == {path: "b" if path.parent.name == "b" else composed for path in data.glob("**/*.jpg")} and len(found) == 14
+    assert listed(dataset.find(data, cache)) == listed(photos), "and its photos stay where they are"
+
+
+def test_splits_may_write_a_class_in_different_unicode_forms(data: Path, cache: Path) -> None:
+    photos = dataset.find(make(data, {"train/cafe\u0301": 2, "train/b": 2, "val/caf\u00e9": 1, "val/b": 1}), cache)
+    assert photos.class_names == ("b", "caf\u00e9") and photos.train.labels.tolist() == [0, 0, 1, 1]
+    assert all(path.exists() for path in (*photos.train.paths, *photos.val.paths))
+
+
+def test_class_names_may_have_joiners_and_non_breaking_spaces(data: Path, cache: Path) -> None:
+    names = ("top\u00a0wear", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937")
+    assert set(dataset.find(make(data, dict.fromkeys(names, 4)), cache).class_names) == set(names)
+
+
+def test_classes_that_look_alike_stay_two_and_are_pointed_out(data: Path, cache: Path) -> None:
+    photos = dataset.find(make(data, {"eyewear": 4, "EYEWEAR": 4, "boots": 4}), cache)
+    assert photos.class_names == ("EYEWEAR", "boots", "eyewear")
+    assert photos.notes == ("Classes that look alike: 'EYEWEAR' and 'eyewear'. They count as different; give them one name if they are the same.",)
 
 
 def test_without_a_test_folder_val_is_evaluated(data: Path, cache: Path) -> None:
@@ -154,10 +229,10 @@ def test_paths_come_out_as_they_went_in(tmp_path: Path) -> None:
 
 
 def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
-    files = [Paths(f"{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000)) for _ in range(2)]
+    files = [Paths(f"{name}/{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000)) for name in "ab"]
     folder = Path("/data/photos/of/somebody")
     tracemalloc.start()
-    paths, labels = dataset.labelled([folder / "a", folder / "b"], files)
+    paths, labels = dataset.labelled(folder, files)
     assert sum(1 for _ in paths.texts()) == 100_000
     taken, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -208,6 +283,15 @@ REFUSED = {
     ),
     "no class folders": ({"train": 3}, "data/train: no class folders in it; expected "),
     "no train": ({"val/a": 3, "test/a": 3}, "data: there is val, test but no train; expected train/CLASS/*"),
+    "a class called train": (
+        {"train": 3, "plane": 3, "boat": 3},
+        "data/train: a class cannot be called train, because folders of that name are splits (train, training, val, valid, validation, "
+        "test, testing); rename it, for example to train_photos",
+    ),
+    "a class called Testing": ({"Testing": 3, "plane": 3}, "data/Testing: a class cannot be called Testing, because"),
+    "two train folders": ({"train/a": 3, "Train/a": 3, "val/a": 1}, "data: both Train and train are there; keep one of them as the train split"),
+    "valid beside Val": ({"train/a": 3, "Val/a": 1, "valid/a": 1}, "data: both Val and valid are there; keep one of them as the val split"),
+    "a bidirectional control": ({"a": 3, "b\u202e": 3}, "data: the name of the class folder 'b\\u202e' cannot be printed; rename it"),
     "two val folders": (
         {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1},
         "data: both val and valid are there; keep one of them as the val split",

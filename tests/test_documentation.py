@@ -127,13 +127,18 @@ def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     return found
 
 
-def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(runs: Runs, data: Path, call: Call, tmp_path: Path) -> None:
+def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(runs: Runs, data: Path, call: Call, start: Start, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    unread = start("eval.py", *runs.at("terminated", data), stdout=writing)
+    os.close(writing)
     produced = {
         0: call(infer, *runs.at("terminated", data), "--responses-dir", tmp_path / "responses").code,
         1: runs.left_alone.code(),
         2: call(train, "--epochs", 0).code,
         3: call(eval, *at(data, tmp_path / "model", tmp_path / "cache")).code,
         130: runs.interrupted.code(),
+        141: unread.code(),
         143: runs.terminated.code(),
     }
     [sentence] = re.findall(r"^Exit codes: (.*?)\n\n", README, re.MULTILINE | re.DOTALL)
@@ -161,10 +166,11 @@ def test_what_comes_out_is_what_the_readme_says(runs: Runs, data: Path, call: Ca
 # --- files, links, commands
 
 MADE = {  # by commands, not in the repository
-    ".cache", ".venv", ".venv/bin/python", "sbom.json", "model/*.png", "model/MODEL_CARD.md", "model/checkpoint.previous.pt",
+    ".cache", ".venv", ".venv/bin/python", "sbom.json", "model/confusion.png", "model/MODEL_CARD.md", "model/checkpoint.previous.pt",
     "model/checkpoint.pt", "model/doctor.json", "model/eval_results.json", "model/metrics.csv", "model/model.onnx", "model/report.html",
     "responses/contact_sheet.png", "responses/predictions.csv", "responses/predictions.json", "responses/results/*.png",
-    "MODEL_CARD.md", "model.onnx",
+    "responses/.hogwear.sha256", "MODEL_CARD.md", "model.onnx", "predictions.csv", "predictions.json",
+    "confusion.png", "coverage.png", "learning_curves.png", "reliability.png",
 }  # fmt: skip
 YOURS = {  # what a reader may have
     ".env", "ca.pem", "data/boots/*.jpg", "data/images", "data/sandals/*.jpg", "data/test/...", "data/train/boots/*.jpg", "data/val/boots/*.jpg",

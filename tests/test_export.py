@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASSES, FAST, SIZE, Answer, Call, at, refusal
+from conftest import CLASSES, FAST, SIZE, Answer, Call, Trained, at, refusal
 from onnx import TensorProto, helper
 from PIL import Image
 
 import model
 from hogwear import checkpoint, closed_form, dataset, export, model_card
+from hogwear.choices import Choices
 from hogwear.decoding import Array, decode
+from hogwear.hogwild import share_momentum
 from hogwear.onnx_graph import OPSET, Graph, letterbox
+from hogwear.photo_sets import PhotoSet, PhotoSets
 from hogwear.pixels import Pixels
+from hogwear.run import LossWatch, Run
 
 SHAPES = {  # (height, width)
     "portrait": (320, 240), "landscape": (213, 320), "square": (224, 224), "tall": (700, 211), "a little tall": (411, 203),
@@ -55,11 +60,17 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(start)
     weight, bias = moments.classifier(moments.totals())
     net.head.load_state_dict({"weight": weight, "bias": bias})
-    best = {"weights": net.state_dict(), "image_size": SIZE, "epoch": 2, "temperature": TEMPERATURE, "sure_from": 0.625}
-    checkpoint.save(folder, {
-        "class_names": list(CLASSES), "arch": "efficientnet_lite0", "best": best, "choices": {"epochs": 2, "lr": None},
-        "history": [{"epoch": 1, "val_acc": 0.5}, {"epoch": 2, "val_acc": 0.75}],
-    })  # fmt: skip
+    run = Run(net, Choices(image_size=SIZE, epochs=2), CLASSES, PhotoSets(False, *2 * [PhotoSet(40, "0" * 64)]))
+    run.momentum, run.trained_on = share_momentum(net, 1, None), torch.arange(120)
+    assert run.keep(LossWatch(len(CLASSES)))
+    row = {"images": 120, "lr": 0.1, "train_loss": 0.5, "train_acc": 0.75, "val_loss": 0.5, "images_per_second": 100.0}
+    run.history = [{"epoch": epoch, "val_acc": epoch / 4} | row for epoch in (1, 2)]
+    run.best = {
+        "weights": net.state_dict(), "image_size": SIZE, "epoch": 2, "val_acc": 0.75, "val_loss": 0.5,
+        "temperature": TEMPERATURE, "sure_from": 0.625,
+    }  # fmt: skip
+    run.finished = True
+    run.write(folder)
     return folder
 
 
@@ -108,7 +119,10 @@ def test_onnxruntime_answers_as_the_network_does_whatever_the_photos_shape(arch:
     net.load_pretrained()
     torch.nn.init.normal_(net.head.weight, std=spread)
     torch.nn.init.normal_(net.head.bias)
-    trained = model.Trained(net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32, 1, "f00d", TEMPERATURE)
+    trained = model.Trained(
+        net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32,
+        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, sure_from=0.5, history=(), choices={}, sha256="f00d", split={}, trained_on=torch.empty(0),
+    )  # fmt: skip
     session = onnxruntime.InferenceSession(export.onnx_model(trained))
     answers = {name: session.run(["probabilities"], {"photo": pixels_in(photo)})[0] for name, photo in photos.items()}
     for name, photo in photos.items():
@@ -165,6 +179,12 @@ def test_the_cards_five_lines_of_python_run(
     predicted, probability = capsys.readouterr().out.split()
     ours = our_probabilities(model.load(exported, torch.float32), photo_files[-1])
     assert predicted == CLASSES[ours.argmax()] and float(probability) == pytest.approx(ours.max(), abs=1e-3)
+
+
+def test_the_card_of_a_run_that_was_not_validated_yet_does_not_claim_calibrated_probabilities(trained: Trained) -> None:
+    loaded = model.load(trained.model, torch.float32)
+    assert "They are calibrated: logits are divided by the temperature" in model_card.model_card(loaded, "", None)
+    assert "They are not calibrated: the run has not been validated yet." in model_card.model_card(replace(loaded, sure_from=0.0), "", None)
 
 
 def test_the_card_has_evals_figures_of_this_checkpoint_only(exported: Path, run: Export, tmp_path: Path) -> None:

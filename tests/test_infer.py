@@ -122,6 +122,44 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     assert {f"shoe_{shoe['predicted']}.png", f"shoe_{shoe['predicted']}_2.png"} <= pictures
 
 
+def test_the_first_photos_get_pictures_and_all_an_answer(data: Path, predict: Infer, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    for i, photo in enumerate(sorted((data / "test" / "handbag").iterdir())[:6]):
+        shutil.copy(photo, tmp_path / "new" / f"{i}.jpg")
+    (tmp_path / "new" / "1.jpg").write_bytes(b"no photo")
+    answer = predict("--images", tmp_path / "new", "--pictures", 3)
+    assert answer.code == 0
+    rows = answers_in(tmp_path)
+    assert [Path(row["file"]).name for row in rows] == [f"{i}.jpg" for i in range(6)]
+    assert [row["picture"] is not None for row in rows] == [True, False, True, False, False, False]
+    assert pictures_in(tmp_path) == {row["picture"] for row in rows} - {None}
+    assert [bool(row["probabilities"]) for row in rows] == [True, False, True, True, True, True]
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.size == (pictures.GAP + 3 * (pictures.CELL + pictures.GAP), pictures.GAP + pictures.CELL + pictures.CAPTION + pictures.GAP)
+    assert all(row["file"] in answer.stdout for row in rows)
+    assert "2 pictures in " in answer.stdout and ", of the first 3 photos of 6 (--pictures)" in answer.stdout
+
+
+def test_without_pictures_there_are_only_answers(data: Path, predict: Infer, tmp_path: Path) -> None:
+    assert predict("--num-images", 2).code == 0
+    answer = predict("--images", data / "test" / "handbag", "--pictures", 0)
+    assert answer.code == 0 and "of the first 0 photos" in answer.stdout
+    assert {row["picture"] for row in answers_in(tmp_path)} == {None} and pictures_in(tmp_path) == set()
+    assert {path.name for path in tmp_path.iterdir()} == {"results", "predictions.json", "predictions.csv", ".hogwear.sha256"}
+
+
+def test_what_is_too_much_for_one_sheet_is_on_the_next(data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "SHEET", 3)
+    assert predict("--images", data / "test" / "footwear", "--pictures", 4).code == 0
+    wide = []
+    for name in ("contact_sheet.png", "contact_sheet-2.png"):
+        with Image.open(tmp_path / name) as sheet:
+            wide.append((sheet.width - pictures.GAP) // (pictures.CELL + pictures.GAP))
+    assert wide == [3, 2] and len(list(tmp_path.glob("*.png"))) == 2
+
+
 def test_a_photo_that_is_called_like_a_formula_is_text_in_the_table_and_called_so_in_the_json(
     data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,13 +320,27 @@ def test_photos_that_lie_where_results_are_written_are_refused_and_nothing_is_to
     assert contents(project) == before
 
 
-def test_a_data_folder_in_which_results_would_be_written_is_refused(data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path) -> None:
-    copied = tmp_path / "data"
-    shutil.copytree(data / "test", copied / "train", copy_function=os.link)
-    for responses in (copied, copied / "train", copied / "new"):
-        answer = call(infer, "--responses-dir", responses, *at(copied, trained.model, tmp_path / "cache"))
-        assert answer.code == 2 and f"--data-dir: {copied} " in refusal(answer.stderr)
-        assert [path.name for path in copied.iterdir()] == ["train"] and not (tmp_path / "cache" / "pixels").exists()
+@pytest.mark.parametrize(("folder", "responses"), [("data", "data"), ("data", "data/train"), ("data", "data/train/topwear"), ("results", "."), ("results/mine", ".")])
+def test_photos_of_a_data_folder_that_lie_where_results_are_written_are_refused(
+    folder: str, responses: str, data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(data / "test", tmp_path / folder / split, copy_function=os.link)
+    before = contents(tmp_path / folder)
+    answer = call(infer, "--responses-dir", tmp_path / responses, *at(tmp_path / folder, trained.model, tmp_path / "cache"))
+    assert answer.code == 2 and "where infer writes its results; choose another --responses-dir" in refusal(answer.stderr)
+    assert contents(tmp_path / folder) == before
+
+
+@pytest.mark.parametrize("responses", [".", "data/new"])
+def test_results_may_lie_around_a_data_folder_and_beside_its_photos(
+    responses: str, data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(data / "test", tmp_path / "data" / split, copy_function=os.link)
+    for _ in range(2):
+        answer = call(infer, "--responses-dir", tmp_path / responses, "--num-images", 1, *at(tmp_path / "data", trained.model, tmp_path / "cache"))
+        assert answer.code == 0 and "Left alone" not in answer.stdout
 
 
 def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_is(data: Path, predict: Infer, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """eval's page: complete, self-contained, and opened in a real browser on a phone and a desk, by day and by night."""
 
 import html
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 
 import eval
 import model
-from hogwear import report
+from hogwear import figures, report
 from hogwear.decoding import decode
 from hogwear.report import Mistake
 
@@ -99,7 +100,7 @@ def test_evidence_adds_up_to_the_logit(arch: str, photo_files: list[Path]) -> No
     assert evidence.dim() == 3 and torch.allclose(evidence.sum((1, 2)), expected, atol=1e-3)
 
 
-def made(folder: Path, names: tuple[str, ...], count: int, wrong: int) -> str:
+def made(folder: Path, names: tuple[str, ...], count: int, wrong: int, sure_from: float = 0.7) -> str:
     """A page of `count` photos of classes with these names, `wrong` of them mistaken, without eval and a checkpoint."""
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
@@ -107,7 +108,7 @@ def made(folder: Path, names: tuple[str, ...], count: int, wrong: int) -> str:
     logits = random.normal(size=(count, len(names))) + 12 * np.eye(len(names))[(labels + (np.arange(count) < wrong)) % len(names)]
     image = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     mistakes = [Mistake(Path(f"{i}-{'x' * 90}-{HOSTILE}.jpg"), names[labels[i]], names[labels[i] - 1], 0.95, True, image, random.normal(size=(4, 4))) for i in range(min(wrong, 12))]
-    results = eval.measure(logits, labels, names) | eval.probabilities(logits, labels, 1.2, 0.7) | {
+    results = eval.measure(logits, labels, names) | eval.probabilities(logits, labels, 1.2, sure_from) | {
         "split": "test", "skipped": 3, "images_per_second": 10.0, "run": {"epochs": 1}, "packages": {"torch": "0"}, "made": "now",
         "checkpoint": {"sha256": "0" * 64, "epoch": 1, "arch": "tinyvgg", "image_size": 64},
         "data": {"folder": "/photos/" + "long/" * 30, "fingerprint": "0" * 16}, "machine": {"cpu": "A CPU", "cpus": 2, "dtype": "float32"},
@@ -130,6 +131,53 @@ def test_without_a_mistake_there_is_no_gallery(tmp_path: Path) -> None:
     assert "No mistakes" in made(tmp_path, CLASSES, 2000, 0)
 
 
+def test_all_confusions_are_in_a_table_the_most_frequent_first(tmp_path: Path) -> None:
+    page = made(tmp_path, CLASSES, 40, 12)
+    [table] = re.findall(r"<details>.*?</details>", page, re.S)
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]]
+    assert rows == [[CLASSES[i], CLASSES[(i + 1) % 5], str(n), f"{100 * n / 8:.1f}\N{NO-BREAK SPACE}%"] for i, n in enumerate((3, 3, 2, 2, 2))]
+    assert "The chart shows" not in page and "<details>" not in made(tmp_path, CLASSES, 40, 0)
+
+
+def test_of_200_classes_the_most_confused_are_drawn_and_readable_and_all_confusions_are_in_the_table(tmp_path: Path) -> None:
+    names = tuple(f"class {n:03d}" for n in range(200))
+    matrix = np.diag(np.full(200, 20))
+    confused = [(7, 190, 9), (190, 7, 3), (50, 51, 8), (0, 199, 1)]
+    for true, predicted, count in confused:
+        matrix[true, predicted] = count
+    assert [tuple(pair) for pair in figures.confusions(matrix)] == [(7, 190), (50, 51), (190, 7), (0, 199)]
+    assert figures.most_confused(matrix).tolist() == [0, 7, 50, 51, 190, 199], "in their order"
+    chart = figures.confusion(matrix, names).axes[0]
+    assert [label.get_text() for label in chart.get_yticklabels()] == [names[i] for i in (0, 7, 50, 51, 190, 199)]
+    assert sorted(int(text.get_text()) for text in chart.texts) == [1, 3, 8, 9] + [20] * 6
+    page = made(tmp_path, names, 2000, 300)
+    assert text_of(page).count("The chart shows 25 of 200 classes, those that are confused most often; the table has all confusions.") == 1
+    assert len(figures.most_confused(np.ones((200, 200), np.int64))) == len(figures.most_confused(matrix * 0)) == 25
+    assert page.count("<tr>") == 1 + 200 + 1 + 1 + 200, "by class, and a confusion for each"
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 2500
+
+
+def test_labels_of_the_confusion_matrix_do_not_overlap_however_many_classes_there_are(tmp_path: Path) -> None:
+    for count in (25, 200):
+        random = np.random.default_rng(0)
+        figure = figures.confusion(random.integers(0, 30, (count, count)), [f"a long name of a class {n}" for n in range(count)])
+        figure.savefig(tmp_path / "chart.png")
+        boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+        assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes)) and boxes[0].height / figure.dpi * 72 > 8, "points"
+
+
+@pytest.mark.parametrize(("sure_from", "said"), {
+    0.7: "On val, 99 % of the answers with a probability of 0.70 or more were right. On test, they are 100.0 % of the photos, and 97.5 % of them are right;",
+    0.999999: "On val, 99 % of the answers with a probability of 1.00 or more were right. On test, no answer is that probable;",
+    1.01: "On val, no probability was high enough for 99 % of the answers to be right, so infer calls all answers unsure.",
+    0.0: "They are not calibrated, and infer calls no answer unsure: the run has not been validated yet.",
+}.items())  # fmt: skip
+def test_what_is_said_of_val_is_true_of_val_whatever_test_is_like(sure_from: float, said: str, tmp_path: Path) -> None:
+    text = text_of(made(tmp_path, CLASSES, 40, 1, sure_from))
+    assert said in text and ("On val, " in text) == (sure_from > 0)
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if CHROMIUM is None:
@@ -142,13 +190,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def pages(page: str, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     many = tuple(f"class number {n} with a long name{HOSTILE}" for n in range(40))
     made(long := tmp_path_factory.mktemp("long"), many, 400, 30)
+    made(wide := tmp_path_factory.mktemp("wide"), tuple(f"class {n}" for n in range(200)), 1000, 300)
     made(one := tmp_path_factory.mktemp("one"), CLASSES, 1, 1)
-    return {"of eval": trained.model / "report.html", "of 40 classes with long names": long / "report.html", "of one photo": one / "report.html"}
+    return {"of eval": trained.model / "report.html", "of 40 classes with long names": long / "report.html", "of 200 classes": wide / "report.html", "of one photo": one / "report.html"}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [(360, 740), (1280, 800)], ids=["phone", "desk"])
-@pytest.mark.parametrize("which", ["of eval", "of 40 classes with long names", "of one photo"])
+@pytest.mark.parametrize("which", ["of eval", "of 40 classes with long names", "of 200 classes", "of one photo"])
 def test_the_page_opens_without_an_error_a_request_or_an_overflow(
     which: str, size: tuple[int, int], dark: bool, browser: Browser, pages: dict[str, Path]
 ) -> None:

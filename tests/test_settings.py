@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer, refusal
+from conftest import Answer, Call, refusal
 
 import eval
 import infer
 import train
-from hogwear import settings
+from hogwear import doctor, export, settings
 
 VALUES = {
     "epochs": (3, 4),
@@ -82,6 +82,21 @@ def test_a_wrong_value_is_named_in_one_line(
     assert line.startswith(f"train.py: {variable}: ") and value in line
 
 
+@pytest.mark.parametrize("value", ["9" * 20, "-" + "9" * 20, "1e400"])
+@pytest.mark.parametrize("script", [train, eval, infer, doctor, export], ids=lambda script: script.__name__)
+def test_a_number_that_is_too_large_or_too_small_is_refused_in_one_line(script: Any, value: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [f.name for f in fields(script.Settings) if f.metadata["kind"] in (int, float)]
+    assert "min_count" in numbers
+    for name in numbers:
+        flag, variable = f"--{name.replace('_', '-')}", f"HOGWEAR_{name.upper()}"
+        answer = call(script, f"{flag}={value}", main=lambda settings: None)
+        assert answer.code == 2 and f": {flag}: " in refusal(answer.stderr)
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            answer = call(script, main=lambda settings: None)
+        assert answer.code == 2 and f": {variable}: " in refusal(answer.stderr)
+
+
 @pytest.mark.parametrize("arguments", [["--epoch", "3"], ["--epochs"], ["photo.jpg"], ["--frehs"]])
 def test_an_unknown_or_incomplete_flag_is_named_in_one_line(arguments: list[str], refuse: Refuse) -> None:
     line = refuse(*arguments)
@@ -124,6 +139,10 @@ OUT_OF_MEMORY = "memory ran out: use fewer --workers, a smaller --batch-size or 
         (OSError(28, "No space left on device", "a"), 2, "train.py: a: No space left on device; free some space, or choose another folder\n"),
         (MemoryError(), 2, f"train.py: {OUT_OF_MEMORY}\n"),
         (RuntimeError("alloc_cpu.cpp: can't allocate memory: you tried to allocate 9 bytes"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
+        (RuntimeError("unable to mmap 9 bytes from file </torch_1>: Cannot allocate memory (12)"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
+        (RuntimeError("could not create a primitive\n"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
+        (OSError(12, "Cannot allocate memory"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
     ],
 )
 def test_a_failure_of_the_system_is_one_line_too(

@@ -94,7 +94,7 @@ def test_kaggles_folder_is_recognised_as_it_is(cache: Path) -> None:
     photos = dataset.find(KAGGLE, cache)
     expected = {path: tables.FASHION[value] for path, value in by_hand("subCategory").items() if value in tables.FASHION}
     assert photos.class_names == CLASSES and labels_of(photos) == expected
-    assert photos.notes == (f"{KAGGLE}/styles.csv: 315 photos of 803 rows; left out: 476 of no class, 12 without an image.",)
+    assert photos.notes == (f"{KAGGLE}/styles.csv: 315 photos of 803 rows; left out: 476 of no class (line 2: Dress), 12 without an image (line 793: 59263).",)
     assert dataset.counts(photos.train, CLASSES) == {"bottomwear": 31, "eyewear": 31, "footwear": 95, "handbag": 31, "topwear": 31}
     assert photos.test and len(photos.val) == len(photos.test) == 48
 
@@ -106,7 +106,7 @@ def test_another_column_of_it_is_another_task(cache: Path) -> None:
     enough = {value for value, count in Counter(values.values()).items() if count >= 40}
     assert set(photos.class_names) == enough and "Sunglasses" in enough
     assert labels_of(photos) == {path: value for path, value in values.items() if value in enough}
-    assert photos.notes[0].endswith("791 photos of 803 rows; left out: 12 without an image.")
+    assert photos.notes[0].endswith("791 photos of 803 rows; left out: 12 without an image (line 793: 59263).")
     assert photos.notes[1].startswith("388 of these photos are left out, of classes with fewer than 40 (--min-count): Handbags 31, Dresses 27, ")
     assert photos.notes[1].endswith(" more.")
     assert "Topwear" in dataset.find(KAGGLE, cache, Columns(label="subCategory")).class_names, "a column that is named is taken as it is"
@@ -160,7 +160,7 @@ def test_how_spreadsheets_save_a_table_does_not_matter(encoding: str, separator:
     photos = dataset.find(folder, cache, Columns("id", min_count=3))
     expected = dict.fromkeys((0, 1, 2, 3, 8), "bottes d'été") | dict.fromkeys(range(10, 14), "chapeaux")
     assert labels_of(photos) == {f"images/{i}.jpg": label for i, label in expected.items()}
-    assert photos.notes[0].endswith("table.csv: 9 photos of 14 rows; left out: 4 of no class, 1 without an image.")
+    assert photos.notes[0].endswith("table.csv: 9 photos of 14 rows; left out: 4 of no class (line 10: empty), 1 without an image (line 13: empty).")
 
 
 def test_names_of_any_bytes_are_found(folder: Path, cache: Path) -> None:
@@ -180,10 +180,104 @@ def test_a_line_break_within_a_name_is_kept_as_it_is(folder: Path, cache: Path) 
 
 
 def test_what_gives_no_photo_is_counted_with_the_reason(folder: Path, cache: Path) -> None:
-    rows = [*of_two([str(i) for i in range(10)]), "99,hats", ",hats", "images,hats", "10,", "11,NA", "12", "3,boots", "images/3.jpg,hats", "0\0,hats"]
+    rows = [*of_two([str(i) for i in range(10)]), "99,hats", ",hats", "images,hats", "10,", "11,NA", "12", "3,boots", "images/3.jpg,boots", "0\0,hats"]
     photos = dataset.find(write(folder, "id,label", *rows), cache, FEW)
-    assert photos.notes == (f"{folder}/table.csv: 10 photos of 19 rows; left out: 2 of a photo that came before, 3 of no class, 4 without an image.",)
+    assert photos.notes == (
+        f"{folder}/table.csv: 10 photos of 19 rows; left out: 2 of a photo that came before (images/3.jpg), "
+        "3 of no class (line 15: empty), 4 without an image (line 12: 99).",
+    )
     assert labels_of(photos)["images/3.jpg"] == "boots"
+
+
+def test_a_photo_with_different_classes_is_left_out_and_named(folder: Path, cache: Path) -> None:
+    rows = [*of_two([str(i) for i in range(10)]), "3,boots", "images/3.jpg,hats", "3,boots", "7,hats"]
+    photos = dataset.find(write(folder, "id,label", *rows), cache, FEW)
+    assert photos.notes == (
+        f"{folder}/table.csv: 9 photos of 14 rows; left out: 1 of a photo that came before (images/7.jpg), "
+        "4 of a photo with different classes (line 13: images/3.jpg, boots, hats).",
+    )
+    assert labels_of(photos) == {f"images/{i}.jpg": ("boots", "hats")[i >= 5] for i in range(10) if i != 3}
+
+
+def test_an_example_is_short_and_printable(folder: Path, cache: Path) -> None:
+    rows = [*of_two([str(i) for i in range(8)]), f"\x1b[31m{'9' * 100},hats"]
+    assert dataset.find(write(folder, "id,label", *rows), cache, FEW).notes[0].endswith(rf"1 without an image (line 10: \x1b[31m{'9' * 51}…).")
+
+
+@pytest.mark.parametrize("value", [r"images\{}.JPG", r".\images\{}.jpg", "{}.Jpg", "images/{}.JPG"])
+def test_paths_as_windows_writes_them_are_found(value: str, folder: Path, cache: Path) -> None:
+    write(folder, "image,label", *of_two([value.format(i) for i in range(8)]))
+    assert labels_of(dataset.find(folder, cache, FEW)) == {f"images/{i}.jpg": ("boots", "hats")[i >= 4] for i in range(8)}
+
+
+def test_a_name_without_an_ending_finds_one_in_capitals(folder: Path, cache: Path) -> None:
+    for i in range(8):
+        (folder / "images" / f"{i}.jpg").rename(folder / "images" / f"{i}.JPG")
+    write(folder, "id,label", *of_two([str(i) for i in range(8)]))
+    assert set(labels_of(dataset.find(folder, cache, FEW))) == {f"images/{i}.JPG" for i in range(8)}
+
+
+def test_a_path_that_is_there_as_it_is_written_is_taken(folder: Path, cache: Path) -> None:
+    names = [*(f"{i}.JPG" for i in range(4)), r"images\0.jpg", r"a\b.jpg", "c.jpg", "C.jpg"]
+    for i, name in enumerate(names):
+        shutil.copy(folder / "images" / f"{i}.jpg", folder / name)
+    write(folder, "image,label", *of_two(names))
+    assert set(labels_of(dataset.find(folder, cache, FEW))) == set(names)
+
+
+def test_a_path_that_fits_several_files_is_left_out_and_named(folder: Path, cache: Path) -> None:
+    for name in ("19.JPG", "19.Jpg"):
+        shutil.copy(folder / "images" / "0.jpg", folder / "images" / name)
+    (folder / "images" / "19.jpg").unlink()
+    photos = dataset.find(write(folder, "image,label", *of_two([str(i) for i in range(8)]), "19.jpg,hats"), cache, FEW)
+    assert photos.notes[0].endswith("left out: 1 whose image has several spellings on the disk (line 10: 19.jpg).")
+
+
+@pytest.mark.parametrize("value", [r"..\outside.jpg", r"images\..\..\outside.jpg", r"\outside.jpg", r"..\data\images\0.jpg"])
+def test_backslashes_do_not_lead_out_of_the_folder_either(value: str, folder: Path, cache: Path) -> None:
+    shutil.copy(folder / "images" / "0.jpg", folder.parent / "outside.jpg")
+    photos = dataset.find(write(folder, "image,label", *of_two([str(i) for i in range(8)]), f"{value},hats"), cache, FEW)
+    assert photos.notes[0].endswith(f"left out: 1 with a path out of the folder (line 10: {value}).")
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;\r", '"sep=;"'])
+def test_a_first_line_may_name_the_separator(first: str, folder: Path, cache: Path) -> None:
+    rows = [row.replace(",", ";", 1) for row in of_two([str(i) for i in range(8)], ("a, b, c", "d"))]
+    write(folder, first, "id,1;label", *rows, "99;d")
+    photos = dataset.find(folder, cache, Columns("id,1", min_count=3))
+    assert labels_of(photos) == {f"images/{i}.jpg": ("a, b, c", "d")[i >= 4] for i in range(8)}
+    assert photos.notes[0].endswith("1 without an image (line 11: 99)."), "lines are counted from the first one"
+    write(folder, first, "id,1;label", *rows, '"9')
+    assert "the row that begins in line 11 is no CSV" in refused(folder, Columns("id,1", min_count=3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [(("1", "1.0"), "'1' and '1.0'"), (("eyewear", "EYEWEAR"), "'EYEWEAR' and 'eyewear'"), (("flip flops", "flip\u00a0 flops"), "'flip flops' and 'flip\u00a0 flops'")],
+)
+def test_classes_that_look_alike_stay_two_and_are_pointed_out(labels: tuple[str, str], said: str, folder: Path, cache: Path) -> None:
+    photos = dataset.find(write(folder, "id,label", *of_two([str(i) for i in range(8)], labels), "9,10", "10,100", "11,1234567", "12,1234568"), cache, FEW)
+    assert set(photos.class_names) == set(labels)
+    assert photos.notes[1] == f"Classes that look alike: {said}. They count as different; give them one name if they are the same."
+
+
+def test_a_look_alike_with_too_few_photos_is_pointed_out_too(folder: Path, cache: Path) -> None:
+    photos = dataset.find(write(folder, "id,label", *of_two([str(i) for i in range(8)]), "9,Hats"), cache, FEW)
+    assert photos.class_names == ("boots", "hats") and photos.notes[1].startswith("Classes that look alike: 'Hats' and 'hats'.")
+
+
+def test_a_class_in_two_unicode_forms_is_one(folder: Path, cache: Path) -> None:
+    for i in (8, 9):
+        (folder / "images" / f"{i}.jpg").rename(folder / "images" / f"cafe\u0301{i}.jpg")
+    rows = [*of_two([str(i) for i in range(8)], ("cafe\u0301", "hats")), "caf\u00e98.jpg,caf\u00e9", "cafe\u03019.jpg,caf\u00e9"]
+    photos = dataset.find(write(folder, "image,label", *rows), cache, FEW)
+    assert photos.class_names == ("caf\u00e9", "hats") and len(photos.notes) == 1
+    assert sum(label == "caf\u00e9" for label in labels_of(photos).values()) == 6, "a photo's name may be in the other form, too"
+
+
+def test_class_names_may_have_joiners_and_non_breaking_spaces(folder: Path, cache: Path) -> None:
+    names = ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "top\u00a0wear")
+    assert set(dataset.find(write(folder, "id,label", *of_two([str(i) for i in range(8)], names)), cache, FEW).class_names) == set(names)
 
 
 def test_classes_with_too_few_photos_are_left_out_and_named(folder: Path, cache: Path) -> None:
@@ -209,7 +303,7 @@ def test_a_class_may_have_the_longest_name_that_a_folder_may(folder: Path, cache
 def test_train_says_what_became_of_the_rows(folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = dataset.find(write(folder, "id,label", *of_two([str(i) for i in range(8)]), "99,hats"), cache, FEW)
     train.print_plan(Choices(), 1, photos)
-    assert f"\n{folder}/table.csv: 8 photos of 9 rows; left out: 1 without an image.\n" in capsys.readouterr().out
+    assert f"\n{folder}/table.csv: 8 photos of 9 rows; left out: 1 without an image (line 10: 99).\n" in capsys.readouterr().out
 
 
 def test_class_folders_beside_a_table_stay_what_they_were(folder: Path, cache: Path) -> None:
@@ -283,7 +377,7 @@ def test_paths_that_lead_out_of_the_folder_are_never_followed(folder: Path, cach
     rows = [*of_two([f"photos/{i}.jpg" for i in range(8)]), *(f"{path.format(folder=folder)},hats" for path in OUT)]
     photos = dataset.find(write(folder, "image,label", *rows), cache, Columns(label="label", min_count=3))
     assert set(listed(photos)) == {f"photos/{i}.jpg" for i in range(8)}
-    assert photos.notes[0].endswith("8 photos of 15 rows; left out: 7 with a path out of the folder.")
+    assert photos.notes[0].endswith("8 photos of 15 rows; left out: 7 with a path out of the folder (line 10: ../outside.jpg).")
 
 
 def test_a_photo_that_links_out_of_the_folder_is_skipped_with_the_reason(folder: Path, cache: Path) -> None:
@@ -309,12 +403,12 @@ REFUSED: dict[str, tuple[list[str], Columns, str]] = {
     "no such column": (["id,label", *ROWS], Columns(label="Label"), "table.csv: no column 'Label'; name one with --label-column: id, label"),
     "empty": ([""], FEW, "table.csv: it is not plain which column is the image; name one with --image-column: there are none"),
     "no rows": (["id,label"], FEW, "table.csv: 0 photos of 0 rows; no class has 3 of them (--min-count)"),
-    "no photos": (["id,label", "77,a", "78,b"], FEW, "table.csv: 0 photos of 2 rows; left out: 2 without an image; no class has 3 of them (--min-count)"),
+    "no photos": (["id,label", "77,a", "78,b"], FEW, "table.csv: 0 photos of 2 rows; left out: 2 without an image (line 2: 77); no class has 3 of them (--min-count)"),
     "one class": (["id,label", *ROWS[:4]], FEW, "one class only (boots); a classifier needs two or more"),
     "a class that cannot be printed": (["id,label", *of_two(list("01234567"), ("a\x1b[31m", "b"))], FEW, r"table.csv: 'a\x1b[31m' cannot be the name of a class; "),
     "Latin-1": (["id,label", *of_two(list("01234567"), ("\udce9t\udce9", "b"))], FEW, r"table.csv: '\udce9t\udce9' cannot be the name of a class; "),
     "a class with an endless name": (["id,label", *of_two(list("01234567"), ("a" * 256, "b"))], FEW, f"table.csv: '{'a' * 255}' cannot be the name of a class; "),
-    "another split": (["id,label,split", "0,a,train", "1,a,dev"], FEW, "table.csv: line 3: split 'dev' is not one of train, val, valid, validation, test; "),
+    "another split": (["id,label,split", "0,a,train", "1,a,dev"], FEW, "table.csv: line 3: split 'dev' is not one of train, training, val, valid, validation, test, testing; "),
     "a class not in train": (
         ["id,label,split", *(f"{row},train" for row in ROWS), *(f"{i},z,val" for i in range(8, 11))], FEW,
         "table.csv: no photo of class z is in split train; ",

@@ -42,7 +42,10 @@ import eval
 import model
 import train
 from hogwear import sample, settings
+from hogwear.checkpoint import Checkpoint
 from hogwear.choices import Choices, choose
+from hogwear.hogwild import share_momentum
+from hogwear.photo_sets import PhotoSet, PhotoSets
 from hogwear.run import LossWatch, Run, Tally
 
 
@@ -88,9 +91,10 @@ def test_the_plan_is_printed(trained: Trained) -> None:
 
 def test_the_checkpoint_has_all_that_eval_and_infer_need(trained: Trained) -> None:
     state = saved(trained.model)
-    assert (state["arch"], state["class_names"], state["image_size"]) == ("efficientnet_lite0", list(CLASSES), SIZE)
-    assert state["finished"] and state["images_seen"] == 720 and "RGB" in state["preprocessing"]
-    assert state["choices"]["batch_size"] == 8 and state["choices"]["epochs"] == 6
+    choices = state["choices"]
+    assert (choices["arch"], state["class_names"], choices["image_size"]) == ("efficientnet_lite0", list(CLASSES), SIZE)
+    assert state["finished"] and state["images_seen"] == 720
+    assert choices["batch_size"] == 8 and choices["epochs"] == 6
 
 
 def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
@@ -105,7 +109,8 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
 
 def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later() -> None:
     val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
-    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES)
+    photos = PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)])
+    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, photos)
     run.momentum = torch.zeros(1, 3)
     best = []
     for epoch, right in enumerate((2, 3, 1, 3, 2), start=1):
@@ -116,6 +121,18 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_late
         run.close_epoch(logits, val, lr=0.1)
         best.append((run.best["epoch"], run.best["val_acc"], run.best["weights"]["head.bias"].tolist()[0]))
     assert best == [(1, 0.5, 1), (2, 0.75, 2), (2, 0.75, 2), (4, 0.75, 4), (4, 0.75, 4)]
+
+
+def test_an_epoch_without_one_sound_answer_leaves_a_checkpoint_that_can_be_read() -> None:
+    val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
+    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)]))
+    run.momentum, run.trained_on = share_momentum(run.net, 1, None), torch.arange(4)
+    run.tally = Tally(images=4, loss=1.0, correct=4, seconds=1.0)
+    assert run.keep(LossWatch(5))
+    run.close_epoch(np.array([[np.nan] * 5, [np.inf] * 5, [-np.inf] * 5, [np.inf, -np.inf, 0, 0, 0]], np.float32), val, lr=0.1)
+    model.checked(Checkpoint(Path("checkpoint.pt"), {"format": 3, **run.state()}, ""))
+    run.momentum[0, -1] = np.nan
+    assert not run.keep(LossWatch(5)), "what cannot be loaded is not saved"
 
 
 def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
@@ -358,7 +375,7 @@ def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
     state = saved(fresh[0])
     torch.manual_seed(0)
     initial = model.build("tinyvgg", 5, SIZE).state_dict()
-    assert state["arch"] == "tinyvgg"
+    assert state["choices"]["arch"] == "tinyvgg"
     assert [name for name, weights in state["weights"].items() if torch.equal(weights, initial[name])] == []
 
 

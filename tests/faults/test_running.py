@@ -32,7 +32,7 @@ from conftest import (
 )
 
 import model
-from hogwear.run import SETBACKS
+from hogwear.choices import SETBACKS
 
 # --- train is killed
 
