@@ -288,7 +288,10 @@ def features(net: nn.Module, options: Options, split: str) -> Labelled:
 
 
 def logistic_regression(train: Labelled, val: Labelled) -> Any:
-    """On standardised features, with the C that is best on val; of several, the smallest."""
+    """With the C that is best on val; of several, the smallest.
+
+    Standardised features need fewer iterations, and did as well or better on val (fashion5, clothing10).
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
