@@ -71,10 +71,9 @@ sbom: .venv/tools build ## List what is installed in the images, which share it,
 
 images: .venv/tools ## Make the pictures in README.md again, from the built-in sample; needs chromium
 	work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; mkdir "$$work/data"; \
-	folders="--data-dir $$work/data --model-dir $$work/model --cache-dir $$work/cache"; \
-	.venv/bin/python train.py $$folders --workers 1 --image-size 64 --epochs 1; \
-	.venv/bin/python eval.py $$folders; \
-	.venv/bin/python infer.py $$folders --responses-dir "$$work" --num-images 18 --seed 2; \
+	.venv/bin/python tests/terminal.py "$$work" docs/images/terminal.svg; \
+	.venv/bin/python infer.py --data-dir "$$work/data" --model-dir "$$work/model" --cache-dir "$$work/.cache" \
+	  --responses-dir "$$work" --num-images 18 --seed 2; \
 	.venv/bin/python tests/browser.py "$$work/model/report.html" docs/images/report.png; \
 	cp "$$work/contact_sheet.png" docs/images; \
 	for name in report contact_sheet; do \

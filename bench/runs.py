@@ -20,7 +20,7 @@ from bench.common import CLOTHING10, FASHION5, ROOT, evaluate, folders, spread, 
 
 SEEDS = range(3)
 # Peer, its epochs. The user's loop also at two, where it is at its best.
-PEERS = (("loop", 1), ("fastai", 1), ("ddp", 1), ("lightning", 1), ("timm", 1), ("ultralytics", 3), ("loop", 2))
+PEERS = (("loop", 1), ("fastai", 1), ("ddp", 1), ("lightning", 1), ("timm", 1), ("frozen_features", 1), ("ultralytics", 3), ("loop", 2))
 FASTER = ("--image-size", 128, "--epochs", 1)
 
 
@@ -54,7 +54,8 @@ def accuracy() -> str:
 def peers() -> str:
     """Libraries on fashion5 from the same weights (Ultralytics from scratch: its weights are a download), 160 px, each run a
     process from start to exit, measuring test included (ours: train.py, then eval.py). Ratio: its seconds over those of our
-    defaults, run just before it."""
+    defaults, run just before it. frozen_features: scikit-learn's LogisticRegression on the features of one pass of the
+    network, which is not trained; C is chosen on val."""
     runs: dict[str, list[tuple[float, float, float]]] = {"Hogwear": []}  # (seconds, ratio, accuracy)
     with suppress(KeyboardInterrupt):  # an hour: Ctrl-C ends it with what has been measured
         for seed, (name, epochs) in itertools.product(SEEDS, PEERS):
