@@ -1,0 +1,401 @@
+"""The life of a project: photos come, go and change, and train, eval and infer are called, in any order.
+
+Whatever happens, no file of the user's changes, no figure is of other photos than it says, and no photo that is tested was trained on.
+Once with a trainer that only takes down what it is given, and once with real processes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from conftest import Answer, Call, Start, Times, at, saved
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from PIL import Image
+
+import eval
+import infer
+import model
+import train
+from hogwear import decoding, machine, pictures, predict
+from hogwear.division import SPLIT
+from hogwear.pixels import Array, Images, Pixels
+from hogwear.run import LossWatch, Run
+
+SIZE = 32
+CLASSES = ("footwear", "handbag")
+SPLITS = ("train", "val", "test")
+FLAGS = ("--arch", "tinyvgg", "--image-size", SIZE, "--workers", 1, "--epochs", 1)
+YEAR_2020 = 1577836800  # when all photos say that they were taken: no time tells them apart
+Command = Callable[..., Answer]
+Photo = tuple[str, str]  # its content, as hexadecimal digits, and its class
+
+
+@dataclass
+class Recorder:
+    """In place of training and of the network: it takes down the photos that they were given."""
+
+    pixels: dict[str, Array]  # {content: (SIZE, SIZE, 3)}, of all photos there are
+    fitted: list[tuple[set[Photo], set[Photo]]]  # what fit was given to train on, and to validate with
+    predicted: list[list[str]]  # contents
+    forbidden: set[str]  # paths that may not be opened
+    interrupts = False  # whether the next fit stops half-way
+    cache: Path | None = None  # to remove while the next fit runs
+
+    def fit(self, run: Run, fit_on: Pixels, val: Pixels, workers: int, model_dir: Path, stop: machine.Stop, *others: object) -> None:
+        if self.cache:
+            shutil.rmtree(self.cache)
+        self.fitted.append((self.photos(run, fit_on), self.photos(run, val)))
+        run.epoch_images = len(fit_on)
+        run.momentum = torch.zeros(1, sum(p.numel() for p in run.net.parameters() if p.requires_grad))
+        run.net.head.bias.data[0] = len(self.fitted)  # which weights these are
+        run.images_seen += 1
+        run.tally.add(type("Result", (), {"images": 1, "loss": 1.0, "correct": 1})())
+        run.tally.seconds = 1.0
+        run.keep(LossWatch(2))
+        if self.interrupts:
+            stop.signal = signal.SIGINT
+        else:
+            run.finished = True
+            run.close_epoch(self.predict(run.net, val.images, val.rows), val, 0.1)
+        run.save(model_dir)
+
+    def photos(self, run: Run, pixels: Pixels) -> set[Photo]:
+        images = pixels.images[pixels.rows]
+        contents = [bytes(content).hex() for content in pixels.hashes]
+        for content, image in zip(contents, images, strict=True):
+            assert np.array_equal(image, self.pixels[content]), "pixels of another photo"
+        return {(content, run.class_names[label]) for content, label in zip(contents, pixels.labels, strict=True)}
+
+    def predict(self, net: Any, images: Images | Array, rows: Any, *others: object) -> predict.Logits:
+        """Answers that depend on the weights and on the photo, and on nothing else."""
+        known = {image.tobytes(): content for content, image in self.pixels.items()}
+        contents = [known[image.tobytes()] for image in images[rows]]
+        self.predicted.append(contents)
+        return np.array([[0, 1] if self.answer(net.head.bias[0].item(), content) else [1, 0] for content in contents], np.float32)
+
+    @staticmethod
+    def answer(weights: float, content: str) -> int:
+        """The class that these weights say."""
+        return hashlib.sha256(f"{weights:g} {content}".encode()).digest()[0] % 2
+
+    def open(self, path: Path, *others: Any, opened: Any = decoding.opened) -> Any:
+        if str(path) in self.forbidden:
+            raise PermissionError(13, os.strerror(13), str(path))
+        return opened(path, *others)
+
+
+class Life(RuleBasedStateMachine):
+    """`pool`: photos that are still to come; `command`: calls a script; `recorder`: where there is no training."""
+
+    pool: list[bytes]
+    command: Command
+    recorder: Recorder | None
+    succeeded: dict[str, int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="life"))
+        self.data, self.model, self.cache, self.responses = (self.folder / name for name in ("data", "model", "cache", "responses"))
+        self.model.mkdir()
+        self.to_come = list(self.pool)
+        self.named = 0
+        self.files: dict[Path, bytes] = {}  # of the user's, as they have to be
+        self.trained: set[str] = set()  # contents that the present weights were ever trained on
+        self.last: Any = None  # the photos of the last fit, while a checkpoint goes on from it
+        self.sides: dict[str, str] = {}  # as split.json was
+        if self.recorder:
+            self.recorder.fitted.clear()
+            self.recorder.forbidden.clear()
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
+
+    # --- what the user does
+
+    @initialize(divided=st.booleans())
+    def begin(self, divided: bool) -> None:
+        """With class folders that we divide, or with the user's own train, val and test."""
+        self.places = [Path(split, name) for split in SPLITS for name in CLASSES] if divided else [Path(name) for name in CLASSES]
+        for place in self.places:
+            for _ in range(3 if divided else 8):
+                self.put(place)
+
+    def put(self, place: Path, content: bytes | None = None) -> None:
+        content = self.to_come.pop() if content is None else content
+        self.named += 1
+        self.write(self.data / place / f"{self.named}.bmp", content)
+
+    def write(self, file: Path, content: bytes) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        os.utime(file, (YEAR_2020, YEAR_2020))
+        self.files[file] = content
+
+    def photos(self) -> list[Path]:
+        return sorted(file for file in self.files if file.is_relative_to(self.data))
+
+    def move(self, file: Path, to: Path) -> None:
+        file.rename(to)
+        self.files[to] = self.files.pop(file)
+
+    @precondition(lambda self: len(self.to_come) > 2)
+    @rule(draw=st.data(), count=st.integers(1, 2))
+    def photos_come(self, draw: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            self.put(draw.draw(st.sampled_from(self.places)))
+
+    @rule(draw=st.data())
+    def a_photo_is_copied(self, draw: st.DataObject) -> None:
+        self.put(draw.draw(st.sampled_from(self.places)), self.files[draw.draw(st.sampled_from(self.photos()))])
+
+    @rule(draw=st.data())
+    def a_photo_goes(self, draw: st.DataObject) -> None:
+        file = draw.draw(st.sampled_from(self.photos()))
+        if len([other for other in self.photos() if other.parent == file.parent]) > 1:
+            file.unlink()
+            del self.files[file]
+
+    @rule(draw=st.data())
+    def a_photo_is_moved(self, draw: st.DataObject) -> None:
+        """To another class or split, or only to another name."""
+        file, place = draw.draw(st.sampled_from(self.photos())), draw.draw(st.sampled_from(self.places))
+        if len([other for other in self.photos() if other.parent == file.parent]) > 1:
+            self.named += 1
+            self.move(file, self.data / place / f"{self.named}.bmp")
+
+    @rule(draw=st.data())
+    def two_folders_are_exchanged(self, draw: st.DataObject) -> None:
+        """All their files have the same names, sizes and times afterwards, where they had so many."""
+        one, other = draw.draw(st.lists(st.sampled_from(self.places), min_size=2, max_size=2, unique=True))
+        for place in one, other:
+            for number, file in enumerate(sorted(file for file in self.photos() if file.parent == self.data / place)):
+                self.move(file, file.with_name(f"exchanged-{number}.bmp"))
+        files = {place: [file for file in self.photos() if file.parent == self.data / place] for place in (one, other)}
+        away = self.folder / "away"
+        (self.data / one).rename(away)
+        (self.data / other).rename(self.data / one)
+        away.rename(self.data / other)
+        contents = {self.data / to / file.name: self.files.pop(file) for place, to in ((one, other), (other, one)) for file in files[place]}
+        self.files |= contents
+
+    @rule()
+    def the_data_folder_is_renamed(self) -> None:
+        self.named += 1
+        moved = self.data.rename(self.folder / f"data{self.named}")
+        self.files = {moved / file.relative_to(self.data) if file.is_relative_to(self.data) else file: content for file, content in self.files.items()}
+        if self.recorder:
+            self.recorder.forbidden.clear()
+        self.data = moved
+
+    @rule()
+    def the_cache_is_deleted(self) -> None:
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+    @precondition(lambda self: self.recorder is not None)
+    @rule(draw=st.data())
+    def some_photos_may_not_be_read(self, draw: st.DataObject) -> None:
+        assert self.recorder
+        self.recorder.forbidden = set(map(str, draw.draw(st.lists(st.sampled_from(self.photos()), max_size=2))))
+
+    @rule(name=st.sampled_from(("results/photo1.png", "results/1_handbag.png", "contact_sheet_holiday.png", "contact_sheet.png")))
+    def a_picture_is_put_where_results_are_written(self, name: str) -> None:
+        """Or what is there is changed."""
+        self.write(self.responses / name, self.to_come[0][:500])
+
+    # --- what the user calls
+
+    @rule(fresh=st.booleans(), interrupt=st.booleans(), cache_goes=st.booleans())
+    def train_is_called(self, fresh: bool, interrupt: bool, cache_goes: bool) -> None:
+        if self.recorder:
+            self.recorder.interrupts, self.recorder.cache = interrupt, self.cache if cache_goes else None
+        answer = self.call(train, *FLAGS, *["--fresh"] * fresh)
+        if answer.code in (0, 130):
+            self.look_at_run(answer, fresh)
+
+    def look_at_run(self, answer: Answer, fresh: bool) -> None:
+        sides = json.loads((self.model / SPLIT).read_text())["split"] if (self.model / SPLIT).exists() else {}
+        assert self.sides.items() <= sides.items(), "a photo that had a side has another"
+        self.sides = sides
+        state = saved(self.model)
+        if not self.recorder:
+            return
+        on, validated = self.recorder.fitted[-1]
+        there_are = self.readable()
+        assert on | validated <= there_are
+        if fresh:
+            self.trained, self.last = set(), None
+        self.trained |= {content for content, _ in on}
+        assert not self.trained & {content for content, _ in validated}
+        given = {photo for photo in there_are if self.side_of(photo) == "train"}
+        assert given <= on, "a photo that can be read is left out"
+        changed = self.last is not None and self.last != (on, validated)
+        assert ("The photos are not those of the last run" in answer.stdout) == changed
+        self.last = on, validated
+        if state["best"] and not self.recorder.interrupts:
+            weights = state["best"]["weights"]["head.bias"][0].item()
+            right = [self.recorder.answer(weights, content) == CLASSES.index(name) for content, name in self.of(validated, self.last_val())]
+            assert state["best"]["val_acc"] == pytest.approx(np.mean(right)), "an accuracy of other photos than there are"
+
+    def readable(self) -> set[Photo]:
+        assert self.recorder
+        return {(content_of(self.files[file]), file.parent.name) for file in self.photos() if str(file) not in self.recorder.forbidden}
+
+    def side_of(self, photo: Photo) -> str | None:
+        """Where it is to be: None where that depends on which of several copies is read."""
+        assert self.recorder
+        files = [file for file in self.photos() if (content_of(self.files[file]), file.parent.name) == photo]
+        if len(self.places) == len(CLASSES):
+            return self.sides.get(photo[0])
+        folders = {file.parent.parent.name for file in files if str(file) not in self.recorder.forbidden}
+        return folders.pop() if len(folders) == 1 else None
+
+    def of(self, photos: set[Photo], counted: list[str]) -> list[Photo]:
+        """Each as often as it was given."""
+        classes = dict(sorted(photos))
+        return [(content, classes[content]) for content in counted]
+
+    def last_val(self) -> list[str]:
+        assert self.recorder
+        return self.recorder.predicted[-1]
+
+    @rule()
+    def eval_is_called(self) -> None:
+        (self.model / eval.RESULTS).unlink(missing_ok=True)
+        if self.call(eval).code:
+            assert not (self.model / eval.RESULTS).exists()
+            return
+        results = json.loads((self.model / eval.RESULTS).read_text())
+        assert results["sha256"] == hashlib.sha256((self.model / "checkpoint.pt").read_bytes()).hexdigest() if "sha256" in results else True
+        trained_on = set(saved(self.model)["trained_on"].tolist())
+        tested = [content_of(self.files[file]) for file in self.photos() if self.is_tested(file)]
+        unseen = [content for content in tested if short_of(content) not in trained_on]
+        assert results["num_examples"] == len(unseen) and results["trained_on"] + results["skipped"] == len(tested) - len(unseen)
+        if self.recorder:
+            assert not set(self.recorder.predicted[-1]) & self.trained
+            assert sorted(self.recorder.predicted[-1]) == sorted(unseen)
+
+    def is_tested(self, file: Path) -> bool:
+        """Whether eval measures it, unless it was trained on."""
+        side = self.sides.get(content_of(self.files[file])) if len(self.places) == len(CLASSES) else file.parent.parent.name
+        return side == "test" and not (self.recorder and str(file) in self.recorder.forbidden)
+
+    @rule()
+    def infer_is_called(self) -> None:
+        if self.call(infer, "--responses-dir", self.responses, "--num-images", 2).code:
+            return
+        for answer in json.loads((self.responses / infer.PREDICTIONS).read_text()):
+            content = content_of(self.files[Path(answer["file"])])
+            assert content not in self.trained and answer["true_class"] == Path(answer["file"]).parent.name
+
+    @precondition(lambda self: (self.model / "checkpoint.pt").exists())
+    @rule(script=st.sampled_from((train, eval, infer)))
+    def the_mount_is_missing(self, script: Any) -> None:
+        before = contents_of(self.model)
+        data, self.data = self.data, self.folder / "nothing"
+        self.data.mkdir(exist_ok=True)
+        answer = self.call(script, *(FLAGS if script is train else ()))
+        self.data = data
+        assert answer.code == 2 and "empty" in answer.stderr and contents_of(self.model) == before
+
+    def call(self, script: Any, *arguments: object) -> Answer:
+        answer = self.command(script, *at(self.data, self.model, self.cache), *arguments)
+        assert answer.code in ((0, 130) if answer.code in (0, 130) else (2, 3)), answer
+        if answer.code in (2, 3):
+            *warnings, refused = answer.stderr.splitlines()
+            assert refused.startswith(script.__name__) and all(line.startswith("Warning: ") for line in warnings), answer
+        self.succeeded[script.__name__] = self.succeeded.get(script.__name__, 0) + (answer.code == 0)
+        return answer
+
+    @invariant()
+    def no_file_of_the_users_is_changed(self) -> None:
+        assert {file: file.read_bytes() if file.exists() else None for file in self.files} == self.files
+        assert {file for file in self.data.rglob("*") if file.is_file()} == set(self.photos()) if self.data.exists() else True
+
+
+def content_of(content: bytes) -> str:
+    return decoding.hash_of(content).hex()
+
+
+def short_of(content: str) -> int:
+    return int.from_bytes(bytes.fromhex(content)[:8], "little", signed=True)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def pool(photo_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Real photos, each of the same size in bytes."""
+    folder = tmp_path_factory.mktemp("pool")
+    photos: dict[bytes, None] = {}
+    for file in photo_files:
+        with Image.open(file) as photo:
+            photo.convert("RGB").resize((SIZE, SIZE)).save(folder / "photo.bmp")
+        photos[(folder / "photo.bmp").read_bytes()] = None
+    return list(photos)
+
+
+def live(pool: list[bytes], command: Command, recorder: Recorder | None, sequences: int, steps: int) -> dict[str, int]:
+    """How often each command has succeeded in so many lives."""
+    succeeded: dict[str, int] = {}
+    life = type("ALife", (Life,), {"pool": pool, "command": staticmethod(command), "recorder": recorder, "succeeded": succeeded})
+    checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much, hypothesis.HealthCheck.data_too_large]
+    run_state_machine_as_test(
+        life,
+        settings=hypothesis.settings(
+            max_examples=sequences, stateful_step_count=steps, deadline=None, derandomize=True, database=None,
+            suppress_health_check=checks, phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        ),
+    )  # fmt: skip
+    return succeeded
+
+
+def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
+    pool: list[bytes], call: Call, times: Times, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pixels = {}
+    for content in pool:
+        (tmp_path / "photo.bmp").write_bytes(content)
+        pixels[content_of(content)] = decoding.decode(tmp_path / "photo.bmp", SIZE)
+    recorder = Recorder(pixels, [], [], set())
+    monkeypatch.setattr(Run, "fit", lambda run, *arguments: recorder.fit(run, *arguments))
+    monkeypatch.setattr(predict, "predict", recorder.predict)
+    monkeypatch.setattr(decoding, "opened", recorder.open)
+    monkeypatch.setattr(machine, "cpus", lambda: 1)
+    monkeypatch.setattr(model, "fast_dtype", lambda cache_dir: torch.float32)
+    monkeypatch.setattr(eval, "write_report", lambda *arguments: "none")
+    monkeypatch.setattr(eval, "worst_mistakes", lambda *arguments: [])
+    monkeypatch.setattr(pictures, "draw_prediction", lambda prediction, image: prediction.predicted.encode())
+    monkeypatch.setattr(pictures, "draw_sheet", lambda photos: b"sheet")
+    succeeded = live(pool, call, recorder, times(12, 200), 14)
+    assert min(succeeded.get(script, 0) for script in ("train", "eval", "infer")) >= times(3, 50)
+
+
+def test_a_project_goes_on_whatever_happens(pool: list[bytes], start: Start, times: Times) -> None:
+    def command(script: Any, *arguments: object) -> Answer:
+        running = start(f"{script.__name__}.py", *arguments)
+        code = running.code()
+        return Answer(code, running.stdout, running.stderr)
+
+    succeeded = live(pool, command, None, times(3, 20), 10)
+    assert sum(succeeded.values()) >= times(3, 40)
