@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hogwear.errors import BadInput
+from hogwear.settings import TOO_LARGE
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
 IMAGES = {"efficientnet_lite0": 4000, "tinyvgg": 20_000}  # that each machine sees by default, in one epoch or more
@@ -30,8 +31,8 @@ class Choices:
 
 RANGES: dict[str, dict[str, Any]] = {  # of the numbers among them: the flags' and the checkpoint's
     "image_size": {"kind": int, "at_least": 32, "below": 1025},
-    "epochs": {"kind": int, "at_least": 1},
-    "time_budget": {"kind": int, "at_least": 5},
+    "epochs": {"kind": int, "at_least": 1, "below": TOO_LARGE},
+    "time_budget": {"kind": int, "at_least": 5, "below": TOO_LARGE},
     "batch_size": {"kind": int, "at_least": 1, "below": 4097},
     "lr": {"kind": float, "at_least": 1e-7, "below": 10},
     "momentum": {"kind": float, "at_least": 0, "below": 1},

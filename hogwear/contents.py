@@ -11,6 +11,7 @@ import stat
 import struct
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def of(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
     kept = kept[np.argsort(as_keys(kept[:, :HASH_SIZE]))]
     if not np.array_equal(kept, known):
         np.save(content := io.BytesIO(), kept)
-        write_atomically(index, content.getvalue())
+        with suppress(OSError):  # a cache that may not be written: they are read again the next time
+            write_atomically(index, content.getvalue())
     return Contents(hashes, unread)
 
 

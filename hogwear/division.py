@@ -75,7 +75,7 @@ class Known:
     def write(self, model_dir: Path) -> None:
         """Into the model folder, if it is not there already."""
         file, content = model_dir / SPLIT, self.written()
-        if len(self.sides) and not (file.exists() and file.read_bytes() == content):
+        if not (file.exists() and file.read_bytes() == content):
             write_atomically(file, content)
 
     def identity(self) -> Identity:

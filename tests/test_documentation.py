@@ -167,7 +167,7 @@ def test_what_comes_out_is_what_the_readme_says(runs: Runs, data: Path, call: Ca
 
 MADE = {  # by commands, not in the repository
     ".cache", ".venv", ".venv/bin/python", "sbom.json", "model/confusion.png", "model/MODEL_CARD.md", "model/checkpoint.previous.pt",
-    "model/checkpoint.pt", "model/doctor.json", "model/eval_results.json", "model/metrics.csv", "model/model.onnx", "model/report.html",
+    "model/checkpoint.pt", "model/split.json", "split.json", "model/doctor.json", "model/eval_results.json", "model/metrics.csv", "model/model.onnx", "model/report.html",
     "responses/contact_sheet.png", "responses/predictions.csv", "responses/predictions.json", "responses/results/*.png",
     "responses/.hogwear.sha256", "MODEL_CARD.md", "model.onnx", "predictions.csv", "predictions.json",
     "confusion.png", "coverage.png", "learning_curves.png", "reliability.png",

@@ -404,7 +404,9 @@ def require_pixels_of(copies: list[Path], cache: Path) -> Pixels:
     return opened
 
 
-def test_photos_of_equal_size_and_time_that_are_exchanged_are_not_taken_for_each_other(copies: list[Path], tmp_path: Path) -> None:
+def test_photos_of_equal_size_and_time_that_are_exchanged_are_not_taken_for_each_other(
+    copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]"
+) -> None:
     folders = [tmp_path / "data" / name for name in "ab"]
     for folder, photos in zip(folders, (copies[:4], copies[4:8]), strict=True):
         folder.mkdir()
@@ -418,6 +420,7 @@ def test_photos_of_equal_size_and_time_that_are_exchanged_are_not_taken_for_each
     folders[1].rename(folders[0])
     (tmp_path / "data" / "c").rename(folders[1])
     require_pixels_of(files, tmp_path / "cache")
+    assert hashed.value == 16
 
 
 def test_a_photo_that_is_written_over_with_its_size_and_time_is_hashed_again(copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]") -> None:
