@@ -44,7 +44,7 @@ def made(script: str, small: Trained, folder: Path) -> bool:
     return bool(json.loads(file.read_text()))
 
 
-@pytest.mark.parametrize(("script", "closed"), zip(SCRIPTS, (">&- 2>&-", ">&-", "2>&-"), strict=True))
+@pytest.mark.parametrize(("script", "closed"), list(zip(SCRIPTS, (">&- 2>&-", ">&-", "2>&-"), strict=True)))
 def test_a_script_whose_streams_are_closed_does_its_work(script: str, closed: str, data: Path, small: Trained, tmp_path: Path) -> None:
     ended = in_shell(f'exec "$@" {closed}', script, *arguments(script, data, small, tmp_path))
     assert (ended.returncode, ended.stderr) == (0, "") and bool(ended.stdout) == closed.startswith("2")
