@@ -110,7 +110,7 @@ def attack(data: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "model").mkdir()
     checkpoint.save(tmp_path / "model", saved(trained.model) | {"class_names": list(names)})
     read = SharedSettings.photos
-    monkeypatch.setattr(SharedSettings, "photos", lambda self: replace(read(self), class_names=names))
+    monkeypatch.setattr(SharedSettings, "photos", lambda self, *divide: replace(read(self, *divide), class_names=names))
     return names
 
 
@@ -190,7 +190,7 @@ def test_names_have_no_power_over_what_train_and_doctor_print_and_write(
 
 def test_a_refusal_that_names_the_classes_of_a_checkpoint_is_harmless(attack: tuple[str, ...], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = SharedSettings.photos
-    monkeypatch.setattr(SharedSettings, "photos", lambda self: replace(read(self), class_names=CLASSES))
+    monkeypatch.setattr(SharedSettings, "photos", lambda self, *divide: replace(read(self, *divide), class_names=CLASSES))
     answer = call(eval, *at(tmp_path / "data", tmp_path / "model", tmp_path / "cache"))
     assert answer.code == 2 and KEPT in answer.stderr
     assert_harmless(answer.stderr)
