@@ -17,7 +17,7 @@ from PIL import Image
 import eval
 import infer
 import train
-from hogwear import checkpoint, doctor, export
+from hogwear import checkpoint, doctor, export, schema
 from hogwear.choices import Choices
 from hogwear.shared_settings import SharedSettings
 from hogwear.text import as_csv, escaped, is_safe, shortened
@@ -111,6 +111,7 @@ def attack(data: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.Mon
     checkpoint.save(tmp_path / "model", saved(trained.model) | {"class_names": list(names)})
     read = SharedSettings.photos
     monkeypatch.setattr(SharedSettings, "photos", lambda self, *divide: replace(read(self, *divide), class_names=names))
+    monkeypatch.setattr(schema, "is_safe", lambda text: True)  # such a checkpoint is refused; what shows names does not rely on that
     return names
 
 
