@@ -142,8 +142,8 @@ def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6] and {row["images"] for row in rows} == {120}
 
 
-def test_nothing_but_the_last_two_checkpoints_and_the_metrics_is_in_the_model_folder(twin: Path) -> None:
-    assert {file.name for file in twin.iterdir()} == {"checkpoint.pt", "checkpoint.previous.pt", "metrics.csv", ".lock"}
+def test_nothing_but_the_last_two_checkpoints_the_split_and_the_metrics_is_in_the_model_folder(twin: Path) -> None:
+    assert {file.name for file in twin.iterdir()} == {"checkpoint.pt", "checkpoint.previous.pt", "split.json", "metrics.csv", ".lock"}
 
 
 # --- interrupted and gone on with
