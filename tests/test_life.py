@@ -54,7 +54,7 @@ class Recorder:
     """In place of training and of the network: it takes down the photos that they were given."""
 
     pixels: dict[str, Array]  # {content: (SIZE, SIZE, 3)}, of all photos there are
-    fitted: list[tuple[set[Photo], set[Photo]]]  # what fit was given to train on, and to validate with
+    fitted: list[tuple[list[Photo], list[Photo]]]  # what fit was given to train on, and to validate with
     predicted: list[list[str]]  # contents
     forbidden: set[str]  # paths that may not be opened
     interrupts = False  # whether the next fit stops half-way
@@ -78,12 +78,13 @@ class Recorder:
             run.close_epoch(self.predict(run.net, val.images, val.rows), val, 0.1)
         run.save(model_dir)
 
-    def photos(self, run: Run, pixels: Pixels) -> set[Photo]:
+    def photos(self, run: Run, pixels: Pixels) -> list[Photo]:
+        """Sorted; copies are counted."""
         images = pixels.images[pixels.rows]
         contents = [bytes(content).hex() for content in pixels.hashes]
         for content, image in zip(contents, images, strict=True):
             assert np.array_equal(image, self.pixels[content]), "pixels of another photo"
-        return {(content, run.class_names[label]) for content, label in zip(contents, pixels.labels, strict=True)}
+        return sorted((content, run.class_names[label]) for content, label in zip(contents, pixels.labels, strict=True))
 
     def predict(self, net: Any, images: Images | Array, rows: Any, *others: object) -> predict.Logits:
         """Answers that depend on the weights and on the photo, and on nothing else."""
@@ -224,7 +225,7 @@ class Life(RuleBasedStateMachine):
 
     # --- what the user calls
 
-    @rule(fresh=st.booleans(), interrupt=st.booleans(), cache_goes=st.booleans())
+    @rule(fresh=st.sampled_from((False, False, False, True)), interrupt=st.booleans(), cache_goes=st.booleans())
     def train_is_called(self, fresh: bool, interrupt: bool, cache_goes: bool) -> None:
         if self.recorder:
             self.recorder.interrupts, self.recorder.cache = interrupt, self.cache if cache_goes else None
@@ -241,19 +242,19 @@ class Life(RuleBasedStateMachine):
             return
         on, validated = self.recorder.fitted[-1]
         there_are = self.readable()
-        assert on | validated <= there_are
+        assert {*on, *validated} <= there_are
         if fresh:
             self.trained, self.last = set(), None
         self.trained |= {content for content, _ in on}
         assert not self.trained & {content for content, _ in validated}
         given = {photo for photo in there_are if self.side_of(photo) == "train"}
-        assert given <= on, "a photo that can be read is left out"
+        assert given <= set(on), "a photo that can be read is left out"
         changed = self.last is not None and self.last != (on, validated)
         assert ("The photos are not those of the last run" in answer.stdout) == changed
         self.last = on, validated
         if state["best"] and not self.recorder.interrupts:
             weights = state["best"]["weights"]["head.bias"][0].item()
-            right = [self.recorder.answer(weights, content) == CLASSES.index(name) for content, name in self.of(validated, self.last_val())]
+            right = [self.recorder.answer(weights, content) == CLASSES.index(name) for content, name in validated]
             assert state["best"]["val_acc"] == pytest.approx(np.mean(right)), "an accuracy of other photos than there are"
 
     def readable(self) -> set[Photo]:
@@ -269,14 +270,11 @@ class Life(RuleBasedStateMachine):
         folders = {file.parent.parent.name for file in files if str(file) not in self.recorder.forbidden}
         return folders.pop() if len(folders) == 1 else None
 
-    def of(self, photos: set[Photo], counted: list[str]) -> list[Photo]:
-        """Each as often as it was given."""
-        classes = dict(sorted(photos))
-        return [(content, classes[content]) for content in counted]
-
-    def last_val(self) -> list[str]:
-        assert self.recorder
-        return self.recorder.predicted[-1]
+    @rule()
+    def all_three_are_called(self) -> None:
+        self.train_is_called(fresh=False, interrupt=False, cache_goes=False)
+        self.eval_is_called()
+        self.infer_is_called()
 
     @rule()
     def eval_is_called(self) -> None:
