@@ -47,7 +47,7 @@ avx2: .venv/tools ## The tests that compute, as on a CPU that has AVX2 only
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 .venv/bin/python -m pytest -n 2 --dist loadfile $(NUMERIC)
 
 faults: .venv/tools ## Inject every fault many times, and write what held to docs/faults.md (takes long)
-	.venv/bin/python -m pytest tests/test_docker.py --full -m long
+	.venv/bin/python -m pytest tests --ignore tests/faults --full -m long
 	.venv/bin/python -m pytest tests/faults --full -n 2 --dist loadfile
 
 mutants: .venv/tools ## Mutation testing: put small faults into the code, and see whether the tests notice (five minutes)

@@ -45,6 +45,7 @@ def test_two_machines_train_one_model_and_rank_0_saves_it(cluster: Cluster, call
     assert again.code == 0 and "Job test is done" in again.stdout and cluster.result()["images_seen"] == 480
 
 
+@pytest.mark.long
 def test_machines_go_on_from_real_photos_only_and_measure_the_best_weights_again_on_those_there_are(
     cluster: Cluster, trained: Trained, call: Call, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_machines_go_on_from_real_photos_only_and_measure_the_best_weights_again
     assert [row["epoch"] for row in state["history"]] == [1, 2, 3, 4, 5, 6, 7] and not state["photos"]["is_sample"] and state["photos"]["val"]["count"] == 35
 
 
+@pytest.mark.long
 def test_machines_whose_data_folder_is_empty_leave_a_checkpoint_of_real_photos_alone(cluster: Cluster, trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     cluster.data = tmp_path / "empty"
