@@ -170,6 +170,7 @@ def test_after_labels_were_corrected_the_result_is_what_eval_measures(
     assert evaluate(corrected, folder) == best["val_acc"] and f"Done: validation accuracy {best['val_acc']:.4f} (epoch {best['epoch']})" in answer.stdout
 
 
+@pytest.mark.long
 def test_better_old_weights_stay_with_figures_of_the_photos_there_are_now(
     trained: Trained, data: Path, cache: Path, call: Call, evaluate: Evaluate, copied: Callable[[Path], Path], tmp_path: Path
 ) -> None:

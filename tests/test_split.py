@@ -207,6 +207,7 @@ def test_a_test_split_that_was_trained_on_is_refused(given: Project, call: Call,
     assert answer.code == 2 and "all 20 photos of test have been trained on" in refusal(answer.stderr)
 
 
+@pytest.mark.long
 def test_photos_that_are_moved_from_train_to_val_do_not_choose_the_weights(given: Project, start: Start, tmp_path: Path) -> None:
     project = given.copy(tmp_path / "project")
     for file in sorted(project.data.glob("train/*/*"))[::4]:
@@ -251,6 +252,7 @@ def cluster(divided: Project, tmp_path: Path) -> Iterator[Cluster]:
     machines.end()
 
 
+@pytest.mark.long
 def test_machines_take_the_split_of_the_one_that_knows_one(cluster: Cluster, divided: Project) -> None:
     told = json.loads((divided.model / SPLIT).read_text())
     sides = {"train": "val", "val": "test", "test": "train"}

@@ -393,7 +393,7 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
     monkeypatch.setattr(eval, "worst_mistakes", lambda *arguments: [])
     monkeypatch.setattr(pictures, "draw_prediction", lambda prediction, image: prediction.predicted.encode())
     monkeypatch.setattr(pictures, "draw_sheet", lambda photos: b"sheet")
-    succeeded = live(pool, call, recorder, times(12, 200), 12)
+    succeeded = live(pool, call, recorder, times(6, 200), 12)
     assert min(succeeded.get(script, 0) for script in ("train", "eval", "infer")) >= times(1, 50)
 
 
@@ -403,5 +403,5 @@ def test_a_project_goes_on_whatever_happens(pool: list[bytes], start: Start, tim
         code = running.code()
         return Answer(code, running.stdout, running.stderr)
 
-    succeeded = live(pool, command, None, times(3, 20), 7)
+    succeeded = live(pool, command, None, times(3, 20), 3)
     assert sum(succeeded.values()) >= times(3, 40)
