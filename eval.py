@@ -57,10 +57,9 @@ def main(settings: Settings) -> None:
     if split is not photos.test:
         print(escaped(f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights"), file=sys.stderr)
     started = time.perf_counter()
-    limits = settings.limits
-    decoded = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
+    decoded = progress.decoded(settings.cache, split, trained.image_size)
     pixels = progress.unseen(decoded, trained.trained_on.numpy(), split.name)
-    if train := Pixels.at_hand(photos.train, trained.image_size, settings.cache_dir, limits):
+    if train := settings.cache.at_hand(photos.train, trained.image_size):
         progress.warn_of_leakage(train, pixels, split.name)
     logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started

@@ -25,7 +25,6 @@ from hogwear import cluster, dataset, machine, progress, settings
 from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, RANGES, UNBALANCED, Choices, choose
 from hogwear.contents import short
 from hogwear.dataset import Photos
-from hogwear.decoding import Limits
 from hogwear.division import Divider, Known
 from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone, Cut, Link, Place
@@ -61,6 +60,11 @@ class Settings(SharedSettings):
     seed: int | None = flag("of the shuffles, changes to photos and first weights", None, **RANGES["seed"], default_help=str(Choices.seed))
     sync_every: int = flag("images of all machines between two averages, under torchrun", 1024, kind=int, at_least=1)
     fresh: bool = flag("start over instead of going on", False, kind=bool, default_help="off")
+
+    @property
+    def processes(self) -> int:
+        """That train."""
+        return self.workers or machine.cpus()
 
 
 SAME = ("arch", "image_size", "epochs", "batch_size", "lr", "momentum", "seed", "sync_every")  # on all machines of a cluster
@@ -122,7 +126,6 @@ def main(settings: Settings) -> None:
 
 def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
-    limits = settings.limits
     saved, why_none = saved_run(settings)
     photos, divide = divided(settings, others)
     if isinstance(others, Link):
@@ -136,17 +139,17 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
         return None
     choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
-    workers = settings.workers or machine.cpus()
+    workers = settings.processes
     machine.require_memory(workers)
     budget = None
     if choices.time_budget and (state is None or state["finished"]):
         free = state is None and settings.image_size is None
-        budget = plan_in_time(choices, free, photos, limits, settings.cache_dir, workers, started + choices.time_budget)
+        budget = plan_in_time(settings, choices, free, photos, started + choices.time_budget)
         choices = replace(choices, image_size=budget.image_size, epochs=math.ceil(budget.images / len(photos.train)))
     print_plan(choices, workers, photos)
 
     def decoded(split: dataset.Split, image_size: int) -> Pixels:
-        return progress.decoded(split, image_size, limits, settings.cache_dir, lambda: importlib.import_module("model"), others)
+        return progress.decoded(settings.cache, split, image_size, lambda: importlib.import_module("model"), others)
 
     seen = short(photos.train.contents.hashes)
     seen = np.union1d(seen, state["trained_on"].numpy()) if state else seen
@@ -270,15 +273,13 @@ def keep_beside(file: Path) -> None:
         print(f"The old checkpoint is kept as {kept}.")
 
 
-def plan_in_time(
-    choices: Choices, free: bool, photos: Photos, limits: Limits, cache_dir: Path, workers: int, deadline: float
-) -> "Budget":
+def plan_in_time(settings: Settings, choices: Choices, free: bool, photos: Photos, deadline: float) -> "Budget":
     """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
     import model
     from hogwear import budget, closed_form
 
-    net = model.build(choices.arch, len(photos.class_names), budget.PROBED_SIZE, model.fast_dtype(cache_dir))
-    speed = budget.probe(net, photos.train, limits, workers)
+    net = model.build(choices.arch, len(photos.class_names), budget.PROBED_SIZE, model.fast_dtype(settings.cache_dir))
+    speed = budget.probe(net, photos.train, settings.limits, settings.processes)
     head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
     sizes = budget.SIZES if free else ((choices.image_size, 0.25),)
     return budget.plan(speed, deadline, len(photos.train), len(photos.val), head, sizes)

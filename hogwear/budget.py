@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Speed:
 def probe(net: Any, split: Split, limits: Limits, workers: int) -> Speed:
     """Measure the speeds of a model.Network with so many processes at once, in about a second."""
     torch.set_num_threads(1)  # as in training: the workers are forked from here
-    guard = Guard(split.paths, PROBED_SIZE, limits, workers, [split.root], PROBED_SECONDS)
+    guard = Guard(split.paths, PROBED_SIZE, replace(limits, seconds=PROBED_SECONDS), workers, [split.root])
     images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
     crop = net.crop(PROBED_SIZE)
 

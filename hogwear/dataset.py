@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from hogwear import contents, sample, tables
 from hogwear.contents import Contents
-from hogwear.decoding import LIMITS, Limits
 from hogwear.division import SHARES, Divider
 from hogwear.errors import BadInput
 from hogwear.files import Paths
@@ -70,7 +69,7 @@ class Listed:
 
 
 def find(
-    data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, limits: Limits = LIMITS, divide: Divider | None = None, own: Iterable[Path] = ()
+    data_dir: Path, cache_dir: Path, columns: Columns = GUESSED, divide: Divider | None = None, own: Iterable[Path] = ()
 ) -> Photos:
     """The photos of `data_dir`; of the built-in sample, drawn into `cache_dir`, if it is empty. A table is read by its `columns`.
 
@@ -95,16 +94,16 @@ def find(
         listed = from_class_folders(data)
     if len(listed.class_names) < 2:
         raise BadInput(f"{data.path}: one class only ({listed.class_names[0]}); a classifier needs two or more")
-    divide = divide or Divider(limits=limits)
-    splits = splits_of(listed, data.path, cache_dir, limits, divide)
+    divide = divide or Divider()
+    splits = splits_of(listed, data.path, cache_dir, divide)
     notes = (*data.notes, *listed.notes, *divide.notes)
     return Photos(data.path, listed.class_names, splits["train"], splits["val"], splits.get("test"), is_sample, notes)
 
 
-def splits_of(listed: Listed, root: Path, cache_dir: Path, limits: Limits, divide: Divider) -> dict[str, Split]:
+def splits_of(listed: Listed, root: Path, cache_dir: Path, divide: Divider) -> dict[str, Split]:
     """{split: its photos}, test only where there is one. Each file is looked into unless the cache knows what is in it."""
     paths = Paths.joined(paths for paths, _ in listed.splits.values())
-    whole = Split("all", paths, np.concatenate([labels for _, labels in listed.splits.values()]), root, contents.of(paths, root, cache_dir, limits))
+    whole = Split("all", paths, np.concatenate([labels for _, labels in listed.splits.values()]), root, contents.of(paths, root, cache_dir, divide.limits))
     if None in listed.splits:
         return divide(whole, listed.class_names, SHARES, listed.divided)
     split_of = np.repeat(np.arange(len(listed.splits)), [len(labels) for _, labels in listed.splits.values()])

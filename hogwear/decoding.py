@@ -42,7 +42,6 @@ TURNS: dict[object, Image.Transpose] = {  # EXIF orientation -> what puts the ph
 }
 WHITE = (255, 255, 255)
 STRIP = 1 << 22  # pixels made RGB at a time: all of a large photo at once would be in memory several times
-SECONDS = 10.0  # of CPU time for a photo; the slowest honest ones within the default limits take 4
 BYTES_A_PIXEL, BYTES_AT_LEAST = 24, 512 << 20  # of memory for a photo; honest ones take at most 18 a pixel
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 NOBODY = -1  # no row: this worker is not decoding
@@ -63,6 +62,7 @@ class Limits:
 
     megapixels: int = 50
     megabytes: int = 100  # of the file
+    seconds: float = 10.0  # of CPU time; the slowest honest ones within the other default limits take 4
 
 
 LIMITS = Limits()
@@ -216,12 +216,12 @@ class Guard:
         with guard.workers({"decode": guard.decode}) as workers:
             dict(workers.run("decode", range(len(paths))))     # {row: pixels, or the reason why there are none}
 
-    Such a photo costs the `seconds`, and what its worker had in hand besides is done again. Workers killed otherwise are
+    Such a photo costs the `seconds` of the limits, and what its worker had in hand besides is done again. Workers killed otherwise are
     no photo's fault: `Workers` counts their deaths.
     """
 
-    def __init__(self, paths: Paths, size: int, limits: Limits, processes: int, within: Iterable[Path], seconds: float = SECONDS) -> None:
-        self.paths, self.size, self.limits, self.processes, self.seconds = paths, size, limits, processes, seconds
+    def __init__(self, paths: Paths, size: int, limits: Limits, processes: int, within: Iterable[Path]) -> None:
+        self.paths, self.size, self.limits, self.processes = paths, size, limits, processes
         self.within = frozenset(map(os.path.realpath, within))
         self.rank = NOBODY  # in a worker: its own
         self.condemned: dict[int, str] = {}  # {row: why}; a worker knows those from before it was forked
@@ -253,7 +253,7 @@ class Guard:
         if row in self.condemned:
             return self.condemned[row]
         self.busy[self.rank] = row
-        signal.setitimer(signal.ITIMER_PROF, self.seconds)  # ends the process; a Python handler would wait for a decoder in C to return
+        signal.setitimer(signal.ITIMER_PROF, self.limits.seconds)  # ends the process; a Python handler would wait for a decoder in C to return
         try:
             return function(self.paths[row], self.size, self.limits, self.within)
         except UNREADABLE as error:
@@ -270,7 +270,7 @@ class Guard:
             return False
         slow = -exitcode == signal.SIGPROF
         self.condemned[row] = (
-            f"takes more than {self.seconds:g} s to decode" if slow else f"its decoder crashed ({signal.Signals(-exitcode).name})"
+            f"takes more than {self.limits.seconds:g} s to decode" if slow else f"its decoder crashed ({signal.Signals(-exitcode).name})"
         )
         return True
 

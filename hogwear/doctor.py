@@ -21,7 +21,7 @@ from hogwear.decoding import Array, Limits
 from hogwear.division import SIZE
 from hogwear.errors import BadInput
 from hogwear.files import Paths, write_atomically
-from hogwear.pixels import Ints, Pixels
+from hogwear.pixels import Ints
 from hogwear.shared_settings import SharedSettings, require_same_classes
 from hogwear.text import escaped
 
@@ -68,7 +68,7 @@ def main(settings: Settings) -> None:
     members = [Member(f, s.name, photos.class_names[label]) for s in splits for f, label in zip(s.paths, s.labels.tolist(), strict=True)]
     found = look_at(Paths(m.file for m in members), splits[0].root, limits)
     report = {"schema": SCHEMA, "folder": str(photos.folder), **counted(photos, splits), **faults(members, found)}
-    report |= doubted(photos, splits, limits, settings) if (settings.model_dir / CHECKPOINT).exists() else {"contradicted": None, "network": None}
+    report |= doubted(photos, splits, settings) if (settings.model_dir / CHECKPOINT).exists() else {"contradicted": None, "network": None}
     write_atomically(settings.model_dir / RESULTS, (json.dumps(report, indent=2) + "\n").encode())
     for line in (*lines(report), f"Written to {settings.model_dir / RESULTS}."):
         print(escaped(line))
@@ -164,7 +164,7 @@ def describe(group: list[int], members: list[Member]) -> list[dict[str, Any]]:
     return [entry(members[row]) for row in group]
 
 
-def doubted(photos: Photos, splits: list[Split], limits: Limits, settings: Settings) -> dict[str, Any]:
+def doubted(photos: Photos, splits: list[Split], settings: Settings) -> dict[str, Any]:
     """The photos whose class the trained network contradicts; {"network": why not} where it cannot be asked."""
     import torch  # only here: it takes seconds
 
@@ -178,7 +178,7 @@ def doubted(photos: Photos, splits: list[Split], limits: Limits, settings: Setti
         require_same_classes(trained.class_names, photos)
         contradicted = []
         for split in splits:
-            pixels = Pixels.open(split, trained.image_size, settings.cache_dir, machine.cpus(), limits=limits)
+            pixels = settings.cache.open(split, trained.image_size)
             logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus()) / trained.temperature
             probabilities = np.exp(metrics.log_softmax(logits))
             predicted = probabilities.argmax(axis=1)

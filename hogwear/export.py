@@ -56,8 +56,8 @@ def main(settings: Settings) -> None:
     evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
     Known.read(settings.model_dir).require(trained.split)
     photos = settings.photos_of(trained.class_names, trained.is_sample)
-    split, limits = photos.evaluated, settings.limits
-    decoded = progress.decoded(split, trained.image_size, limits, settings.cache_dir)
+    split = photos.evaluated
+    decoded = progress.decoded(settings.cache, split, trained.image_size)
     images, labels = sample(progress.unseen(decoded, trained.trained_on.numpy(), split.name))
     logits = predict.predict(trained.net, images, np.arange(len(images)), machine.cpus())
     expected = np.exp(metrics.log_softmax(logits / trained.temperature))  # (n, classes)

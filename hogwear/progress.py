@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from hogwear import contents, machine, pixels
+from hogwear import contents, pixels
+from hogwear.cache import PhotoCache
 from hogwear.dataset import Split
-from hogwear.decoding import Limits
 from hogwear.errors import BadInput
 from hogwear.link import ALONE, Alone
 from hogwear.pixels import Ints, Pixels
@@ -19,9 +18,9 @@ SKIPPED_SHOWN = 10
 
 
 def decoded(
-    split: Split, size: int, limits: Limits, cache_dir: Path, meanwhile: Callable[[], object] = lambda: None, others: Alone = ALONE
+    cache: PhotoCache, split: Split, size: int, meanwhile: Callable[[], object] = lambda: None, others: Alone = ALONE
 ) -> Pixels:
-    """`Pixels.open` on all CPUs with a bar, naming the photos that could not be read; of this machine's part."""
+    """`PhotoCache.open` with a bar, naming the photos that could not be read; of this machine's part."""
     count = len(range(len(split))[others.part])
     with tqdm(total=count, desc=f"decoding {split.name}", unit=" photos", disable=True if others.rank else None, delay=0.5, leave=False) as bar:
 
@@ -29,7 +28,7 @@ def decoded(
             bar.update(more)
             others.beat()
 
-        opened = Pixels.open(split, size, cache_dir, machine.cpus(), on_photos, meanwhile, limits, others.part)
+        opened = cache.open(split, size, others.part, on_photos, meanwhile)
     for path, why in list(opened.skipped.items())[:SKIPPED_SHOWN]:
         print(escaped(f"Warning: skipped '{path}': {why}"), file=sys.stderr)
     if (more := len(opened.skipped) - SKIPPED_SHOWN) > 0:

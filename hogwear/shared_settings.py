@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hogwear import dataset
+from hogwear.cache import PhotoCache
 from hogwear.dataset import Photos
 from hogwear.decoding import LIMITS, Limits
 from hogwear.division import Divider, Known
@@ -29,6 +30,10 @@ class SharedSettings:
     def limits(self) -> Limits:
         return Limits(self.max_megapixels, self.max_megabytes)
 
+    @property
+    def cache(self) -> PhotoCache:
+        return PhotoCache(self.cache_dir, self.limits)
+
     def divider(self, places_new: bool) -> Divider:
         """What divides photos as the model folder's split.json says. Raises as Known.read."""
         return Divider(Known.read(self.model_dir), self.limits, places_new)
@@ -41,7 +46,7 @@ class SharedSettings:
     def photos(self, divide: Divider | None = None) -> Photos:
         """Divided as train has divided them, without those that it has not seen yet, or by `divide`. Raises as dataset.find."""
         columns = Columns(self.image_column, self.label_column, self.min_count)
-        return dataset.find(self.data_dir, self.cache_dir, columns, self.limits, divide or self.divider(places_new=False), self.own)
+        return dataset.find(self.data_dir, self.cache_dir, columns, divide or self.divider(places_new=False), self.own)
 
     def photos_of(self, class_names: tuple[str, ...], is_sample: bool) -> Photos:
         """The same. BadInput if they cannot be those that a checkpoint was trained on, or more of the same."""

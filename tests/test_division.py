@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from hogwear import dataset, similar
+from hogwear.cache import PhotoCache
 from hogwear.dataset import Photos
 from hogwear.division import SHARES, SPLIT, Divider, Known, assigned
 from hogwear.errors import BadInput
-from hogwear.pixels import Pixels
 
 A_DOZEN = 12
 
@@ -72,7 +72,7 @@ def test_near_duplicates_are_on_one_side(folder: Path, model: Path, tmp_path: Pa
     assert all(sides[f"{name}/{i}.jpg"] == sides[f"{name}/{i}-worse.jpg"] == sides[f"{name}/{i}-small.jpg"] for name in photos.class_names for i in range(A_DOZEN))
     assert Counter(sides.values()) == {"train": 2 * (36 - 2 * 3), "val": 2 * 3, "test": 2 * 3}, "of 36 photos, 15 per cent are 5: one group of three"
     assert photos.notes == ("Split: 72 photos are nearly the same as others; 24 of their 24 groups are on one side.",)
-    train, val, test = (Pixels.open(split, 160, tmp_path / "cache", 2).signatures for split in (photos.train, photos.val, photos.evaluated))
+    train, val, test = (PhotoCache(tmp_path / "cache", processes=2).open(split, 160).signatures for split in (photos.train, photos.val, photos.evaluated))
     assert similar.leaked(train, val) == similar.leaked(train, test) == similar.leaked(val, test) == 0
     groups = json.loads((model / SPLIT).read_text())["group"]
     assert Counter(Counter(groups.values()).values()) == {3: 24}, "whose key is written down, too"
@@ -155,7 +155,7 @@ def test_a_photo_that_cannot_be_read_has_no_side_until_it_can(tens: Path, model:
     (tens / "handbag" / "new.jpg").symlink_to("missing.jpg")
     photos = find(tens, model)
     assert split_of(photos)["handbag/new.jpg"] == "train" and len(json.loads((model / SPLIT).read_text())["split"]) == 20
-    pixels = Pixels.open(photos.train, 32, model.parent / "cache", 1)
+    pixels = PhotoCache(model.parent / "cache", processes=1).open(photos.train, 32)
     assert {path.name: why for path, why in pixels.skipped.items()} == {"new.jpg": "No such file or directory"}
     (tens / "outside.jpg").rename(tens / "handbag" / "missing.jpg")
     sides = split_of(find(tens, model))

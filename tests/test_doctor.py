@@ -15,8 +15,8 @@ from conftest import CLASSES, FASHION5, ROOT, Call, Trained, at
 from PIL import Image, ImageEnhance
 
 from hogwear import doctor, progress, sample, similar
+from hogwear.cache import PhotoCache
 from hogwear.decoding import decode
-from hogwear.pixels import Pixels
 from hogwear.similar import near_pairs
 
 LISTS = ("leaked", "conflicting", "duplicates", "near_duplicates", "unreadable", "tiny", "misnamed", "rotated", "near_empty")
@@ -232,16 +232,15 @@ def test_leakage_is_said_in_one_line_and_only_where_there_is_some(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hogwear import dataset
-    from hogwear.decoding import LIMITS
 
     cache = tmp_path / "cache"
     for n in range(2):
         changed(nth(planted, "train/topwear", n), "half", planted / f"test/topwear/{n}.jpg")
     (planted / "train/topwear/0.jpg").write_bytes(b"no photo, and the first row")
     photos = dataset.find(planted, cache)
-    assert photos.test and Pixels.at_hand(photos.train, 64, cache, LIMITS) is None
-    train, val, test = (Pixels.open(split, 64, cache, 2) for split in (photos.train, photos.val, photos.test))
-    again = Pixels.at_hand(photos.train, 64, cache, LIMITS)
+    assert photos.test and PhotoCache(cache).at_hand(photos.train, 64) is None
+    train, val, test = (PhotoCache(cache, processes=2).open(split, 64) for split in (photos.train, photos.val, photos.test))
+    again = PhotoCache(cache).at_hand(photos.train, 64)
     assert again and np.array_equal(again.signatures, train.signatures)
     assert np.array_equal(train.signatures, [similar.signature(image) for image in train.images[train.rows]])
     progress.warn_of_leakage(train, val, "val")

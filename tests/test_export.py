@@ -20,12 +20,12 @@ from PIL import Image
 
 import model
 from hogwear import checkpoint, closed_form, dataset, export, model_card
+from hogwear.cache import PhotoCache
 from hogwear.choices import Choices
 from hogwear.decoding import Array, decode
 from hogwear.hogwild import share_momentum
 from hogwear.onnx_graph import OPSET, Graph, letterbox
 from hogwear.photo_sets import PhotoSet, PhotoSets
-from hogwear.pixels import Pixels
 from hogwear.run import LossWatch, Run
 
 SHAPES = {  # (height, width)
@@ -51,7 +51,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/ with the checkpoint of a network that knows its classes, without a minute's training; and the cache."""
     folder = tmp_path_factory.mktemp("exported")
     found = dataset.find(data, folder / "cache")
-    pixels = Pixels.open(found.train, SIZE, folder / "cache", 1)
+    pixels = PhotoCache(folder / "cache", processes=1).open(found.train, SIZE)
     net = model.build("efficientnet_lite0", len(CLASSES), SIZE)
     net.load_pretrained()
     moments = closed_form.Moments(1, net.head.in_features, pixels, len(CLASSES))

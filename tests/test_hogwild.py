@@ -19,6 +19,7 @@ from conftest import CLASSES, FAST, SIZE, Elsewhere, descendants, flat, is_runni
 
 import model
 from hogwear import dataset, hogwild
+from hogwear.cache import PhotoCache
 from hogwear.errors import BadInput
 from hogwear.hogwild import Course
 from hogwear.pixels import Pixels
@@ -31,7 +32,7 @@ ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
 @pytest.fixture(scope="module")
 def train(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
     cache = tmp_path_factory.mktemp("cache")
-    return Pixels.open(dataset.find(data, cache).train, SIZE, cache, 2)
+    return PhotoCache(cache, processes=2).open(dataset.find(data, cache).train, SIZE)
 
 
 @pytest.fixture

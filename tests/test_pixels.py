@@ -19,13 +19,15 @@ import pytest
 from conftest import SIZE, Elsewhere
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hogwear import cache as hogwear_cache
 from hogwear import contents, decoding, pixels, similar
 from hogwear.augment import augment
+from hogwear.cache import PhotoCache
 from hogwear.dataset import Split
 from hogwear.decoding import LIMITS, Array, Limits, decode
 from hogwear.errors import BadInput
 from hogwear.files import Paths
-from hogwear.pixels import Images, Pixels
+from hogwear.pixels import WHOLE, Images, Pixels
 from hogwear.workers import FORK, Workers
 
 if TYPE_CHECKING:
@@ -194,7 +196,7 @@ def test_an_unreadable_photo_is_skipped_with_a_reason(
 ) -> None:
     copies[3].write_bytes(damage(copies[3].read_bytes()))
     for _ in range(2):  # decoded, and from the cache
-        opened = Pixels.open(split_of(copies, [0] * 5 + [1] * 4), SIZE, tmp_path / "cache", 2)
+        opened = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies, [0] * 5 + [1] * 4), SIZE)
         assert list(opened.skipped) == [copies[3]] and why in opened.skipped[copies[3]]
         assert opened.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8] and len(opened) == 8
         assert opened.labels.tolist() == [0] * 4 + [1] * 4
@@ -205,7 +207,7 @@ def test_a_class_without_one_readable_photo_is_refused(copies: list[Path], tmp_p
     for broken in copies[7:]:
         broken.write_bytes(b"")
     with pytest.raises(BadInput, match=r"data: no readable photo in this class \(7\.jpg: empty file\)"):
-        Pixels.open(split_of(copies, [0] * 7 + [1] * 2), SIZE, tmp_path / "cache", 2)
+        PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies, [0] * 7 + [1] * 2), SIZE)
 
 
 # --- the cache
@@ -216,10 +218,10 @@ def caches(folder: Path) -> list[str]:
 
 
 def test_the_cache_is_used_again(copies: list[Path], tmp_path: Path) -> None:
-    first = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2)
+    first = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE)
     written = (first.folder / "pixels.npy").stat()
     counts: list[int] = []
-    again = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2, counts.append)
+    again = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE, on_photos=counts.append)
     assert again.folder == first.folder and (again.folder / "pixels.npy").stat() == written
     assert not counts
 
@@ -229,17 +231,17 @@ def test_every_photo_is_decoded_once_by_any_number_of_processes(
     copies: list[Path], tmp_path: Path, processes: int
 ) -> None:
     counts: list[int] = []
-    opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", processes, counts.append)
+    opened = PhotoCache(tmp_path / "cache", processes=processes).open(split_of(copies), SIZE, on_photos=counts.append)
     assert sum(counts) == len(opened) == 9
     assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
 
 
 def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(copies: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    before = Pixels.open(split_of(copies), SIZE, cache, 1)
+    before = PhotoCache(cache, processes=1).open(split_of(copies), SIZE)
     old = caches(cache)
     copies[0].write_bytes(copies[8].read_bytes())
-    after = Pixels.open(split_of(copies), SIZE, cache, 1)
+    after = PhotoCache(cache, processes=1).open(split_of(copies), SIZE)
     assert np.array_equal(*after.images[np.array([0, 8])])
     assert len(caches(cache)) == 1 and caches(cache) != old and not before.folder.exists()
 
@@ -247,7 +249,7 @@ def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(copies: list[Pat
 def test_other_splits_and_sizes_have_caches_of_their_own(copies: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     opened = [
-        Pixels.open(split, size, cache, 1)
+        PhotoCache(cache, processes=1).open(split, size)
         for split in (split_of(copies), replace(split_of(copies[:5]), name="val")) for size in (SIZE, 32)
     ]  # fmt: skip
     assert len({pixels.folder for pixels in opened}) == 4 and all(pixels.folder.exists() for pixels in opened)
@@ -256,7 +258,7 @@ def test_other_splits_and_sizes_have_caches_of_their_own(copies: list[Path], tmp
 def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_noted(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixels, "NOTED_EVERY", 0.0)
+    monkeypatch.setattr(hogwear_cache, "NOTED_EVERY", 0.0)
     cache = tmp_path / "cache"
     copies[1].write_bytes(b"no photo")
 
@@ -264,27 +266,27 @@ def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_no
         if count == 4:  # the second chunk's; the first has five
             os.kill(os.getpid(), signal.SIGKILL)
 
-    killed = Elsewhere(Pixels.open, split_of(copies), SIZE, cache, 1, die)
+    killed = Elsewhere(PhotoCache(cache, processes=1).open, split_of(copies), SIZE, WHOLE, die)
     with pytest.raises(EOFError):
         killed.answer()
     assert killed.process.exitcode == -signal.SIGKILL
-    assert Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS) is None
+    assert PhotoCache(cache).at_hand(split_of(copies), SIZE) is None
     counts: list[int] = []
-    opened = Pixels.open(split_of(copies), SIZE, cache, 1, counts.append)
+    opened = PhotoCache(cache, processes=1).open(split_of(copies), SIZE, on_photos=counts.append)
     assert counts[0] == 5 and sum(counts) == 9 and list(opened.skipped) == [copies[1]]
     assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]])
-    assert len(caches(cache)) == 1 and Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS)
+    assert len(caches(cache)) == 1 and PhotoCache(cache).at_hand(split_of(copies), SIZE)
 
 
 def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(copies: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     counts: list[int] = []
-    part = Pixels.open(split_of(copies), SIZE, cache, 2, counts.append, part=slice(1, None, 2))
+    part = PhotoCache(cache, processes=2).open(split_of(copies), SIZE, part=slice(1, None, 2), on_photos=counts.append)
     assert part.rows.tolist() == [1, 3, 5, 7] and part.labels.tolist() == split_of(copies).labels[1::2].tolist() and sum(counts) == 4
     assert np.array_equal(part.images[part.rows], [decode(path, SIZE) for path in copies[1::2]])
-    assert not part.images[np.array([0])].any() and Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS) is None
+    assert not part.images[np.array([0])].any() and PhotoCache(cache).at_hand(split_of(copies), SIZE) is None
     counts.clear()
-    whole = Pixels.open(split_of(copies), SIZE, cache, 2, counts.append)
+    whole = PhotoCache(cache, processes=2).open(split_of(copies), SIZE, on_photos=counts.append)
     assert counts[0] == 4 and sum(counts) == 9 and whole.folder == part.folder
     assert np.array_equal(whole.images[whole.rows], [decode(path, SIZE) for path in copies])
 
@@ -295,7 +297,7 @@ def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(copies: l
     def open_together() -> tuple[Array, int]:
         counts: list[int] = []
         ready.wait()
-        opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2, counts.append)
+        opened = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE, on_photos=counts.append)
         return opened.images[opened.rows], sum(counts)
 
     both = [Elsewhere(open_together) for _ in range(2)]
@@ -306,7 +308,7 @@ def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(copies: l
 
 
 def test_the_cache_is_a_plain_npy_file(copies: list[Path], tmp_path: Path) -> None:
-    opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2)
+    opened = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE)
     assert opened.images.shape == (9, SIZE, SIZE, 3)
     backwards = np.arange(8, -1, -1)
     assert np.array_equal(opened.images[backwards], np.load(opened.folder / "pixels.npy")[backwards])
@@ -348,7 +350,7 @@ def test_decoding_maps_no_file_into_memory(copies: list[Path], tmp_path: Path, m
         return np.zeros((size, size, 3), np.uint8)
 
     monkeypatch.setattr(decoding, "decode", decode)
-    assert not Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 2).skipped
+    assert not PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE).skipped
 
 
 def test_a_full_disk_makes_no_photo_unreadable(
@@ -360,7 +362,7 @@ def test_a_full_disk_makes_no_photo_unreadable(
         Images(tmp_path / "pixels.npy", "r+b")[1] = np.ones((8, 8, 3), np.uint8)
     assert error.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match="No space left on device"):
-        Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
+        PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
     assert not list((tmp_path / "cache").glob("pixels/*/*/skipped.json"))
 
 
@@ -398,7 +400,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
 
 def require_pixels_of(copies: list[Path], cache: Path) -> Pixels:
     """That what is opened are the photos' own pixels and hashes."""
-    opened = Pixels.open(split_of(copies), SIZE, cache, 1)
+    opened = PhotoCache(cache, processes=1).open(split_of(copies), SIZE)
     assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
     assert [bytes(row) for row in opened.hashes] == [hashlib.blake2b(path.read_bytes(), digest_size=16).digest() for path in copies]
     return opened
@@ -465,10 +467,10 @@ def test_of_photos_that_are_added_renamed_or_removed_only_new_ones_are_decoded(
 ) -> None:
     cache = tmp_path / "cache"
     copies[4].write_bytes(b"no photo")
-    before = Pixels.open(split_of(copies[:8]), SIZE, cache, 1)
+    before = PhotoCache(cache, processes=1).open(split_of(copies[:8]), SIZE)
     assert decoded_rows.value == 8
     renamed = [*copies[2:], copies[0].rename(copies[0].with_name("z.jpg"))]
-    after = Pixels.open(split_of(renamed), SIZE, cache, 1)
+    after = PhotoCache(cache, processes=1).open(split_of(renamed), SIZE)
     assert decoded_rows.value == 9 and list(after.skipped) == list(before.skipped) == [copies[4]]
     assert np.array_equal(after.images[after.rows], [decode(path, SIZE) for path in renamed if path != copies[4]])
     assert np.array_equal(after.signatures, [similar.signature(image) for image in after.images[after.rows]])
@@ -476,7 +478,7 @@ def test_of_photos_that_are_added_renamed_or_removed_only_new_ones_are_decoded(
 
 def test_a_file_that_has_just_changed_is_not_trusted_to_stay_as_it_is(copies: list[Path], tmp_path: Path) -> None:
     """A clock's tick may hold two changes; a clock that was set back, very many."""
-    Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
+    PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
     assert all(len(np.load(index)) == 0 for index in (tmp_path / "cache").glob("contents-*.npy"))
 
 
@@ -495,9 +497,9 @@ def test_a_damaged_index_is_said_and_made_anew(copies: list[Path], tmp_path: Pat
 def test_what_changes_between_hashing_and_decoding_is_skipped_this_time_only(copies: list[Path], tmp_path: Path) -> None:
     split = split_of(copies)
     copies[3].write_bytes(copies[4].read_bytes())
-    opened = Pixels.open(split, SIZE, tmp_path / "cache", 1)
+    opened = PhotoCache(tmp_path / "cache", processes=1).open(split, SIZE)
     assert opened.skipped == {copies[3]: "changed while the photos were read; it is looked at again the next time"}
-    assert Pixels.at_hand(split, SIZE, tmp_path / "cache", LIMITS) is None
+    assert PhotoCache(tmp_path / "cache").at_hand(split, SIZE) is None
     require_pixels_of(copies, tmp_path / "cache")
 
 
@@ -521,13 +523,13 @@ def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(copies:
     monkeypatch.setattr(decoding, "decode_known", NoMemory(tmp_path / "short"))
     copies[1].write_bytes(b"no photo")
     for _ in range(2):
-        opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
+        opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
         assert {path.name: why for path, why in opened.skipped.items()} == {
             "1.jpg": "not one of JPEG, PNG, WEBP, BMP, GIF", "5.jpg": "needs too much memory to decode",
         }  # fmt: skip
     (tmp_path / "short").unlink()
     counts: list[int] = []
-    opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1, counts.append)
+    opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE, on_photos=counts.append)
     assert list(opened.skipped) == [copies[1]] and counts == [8, 1], "and only that one"
     assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]])
 
@@ -543,7 +545,7 @@ def test_a_photo_that_may_not_be_read_is_read_once_its_owner_has_changed(copies:
         for place, mode in modes.items():
             place.chmod(mode | 0o011)
         os.seteuid(65534)
-        opened = Pixels.open(split_of(copies), SIZE, cache, 1)
+        opened = PhotoCache(cache, processes=1).open(split_of(copies), SIZE)
         assert opened.skipped == {private: "Permission denied"} and decoded_rows.value == 8
         os.seteuid(0)
         os.chown(private, 65534, -1)
@@ -595,7 +597,7 @@ def test_a_damaged_cache_is_said_and_decoded_again(
         file.write_bytes(damage)
     else:
         os.truncate(file, damage % file.stat().st_size)
-    assert Pixels.at_hand(split_of(copies), SIZE, cache, LIMITS) is None and capsys.readouterr().err == ""
+    assert PhotoCache(cache).at_hand(split_of(copies), SIZE) is None and capsys.readouterr().err == ""
     assert require_pixels_of(copies, cache).folder == folder
     said = capsys.readouterr().err
     assert said.startswith(f"Warning: the cache {folder} is damaged (") and said.endswith("); its photos are decoded again\n") and said.count("\n") == 1
@@ -603,7 +605,7 @@ def test_a_damaged_cache_is_said_and_decoded_again(
 
 
 def test_a_count_of_leaks_that_is_damaged_is_counted_again(copies: list[Path], tmp_path: Path) -> None:
-    opened = Pixels.open(split_of(copies), SIZE, tmp_path / "cache", 1)
+    opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
     assert pixels.leaked(opened, opened) == 9
     [known] = opened.folder.glob("leaked-*.json")
     known.write_bytes(b"")

@@ -18,12 +18,12 @@ import infer
 import train
 from hogwear import dataset, pictures, tables
 from hogwear import settings as flags
+from hogwear.cache import PhotoCache
 from hogwear.choices import Choices
 from hogwear.dataset import Photos
 from hogwear.division import Divider
 from hogwear.errors import BadInput
 from hogwear.pictures import Prediction
-from hogwear.pixels import Pixels
 from hogwear.tables import Columns
 from hogwear.text import escaped
 
@@ -385,7 +385,7 @@ def test_a_photo_that_links_out_of_the_folder_is_skipped_with_the_reason(folder:
     (folder / "images" / "0.jpg").symlink_to("../../outside.jpg")
     rows = [f"{row},{split}" for row, split in zip(of_two([str(i) for i in range(8)]), ["train", "train", "train", "val"] * 2, strict=True)]
     photos = dataset.find(write(folder, "id,label,split", *rows), cache, FEW)
-    pixels = Pixels.open(photos.train, 32, cache, 1)
+    pixels = PhotoCache(cache, processes=1).open(photos.train, 32)
     assert pixels.skipped == {folder / "images" / "0.jpg": "a link that leads out of the folder; put the photo itself there"}
     assert len(pixels) == 5 and pixels.labels.tolist() == [0, 0, 1, 1, 1]
 

@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,12 +30,12 @@ from PIL import Image, ImageFile
 
 import infer
 import train
-from hogwear import budget, contents, dataset, decoding, pixels
+from hogwear import budget, contents, dataset, decoding
+from hogwear.cache import PhotoCache
 from hogwear.dataset import Split
 from hogwear.decoding import LIMITS, Array, Guard, Limits, decode
 from hogwear.errors import BadInput
 from hogwear.files import Paths
-from hogwear.pixels import Pixels
 from hogwear.workers import FORK
 
 OUT_OF_THE_FOLDER = "a link that leads out of the folder; put the photo itself there"
@@ -43,7 +43,7 @@ OUT_OF_THE_FOLDER = "a link that leads out of the folder; put the photo itself t
 
 def read(files: list[Path], limits: Limits = LIMITS, seconds: float = 5, processes: int = 2) -> list[Array | str]:
     """What guarded workers make of each, in order."""
-    guard = Guard(Paths(files), SIZE, limits, processes, [files[0].parent], seconds)
+    guard = Guard(Paths(files), SIZE, replace(limits, seconds=seconds), processes, [files[0].parent])
     with guard.workers({"decode": guard.decode}) as workers:
         answers = dict(workers.run("decode", range(len(files))))
     return [answers[row] for row in range(len(files))]
@@ -95,7 +95,7 @@ def model_dir(photo_files: list[Path], start: Callable[..., Script], tmp_path_fa
 
 def skipped(data: Path, cache: Path, limits: Limits = LIMITS) -> dict[str, str]:
     """{name: reason} of the photos of train/a that training would do without."""
-    opened = Pixels.open(dataset.find(data, cache).train, SIZE, cache, 2, limits=limits)
+    opened = PhotoCache(cache, limits, processes=2).open(dataset.find(data, cache).train, SIZE)
     return {path.name: why for path, why in opened.skipped.items()}
 
 
@@ -211,7 +211,7 @@ def test_what_grows_when_it_is_read_stays_bounded(tmp_path: Path, held: Held) ->
     files = [tmp_path / str(i) for i in range(len(BOMBS))]
     for file, make in zip(files, BOMBS.values(), strict=True):
         file.write_bytes(make((b"\0" + bytes(24)) * 8))
-    guard = Guard(Paths(files), SIZE, LIMITS, 1, [tmp_path], seconds=60)
+    guard = Guard(Paths(files), SIZE, Limits(seconds=60), 1, [tmp_path])
 
     def measured(row: int) -> tuple[Array | str, int]:
         before = peak_memory()
@@ -328,11 +328,11 @@ def test_one_photo_never_hangs_the_run(
 ) -> None:
     """The real limit, 10 s of CPU time, is waited for where all faults are tried."""
     seconds = times(1, 10)
-    monkeypatch.setattr(pixels, "Guard", partial(Guard, seconds=seconds))
+    limits = Limits(seconds=seconds)
     shutil.copy(endless, endless.with_name("second.jpg"))
     why = f"takes more than {seconds} s to decode"
-    assert skipped(folder, tmp_path / "cache") == {"endless.jpg": why, "second.jpg": why}
-    opened = Pixels.open(dataset.find(folder, tmp_path).train, SIZE, tmp_path / "cache", 2)
+    assert skipped(folder, tmp_path / "cache", limits) == {"endless.jpg": why, "second.jpg": why}
+    opened = PhotoCache(tmp_path / "cache", limits, processes=2).open(dataset.find(folder, tmp_path).train, SIZE)
     others = [decode(path, SIZE) for path in sorted(folder.glob("train/?/?.jpg"))]
     assert len(others) == 8 and same(opened.images[opened.rows], np.array(others))
     held("a JPEG with 20,000 scans, stuck in C", 2, f"skipped after {seconds} s of CPU time, the others read")
@@ -361,7 +361,7 @@ def test_a_photo_that_crashes_its_decoder_is_skipped(
 
 def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(folder: Path, endless: Path, quiet_crashes: None, held: Held) -> None:
     files = [endless, folder / "train" / "a" / "0.jpg"]
-    guard = Guard(Paths(files), SIZE, LIMITS, 1, [folder], seconds=0.5)
+    guard = Guard(Paths(files), SIZE, Limits(seconds=0.5), 1, [folder])
     with guard.workers({"decode": guard.decode}) as workers:
         killer = FORK.Process(target=kill_while_decoding, args=(guard, workers.slots[0].process.pid, 0, signal.SIGKILL))
         killer.start()
@@ -431,7 +431,7 @@ def test_a_photo_may_link_only_into_the_data_folder(folder: Path, photo_files: l
         "nowhere.jpg": "No such file or directory", "loop.jpg": "Too many levels of symbolic links", "folder.jpg": "not a file",
     }  # fmt: skip
     assert skipped(folder, tmp_path / "cache") == expected
-    opened = Pixels.open(dataset.find(folder, tmp_path).train, SIZE, tmp_path / "cache", 2)
+    opened = PhotoCache(tmp_path / "cache", processes=2).open(dataset.find(folder, tmp_path).train, SIZE)
     pixels_of = {path.name: opened.images[np.array([row])][0] for row, path in zip(
         opened.rows.tolist(), (p for p in dataset.find(folder, tmp_path).train.paths if p not in opened.skipped), strict=True)}  # fmt: skip
     assert same(pixels_of["chain.jpg"], decode(folder / "train" / "b" / "1.jpg", SIZE))
