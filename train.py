@@ -131,7 +131,7 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     if isinstance(others, Link):
         saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
-    print(going_on(saved) if saved else f"Starting a new run: {why_none}.")
+    print(escaped(going_on(saved) if saved else f"Starting a new run: {why_none}."))
     if state:
         divide.found.require(state["split"])
     if state and state["finished"] and cluster.job() and state["job"] == cluster.job():
@@ -270,7 +270,7 @@ def keep_beside(file: Path) -> None:
         names = (file.with_name(f"{stem}{f'-{n}' if n > 1 else ''}{file.suffix}") for n in itertools.count(1))
         kept = next(name for name in names if not name.exists())
         file.rename(kept)
-        print(f"The old checkpoint is kept as {kept}.")
+        print(escaped(f"The old checkpoint is kept as {kept}."))
 
 
 def plan_in_time(settings: Settings, choices: Choices, free: bool, photos: Photos, deadline: float) -> "Budget":

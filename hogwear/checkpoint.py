@@ -19,6 +19,7 @@ import torch
 from hogwear.choices import CHECKPOINT, PREVIOUS
 from hogwear.errors import BadInput, NoCheckpoint
 from hogwear.settings import is_out_of_memory
+from hogwear.text import escaped
 
 FORMAT = 3
 UNFINISHED = f".{CHECKPOINT}.unfinished-"  # files that nobody else names so
@@ -103,7 +104,7 @@ def load(model_dir: Path) -> Checkpoint:
             problems.append(f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error))
         else:
             if problems:
-                print(f"Warning: {problems[0]}; the one saved before it, {file.name}, is used instead", file=sys.stderr)
+                print(escaped(f"Warning: {problems[0]}; the one saved before it, {file.name}, is used instead"), file=sys.stderr)
             return checkpoint
     raise Damaged(f"{'; '.join(problems)}: move them away, or train with --fresh, which keeps them")
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from hogwear import decoding
 from hogwear.decoding import HASH_SIZE, Array, Limits
 from hogwear.files import Paths, write_atomically
+from hogwear.text import escaped
 
 SETTLED = 2.0  # seconds since a file changed, before its time can tell that it has not changed again: what FAT counts in
 KEY = f"S{HASH_SIZE}"
@@ -81,7 +82,7 @@ def read(index: Path) -> Array:
     except FileNotFoundError:
         rows = np.empty((0, 2 * HASH_SIZE), np.uint8)
     except (OSError, ValueError, EOFError):
-        print(f"Warning: {index} is damaged; the photos are read again", file=sys.stderr)
+        print(escaped(f"Warning: {index} is damaged; the photos are read again"), file=sys.stderr)
         rows = np.empty((0, 2 * HASH_SIZE), np.uint8)
     return rows
 

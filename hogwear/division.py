@@ -162,7 +162,7 @@ class Divider:
             left_out = f"{unknown} of the {len(photos)} photos in {folder} are not in {self.known.file} yet"
             if not all(map(len, parts.values())):
                 raise BadInput(f"{left_out}; run train, which gives new photos a place, or put photos to measure in {folder}/test/CLASS/")
-            print(f"Warning: {left_out} and are left out; the next train gives them a place", file=sys.stderr)
+            print(escaped(f"Warning: {left_out} and are left out; the next train gives them a place"), file=sys.stderr)
         return parts
 
     def sides(self, photos: "Split", shares: dict[str, float]) -> Sides:

@@ -6,8 +6,6 @@
 A table may come from strangers, as the photos may: whatever is in it, a path that leads out of its folder is never followed.
 """
 
-import csv
-import itertools
 import os
 import re
 from collections import Counter, defaultdict
@@ -16,8 +14,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import TextIO
 
+from hogwear.csv_rows import rows_of
 from hogwear.errors import BadInput
 from hogwear.text import composed, escaped, is_safe, shortened
 
@@ -34,11 +32,8 @@ SPLITS = {  # what they may be called, as folders too
 IMAGE_NAMES = ("image", "imagepath", "imagefile", "imagename", "filename", "filepath", "file", "path", "photo", "picture", "img", "imageid", "id")
 LABEL_NAMES = ("label", "labels", "labelname", "class", "classname", "category", "categoryname", "target", "type")
 ENDINGS = ("", ".jpg", ".jpeg", ".png")  # of a name that a row gives without one
-MAX_MEGABYTES, LONGEST_LINE = 500, 1 << 20  # a million rows are 100 megabytes
 LONGEST_PATH, LONGEST_NAME = 4096, 255  # what Linux allows for files; a class is a folder's name elsewhere
 CLASSES_SHOWN, COLUMNS_SHOWN, LONGEST_SHOWN, LONGEST_EXAMPLE = 10, 30, 500, 60
-SEPARATORS = ",;\t"
-NAMED_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)  # a first line for Excel
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
@@ -233,7 +228,7 @@ def read(file: Path, columns: Columns) -> Table:
     A photo to which rows give different classes is left out, because nothing tells which one is right.
     BadInput if it is no table, if its columns cannot be told, and if no class has photos enough.
     """
-    rows = parsed(file)
+    rows = rows_of(file)
     layout = Layout.of(next(rows, (0, []))[1], columns, file)
     places: dict[str, tuple[str | None, str]] = {}  # {photo: its split and class}
     equal: dict[tuple[str | None, str], tuple[str | None, str]] = {}  # of a million rows
@@ -310,46 +305,3 @@ def alike(names: Iterable[str]) -> list[str]:
         return []
     more = f", and {len(same) - CLASSES_SHOWN} more such names" if len(same) > CLASSES_SHOWN else ""
     return [f"Classes that look alike: {', '.join(same[:CLASSES_SHOWN])}{more}. They count as different; give them one name if they are the same."]
-
-
-def parsed(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV with the line each begins in, the header first.
-
-    A row may be shorter than that. What is too much belongs to its last cell, which somebody forgot to quote. Cells
-    are separated by what a first line `sep=;` says, else by what the header has most of: , ; or tab.
-    """
-    if (megabytes := file.stat().st_size / 1e6) > MAX_MEGABYTES:
-        raise BadInput(f"{file}: {megabytes:.0f} megabytes, over the limit of {MAX_MEGABYTES} for a table; leave out columns that are not needed")
-    # Names of files need not be UTF-8: surrogates stand for what is not, as they do in what os.scandir gives.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        header = text.readline(LONGEST_LINE)
-        if "\0" in header:
-            raise BadInput(f"{file}: not in UTF-8; save it as CSV in UTF-8")
-        text.seek(0)
-        every_line = lines(text, file)
-        if named := NAMED_SEPARATOR.fullmatch(header):
-            next(every_line)
-        separator, before = (named[1], 1) if named else (max(SEPARATORS, key=header.count), 0)
-        reader = csv.reader(every_line, delimiter=separator, strict=True)
-        line, width = before + 1, 0
-        try:
-            for row in reader:
-                if row:  # not an empty line
-                    width = width or len(row)
-                    if len(row) > width:
-                        row[width - 1 :] = [separator.join(row[width - 1 :]).rstrip(separator)]
-                    yield line, row
-                line = before + reader.line_num + 1
-        except csv.Error as error:
-            raise BadInput(f"{file}: the row that begins in line {line} is no CSV ({error}); look for a quote that is not closed") from None
-
-
-def lines(text: TextIO, file: Path) -> Iterator[str]:
-    """Of a file that may be one endless line."""
-    for number in itertools.count(1):
-        line = text.readline(LONGEST_LINE)
-        if len(line) == LONGEST_LINE:
-            raise BadInput(f"{file}: line {number} has more than {LONGEST_LINE:,} characters; that is no table of photos")
-        if not line:
-            return
-        yield line

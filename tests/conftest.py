@@ -254,6 +254,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def call(script: Any, *arguments: object, main: Callable[[Any], None] | None = None) -> Answer:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)  # this process is forked often, and the larger it is, the longer that takes
         code = settings.exit_code(main or script.main, script.Settings)
         return Answer(code, *capfd.readouterr())
 
