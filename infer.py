@@ -147,7 +147,7 @@ def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
     split = photos.evaluated
     seen = np.isin(short(split.contents.hashes), trained.trained_on.numpy())
     if seen.all():
-        raise BadInput(f"all {len(split)} photos of {split.name} have been trained on; give others with --images")
+        raise BadInput(f"all {len(split)} photos in {split.name} were used for training; give others with --images")
     source = "the built-in sample (data/ is empty)" if photos.is_sample else photos.folder
     print(escaped(f"Photos: {min(settings.num_images, len(split) - seen.sum())} at random from the {split.name} split of {source}"))
     chosen: list[Photo] = []
@@ -214,7 +214,7 @@ def write(predictions: list[Prediction], photos: list[Photo], settings: Settings
     of_first = f", of the first {len(first)} photos of {len(predictions)} (--pictures)" if len(first) < len(predictions) else ""
     said = [f"{len(files)} pictures in {results}{f', all on {sheets[0]}' if sheets else ''}{of_first}; every answer in {folder / PREDICTIONS} and {TABLE}."]
     if others:
-        said.append(f"Left alone: {len(others)} files in {folder}, which infer did not make or which were changed since.")
+        said.append(f"Kept in {folder}, because infer did not make them or they were changed since: {len(others)} files.")
     return said
 
 

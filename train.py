@@ -121,7 +121,7 @@ def main(settings: Settings) -> None:
     if lock:
         lock.close()
     print(run.others.summary(), end="")
-    print(f"Done: validation accuracy {run.best['val_acc']:.4f} (epoch {run.best['epoch']}). Next: eval, infer.")
+    print(f"Done: best validation accuracy {run.best['val_acc']:.4f} (epoch {run.best['epoch']}). Next: eval, infer.")
 
 
 def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
@@ -131,7 +131,6 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     if isinstance(others, Link):
         saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
-    print(escaped(going_on(saved) if saved else f"Starting a new run: {why_none}."))
     if state:
         divide.found.require(state["split"])
     if state and state["finished"] and cluster.job() and state["job"] == cluster.job():
@@ -141,6 +140,7 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
     workers = settings.processes
     machine.require_memory(workers)
+    print(escaped(going_on(saved) if saved else f"Starting a new run: {why_none}."))
     budget = None
     if choices.time_budget and (state is None or state["finished"]):
         free = state is None and settings.image_size is None
@@ -161,7 +161,7 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     if state:
         before = PhotoSets.from_state(state["photos"])
         if changes := "; ".join(photo_sets.changes_since(before)):
-            print(f"The photos are not those of the last run: {changes}.")
+            print(f"The photos have changed since the last run: {changes}.")
         if state["best"] and before.val != photo_sets.val:
             size = state["best"]["image_size"]
             val_of_best = val if size == choices.image_size else progress.unseen(decoded(photos.val, size), seen, "val")
@@ -326,8 +326,8 @@ def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
     if prepared.val_of_best is not None:
         before = state["best"]
         state["best"] = run.measure_best(before, prepared.val_of_best, prepared.workers, others)
-        print(f"The best weights yet (epoch {before['epoch']}), measured again on the validation photos there are now: "
-              f"accuracy {state['best']['val_acc']:.4f}, before {before['val_acc']:.4f}.")  # fmt: skip
+        print(f"The best weights (epoch {before['epoch']}) were evaluated again, on the present validation photos: "
+              f"accuracy {state['best']['val_acc']:.4f}, previously {before['val_acc']:.4f}.")  # fmt: skip
     run.restore(state)
     return run
 

@@ -6,7 +6,7 @@
     data/ is empty                                               the built-in sample
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def find(
         raise BadInput(f"{data.path}: one class only ({listed.class_names[0]}); a classifier needs two or more")
     divide = divide or Divider()
     splits = splits_of(listed, data.path, cache_dir, divide)
-    notes = (*data.notes, *listed.notes, *divide.notes)
+    notes = (*data.notes, *listed.notes, *in_two_classes([splits["train"], splits["val"]], data.path), *divide.notes)
     return Photos(data.path, listed.class_names, splits["train"], splits["val"], splits.get("test"), is_sample, notes)
 
 
@@ -111,6 +111,18 @@ def splits_of(listed: Listed, root: Path, cache_dir: Path, divide: Divider) -> d
     if "val" not in splits:
         splits |= divide(splits["train"], listed.class_names, {"val": SHARES["val"]}, listed.divided)
     return splits
+
+
+def in_two_classes(splits: list[Split], root: Path) -> Iterator[str]:
+    """Whether the same photo, to the byte, is in two classes, for people: one of them is wrong."""
+    paths = Paths.joined(split.paths for split in splits)
+    labels, hashes = np.concatenate([split.labels for split in splits]), np.concatenate([split.contents.hashes for split in splits])
+    order = np.lexsort((labels, contents.as_keys(hashes)))
+    labels, hashes = labels[order], hashes[order]
+    same = (hashes[1:] == hashes[:-1]).all(axis=1) & hashes[1:].any(axis=1) & (labels[1:] != labels[:-1])
+    if same.any():
+        one, other = (paths[int(order[same.argmax() + i])].relative_to(root) for i in (0, 1))
+        yield f"In two classes: {same.sum()} photos, such as {one} and {other}; the doctor lists them."
 
 
 def is_empty(data_dir: Path, own: Iterable[Path] = ()) -> bool:

@@ -159,10 +159,10 @@ class Divider:
             if gone := set(range(len(class_names))) - set(parts["train"].labels.tolist()):
                 raise BadInput(f"{folder / class_names[min(gone)]}: all its photos to train on are gone; add some, or move {self.known.file} away and train with --fresh")
         elif unknown := int((sides == UNKNOWN).sum()):
-            left_out = f"{unknown} of the {len(photos)} photos in {folder} are not in {self.known.file} yet"
+            left_out = f"{unknown} of {len(photos)} photos in {folder} not in {self.known.file} yet"
             if not all(map(len, parts.values())):
                 raise BadInput(f"{left_out}; run train, which gives new photos a place, or put photos to measure in {folder}/test/CLASS/")
-            print(escaped(f"Warning: {left_out} and are left out; the next train gives them a place"), file=sys.stderr)
+            print(escaped(f"Warning: {left_out}, ignored; run train to assign them to a split"), file=sys.stderr)
         return parts
 
     def sides(self, photos: "Split", shares: dict[str, float]) -> Sides:
@@ -199,10 +199,10 @@ class Divider:
         self.known = self.known.with_more(new, {photo: key for photo, key in keys.items() if photo in new})
         whole = sum(len({assigned_sides[photo] for photo in group}) == 1 for group in groups)
         if groups:
-            self.notes += (f"Split: {sum(map(len, groups))} photos are nearly the same as others; {whole} of their {len(groups)} groups are on one side.",)
+            self.notes += (f"Near duplicates: {sum(map(len, groups))} photos in {len(groups)} groups; {whole} of the groups are kept in one split.",)
         if joining:
             names = ", ".join(escaped(str(path)) for path in joining[:SHOWN]) + ", ..." * (len(joining) > SHOWN)
-            self.notes += (f"Split: {len(joining)} new photos are nearly the same as photos on two sides, and are trained on: {names}.",)
+            self.notes += (f"Near duplicates of photos in two splits are trained on: {len(joining)} new photos, {names}.",)
 
     def alike(self, photos: "Split", first: dict[str, int]) -> list[tuple[str, ...]]:
         """Groups of near duplicates among different photos, {hash: row}, those that can be decoded."""

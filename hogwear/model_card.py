@@ -100,7 +100,7 @@ def calibration(trained: "Trained") -> str:
     calibrated = f"They are calibrated: logits are divided by the temperature {trained.temperature:.3g}."
     if trained.sure_from > 1:
         return calibrated
-    return f"{calibrated} On the validation photos of its training, answers with a probability of {trained.sure_from:.2f} or more were right 99 times in 100."
+    return f"{calibrated} Predictions with a probability of {trained.sure_from:.2f} or more were at least 99 % correct on the validation photos of its training."
 
 
 def training(trained: "Trained") -> str:

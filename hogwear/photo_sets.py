@@ -51,4 +51,4 @@ class PhotoSets:
             if new.count != old.count:
                 yield f"{old.count:,} photos {purpose} before, {new.count:,} now"
             elif new != old:
-                yield f"some of the {new.count:,} photos {purpose} are new or have another class"
+                yield f"some of the {new.count:,} photos {purpose} are new or belong to another class"

@@ -43,10 +43,10 @@ def unseen(pixels: Pixels, trained_on: Ints, name: str) -> Pixels:
     """
     is_new = ~np.isin(contents.short(pixels.hashes), trained_on)
     if seen := len(pixels) - int(is_new.sum()):
-        told = f"{seen} of the {len(pixels)} photos of {name}"
+        told = f"{seen} of {len(pixels)} photos in {name}"
         if not is_new.any():
-            raise BadInput(f"{told} have been trained on, so no figure can be measured: put others there, or train with --fresh once they are not in train")
-        print(f"Warning: {told} have been trained on, and are left out", file=sys.stderr)
+            raise BadInput(f"{told} were used for training, so nothing is left to measure: put others there, or train with --fresh once they are no longer in train")
+        print(f"Warning: {told} were used for training and are excluded", file=sys.stderr)
     return pixels.where(is_new)
 
 
@@ -54,7 +54,7 @@ def warn_of_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
     """Say how many photos of a split are in train, too."""
     if count := pixels.leaked(train, held_out):
         print(f"Warning: leakage: {name} shares {count} of its {len(held_out)} photos with train, exactly or nearly: its figures may be too good; "
-              "python -m hogwear.dataset doctor names them", file=sys.stderr)  # fmt: skip
+              "the doctor lists them: docker compose run --rm doctor, or python -m hogwear.dataset doctor", file=sys.stderr)  # fmt: skip
 
 
 class TrainingBar:

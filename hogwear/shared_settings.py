@@ -72,5 +72,5 @@ def require_same_classes(class_names: tuple[str, ...], photos: Photos) -> None:
     if photos.class_names != class_names:
         raise BadInput(
             f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
-            f"{', '.join(class_names)}: use the photos it was trained on, or train again"
+            f"{', '.join(class_names)}: use the photos it was trained on, or start over with train --fresh"
         )

@@ -164,10 +164,10 @@ def test_after_labels_were_corrected_the_result_is_what_eval_measures(
     assert now < was - 0.2, "the old weights know the old labels"
     answer = call(train, *SMALL_RUN, "--workers", 1, *at(corrected, folder, cache))
     assert answer.code == 0, answer
-    assert f"measured again on the validation photos there are now: accuracy {now:.4f}, before {was:.4f}." in answer.stdout
+    assert f"evaluated again, on the present validation photos: accuracy {now:.4f}, previously {was:.4f}." in answer.stdout
     best = saved(folder)["best"]
     assert best["epoch"] > 6 and best["val_acc"] > now, "worse weights lose, as ever"
-    assert evaluate(corrected, folder) == best["val_acc"] and f"Done: validation accuracy {best['val_acc']:.4f} (epoch {best['epoch']})" in answer.stdout
+    assert evaluate(corrected, folder) == best["val_acc"] and f"Done: best validation accuracy {best['val_acc']:.4f} (epoch {best['epoch']})" in answer.stdout
 
 
 @pytest.mark.long
@@ -229,7 +229,7 @@ def renamed(folder: Path) -> None:
 CHANGES: dict[str, Callable[[Path], None]] = {
     "120 photos to train on before, 30 now.": fewer,
     "120 photos to train on before, 121 now.": more,
-    "some of the 120 photos to train on are new or have another class.": relabelled,
+    "some of the 120 photos to train on are new or belong to another class.": relabelled,
     "40 photos to validate with before, 39 now.": removed_from_val,
     "": renamed,
 }
@@ -244,5 +244,5 @@ def test_train_says_in_one_line_which_photos_have_changed(
     change(photos)
     flags = at(photos, trained.model if which == "finished" else interrupted, tmp_path / "cache")
     train.prepare(settings.parse(train.Settings, [*map(str, flags)]), ALONE, 0.0)
-    lines = re.findall(r"^The photos are not those of the last run: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    lines = re.findall(r"^The photos have changed since the last run: (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert lines == ([said] if said else [])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
@@ -328,3 +329,17 @@ def test_a_disk_that_refuses_names_the_file_that_was_to_be_written(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert error.value.filename == str(file)
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("metrics.csv", b"old")]
+
+
+def test_a_photo_in_two_classes_is_pointed_out(data: Path, cache: Path) -> None:
+    make(data, {"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})
+    for number, file in enumerate(sorted(data.rglob("*.jpg"))):
+        file.write_bytes(bytes([number]))
+    first, second = (next((data / place).iterdir()) for place in ("train/a", "val/b"))
+    shutil.copy(first, first.with_name("again.jpg"))
+    for place in "train/a", "train/b":
+        (data / place / "empty.jpg").touch()
+    assert not dataset.find(data, cache).notes
+    shutil.copy(first, second)
+    names = f"{first.relative_to(data).with_name('again.jpg')} and {second.relative_to(data)}"
+    assert dataset.find(data, cache).notes == (f"In two classes: 1 photos, such as {names}; the doctor lists them.",)

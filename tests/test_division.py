@@ -71,7 +71,7 @@ def test_near_duplicates_are_on_one_side(folder: Path, model: Path, tmp_path: Pa
     sides = split_of(photos)
     assert all(sides[f"{name}/{i}.jpg"] == sides[f"{name}/{i}-worse.jpg"] == sides[f"{name}/{i}-small.jpg"] for name in photos.class_names for i in range(A_DOZEN))
     assert Counter(sides.values()) == {"train": 2 * (36 - 2 * 3), "val": 2 * 3, "test": 2 * 3}, "of 36 photos, 15 per cent are 5: one group of three"
-    assert photos.notes == ("Split: 72 photos are nearly the same as others; 24 of their 24 groups are on one side.",)
+    assert photos.notes == ("Near duplicates: 72 photos in 24 groups; 24 of the groups are kept in one split.",)
     train, val, test = (PhotoCache(tmp_path / "cache", processes=2).open(split, 160).signatures for split in (photos.train, photos.val, photos.evaluated))
     assert similar.leaked(train, val) == similar.leaked(train, test) == similar.leaked(val, test) == 0
     groups = json.loads((model / SPLIT).read_text())["group"]
@@ -100,7 +100,7 @@ def test_a_photo_that_joins_two_sides_is_trained_on_and_named(tens: Path, model:
     copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worst\x1b[31m.jpg", 30)
     after = find(tens, model)
     assert after.train and split_of(after)["handbag/0-worst\x1b[31m.jpg"] == "train" and len(after.train) + len(after.val) + len(after.evaluated) == 22
-    assert after.notes[-1] == f"Split: 1 new photos are nearly the same as photos on two sides, and are trained on: {tens}/handbag/0-worst\\x1b[31m.jpg."
+    assert after.notes[-1] == f"Near duplicates of photos in two splits are trained on: 1 new photos, {tens}/handbag/0-worst\\x1b[31m.jpg."
     assert before.notes != after.notes
 
 
@@ -163,7 +163,7 @@ def test_a_photo_that_cannot_be_read_has_no_side_until_it_can(tens: Path, model:
 
 
 def test_only_train_gives_new_photos_a_side(tens: Path, model: Path, photo_files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BadInput, match=r"20 of the 20 photos in .* are not in .*split\.json yet; run train"):
+    with pytest.raises(BadInput, match=r"20 of 20 photos in .* not in .*split\.json yet; run train"):
         find(tens, model, places_new=False)
     before = split_of(find(tens, model))
     assert split_of(find(tens, model, places_new=False)) == before
@@ -172,7 +172,7 @@ def test_only_train_gives_new_photos_a_side(tens: Path, model: Path, photo_files
         shutil.copy(photo, tens / "footwear" / f"new-{i}.jpg")
     assert split_of(find(tens, model, places_new=False)) == before and (model / SPLIT).read_bytes() == written
     count = len(list(tens.glob("*/new-*")))
-    assert capsys.readouterr().err == f"Warning: {count} of the {20 + count} photos in {tens} are not in {model / SPLIT} yet and are left out; the next train gives them a place\n"
+    assert capsys.readouterr().err == f"Warning: {count} of {20 + count} photos in {tens} not in {model / SPLIT} yet, ignored; run train to assign them to a split\n"
     after = find(tens, model)
     assert before.items() < split_of(after).items() and len(split_of(after)) == 20 + count
 

@@ -61,7 +61,7 @@ def test_five_photos_of_the_test_split_give_five_pictures_that_open(five: tuple[
         with Image.open(folder / "results" / name) as picture:
             picture.load()
             assert picture.format == "PNG" and min(picture.size) > 300
-    assert f"5 pictures in {folder}/results" in script.stdout and script.stderr == "" and "Left alone" not in script.stdout
+    assert f"5 pictures in {folder}/results" in script.stdout and script.stderr == "" and "Kept in" not in script.stdout
 
 
 def test_answers_are_probabilities_with_the_likeliest_class_on_top(five: tuple[Path, Script]) -> None:
@@ -244,13 +244,13 @@ def test_only_what_infer_made_is_deleted_and_the_rest_is_counted(data: Path, pre
               {made[1].name, made[3].name, "link.png", "contact_sheet.png", "predictions.json", "predictions.csv", ".hogwear.sha256"}}  # fmt: skip
     assert len(theirs) == 5
     answer = predict("--num-images", 3, "--seed", 2)
-    assert answer.code == 0 and f"Left alone: 6 files in {tmp_path}" in answer.stdout
+    assert answer.code == 0 and f"Kept in {tmp_path}, because infer did not make them or they were changed since: 6 files." in answer.stdout
     assert {name: content for name, content in contents(tmp_path).items() if name in theirs} == theirs
     assert (tmp_path / "results" / "link.png").is_symlink() and not made[1].exists() and not made[3].exists()
     pictures = {row["picture"] for row in answers_in(tmp_path)}
     assert len(pictures) == 3 and pictures_in(tmp_path) == pictures | {made[0].name, "copy.png", "renamed.png", "link.png", "sorted"}
     again = predict("--num-images", 2, "--seed", 3)
-    assert again.code == 0 and "Left alone: 6 files" in again.stdout and len(pictures_in(tmp_path)) == 2 + 5
+    assert again.code == 0 and "since: 6 files" in again.stdout and len(pictures_in(tmp_path)) == 2 + 5
 
 
 def test_a_name_that_a_file_of_the_user_has_is_not_taken_from_it(data: Path, predict: Infer, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_results_may_lie_around_a_data_folder_and_beside_its_photos(
         shutil.copytree(data / "test", tmp_path / "data" / split, copy_function=os.link)
     for _ in range(2):
         answer = call(infer, "--responses-dir", tmp_path / responses, "--num-images", 1, *at(tmp_path / "data", trained.model, tmp_path / "cache"))
-        assert answer.code == 0 and "Left alone" not in answer.stdout
+        assert answer.code == 0 and "Kept in" not in answer.stdout
 
 
 def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_is(data: Path, predict: Infer, tmp_path: Path) -> None:

@@ -168,9 +168,9 @@ def test_labels_of_the_confusion_matrix_do_not_overlap_however_many_classes_ther
 
 
 @pytest.mark.parametrize(("sure_from", "said"), {
-    0.7: "On val, 99 % of the answers with a probability of 0.70 or more were right. On test, they are 100.0 % of the photos, and 97.5 % of them are right;",
-    0.999999: "On val, 99 % of the answers with a probability of 1.00 or more were right. On test, no answer is that probable;",
-    1.01: "On val, no probability was high enough for 99 % of the answers to be right, so infer calls all answers unsure.",
+    0.7: "On val, at least 99 % of the predictions with a probability of 0.70 or more were correct. On test, they are 100.0 % of the photos, and 97.5 % of them are right;",
+    0.999999: "On val, at least 99 % of the predictions with a probability of 1.00 or more were correct. On test, no answer is that probable;",
+    1.01: "On val, no probability was high enough for at least 99 % of the predictions to be correct, so infer marks all of them unsure.",
     0.0: "They are not calibrated, and infer calls no answer unsure: the run has not been validated yet.",
 }.items())  # fmt: skip
 def test_what_is_said_of_val_is_true_of_val_whatever_test_is_like(sure_from: float, said: str, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_only_train_writes_the_split(divided: Project, photo_files: list[Path], 
     shutil.copy(of_two_classes(photo_files)["handbag"][19], project.data / "handbag" / "new.jpg")
     for answer in of_model(call, eval, project), of_model(call, infer, project, "--responses-dir", tmp_path / "responses"):
         assert answer.code == 0
-        assert answer.stderr == f"Warning: 1 of the 29 photos in {project.data} are not in {project.model / SPLIT} yet and are left out; the next train gives them a place\n"
+        assert answer.stderr == f"Warning: 1 of 29 photos in {project.data} not in {project.model / SPLIT} yet, ignored; run train to assign them to a split\n"
     assert (project.model / SPLIT).read_bytes() == written and project.results()["num_examples"] == sizes(project.split())["test"]
 
 
@@ -188,7 +188,7 @@ def test_test_photos_that_were_trained_on_are_left_out_and_counted(given: Projec
         file.rename(project.data / "test" / file.parent.name / f"moved-{file.name}")
     shutil.copy(next(project.data.glob("train/*/*")), project.data / "test" / "handbag" / "copy.jpg")
     answer = of_model(call, eval, project)
-    assert answer.code == 0 and "Warning: 4 of the 16 photos of test have been trained on, and are left out\n" in answer.stderr
+    assert answer.code == 0 and "Warning: 4 of 16 photos in test were used for training and are excluded\n" in answer.stderr
     assert (project.results()["num_examples"], project.results()["trained_on"]) == (12, 4)
     original = of_model(call, eval, given)
     assert original.stderr == "" and project.results()["data"]["fingerprint"] == given.results()["data"]["fingerprint"], "the same twelve"
@@ -202,9 +202,9 @@ def test_a_test_split_that_was_trained_on_is_refused(given: Project, call: Call,
     shutil.rmtree(project.data / "test")
     (project.data / "train").rename(project.data / "test")
     shutil.copytree(project.data / "val", project.data / "train")
-    assert "20 of the 20 photos of test have been trained on" in refusal(of_model(call, eval, project).stderr)
+    assert "20 of 20 photos in test were used for training" in refusal(of_model(call, eval, project).stderr)
     answer = of_model(call, infer, project, "--responses-dir", tmp_path / "responses")
-    assert answer.code == 2 and "all 20 photos of test have been trained on" in refusal(answer.stderr)
+    assert answer.code == 2 and "all 20 photos in test were used for training" in refusal(answer.stderr)
 
 
 @pytest.mark.long
@@ -214,7 +214,7 @@ def test_photos_that_are_moved_from_train_to_val_do_not_choose_the_weights(given
         file.rename(project.data / "val" / file.parent.name / f"moved-{file.name}")
     before = saved(project.model)["trained_on"]
     further = start("train.py", *ONCE, *project.where).ok()
-    assert "Warning: 5 of the 13 photos of val have been trained on, and are left out\n" in further.stderr
+    assert "Warning: 5 of 13 photos in val were used for training and are excluded\n" in further.stderr
     assert saved(project.model)["trained_on"].tolist() == before.tolist(), "and nobody forgets"
     fresh = start("train.py", *ONCE, "--fresh", *project.where).ok()
     assert "trained on" not in fresh.stderr and len(saved(project.model)["trained_on"]) == 15

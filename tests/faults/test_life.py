@@ -47,8 +47,8 @@ SPLITS = ("train", "val", "test")
 FLAGS = ("--arch", "tinyvgg", "--image-size", SIZE, "--workers", 1, "--epochs", 1)
 YEAR_2020 = 1577836800  # when all photos say that they were taken: no time tells them apart
 REASONS = (  # for which a command may refuse; anything else is a mistake
-    "no checkpoint", "too few photos", "photos to train on are gone", "have been trained on", "no readable photo", "no photo could be read", "would end after",
-    "are not in .*split.json yet", "empty, but the checkpoint was trained on real photos", "infer did not write this",
+    "no checkpoint", "too few photos", "photos to train on are gone", "were used for training", "no readable photo", "no photo could be read", "would end after",
+    "not in .*split.json yet", "empty, but the checkpoint was trained on real photos", "infer did not write this",
 )  # fmt: skip
 Command = Callable[..., Answer]
 Photo = tuple[str, str]  # its content, as hexadecimal digits, and its class
@@ -256,7 +256,7 @@ class Life(RuleBasedStateMachine):
         given = {photo for photo in there_are if self.side_of(photo) == "train"}
         assert given <= set(on), "a photo that can be read is left out"
         changed = self.last is not None and self.last != (on, validated)
-        assert ("The photos are not those of the last run" in answer.stdout) == changed
+        assert ("The photos have changed since the last run" in answer.stdout) == changed
         self.last = on, validated
         if state["best"] and not self.recorder.interrupts:
             weights = state["best"]["weights"]["head.bias"][0].item()

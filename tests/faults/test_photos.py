@@ -541,7 +541,7 @@ def test_a_hostile_folder_is_trained_evaluated_and_predicted_and_nothing_is_writ
         text = done.stdout + done.stderr
         assert all(line.isprintable() for line in text.splitlines()) and "Traceback" not in text, text
         warnings = [line for line in done.stderr.splitlines() if not line.startswith("training: ")]
-        copies = [line for line in warnings if re.fullmatch(r"Warning: 2 of the \d+ photos of (val|test) have been trained on, and are left out", line)]
+        copies = [line for line in warnings if re.fullmatch(r"Warning: 2 of \d+ photos in (val|test) were used for training and are excluded", line)]
         assert len(copies) == ("infer" not in done.args[1]), "of strange.png, the same everywhere"
         assert all(line.startswith("Warning: skipped ") for line in warnings if line not in copies), warnings
         assert " 20 (--max-megapixels)" in text, text
