@@ -18,6 +18,7 @@ def test_every_peer_that_is_measured_exists() -> None:
     assert {name for name, _ in runs.PEERS} <= peers.PEERS.keys()
 
 
+@pytest.mark.long
 def test_frozen_features_are_enough_to_learn_the_classes_of_a_few_photos(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def test_photos_of_ones_own_are_predicted_without_a_data_folder(trained: Trained
         assert answer.code == 0, answer
 
 
+@pytest.mark.long
 def test_a_run_on_the_built_in_sample_goes_on_with_it(of_the_sample: Path, empty: Path, cache: Path, call: Call, copied: Callable[[Path], Path]) -> None:
     folder = copied(of_the_sample)
     for script in train, eval:

@@ -131,6 +131,7 @@ def test_without_a_mistake_there_is_no_gallery(tmp_path: Path) -> None:
     assert "No mistakes" in made(tmp_path, CLASSES, 2000, 0)
 
 
+@pytest.mark.long
 def test_all_confusions_are_in_a_table_the_most_frequent_first(tmp_path: Path) -> None:
     page = made(tmp_path, CLASSES, 40, 12)
     [table] = re.findall(r"<details>.*?</details>", page, re.S)
@@ -158,6 +159,7 @@ def test_of_200_classes_the_most_confused_are_drawn_and_readable_and_all_confusi
         assert max(picture.size) < 2500
 
 
+@pytest.mark.long
 def test_labels_of_the_confusion_matrix_do_not_overlap_however_many_classes_there_are(tmp_path: Path) -> None:
     for count in (25, 200):
         random = np.random.default_rng(0)
@@ -195,8 +197,7 @@ def pages(page: str, trained: Trained, tmp_path_factory: pytest.TempPathFactory)
     return {"of eval": trained.model / "report.html", "of 40 classes with long names": long / "report.html", "of 200 classes": wide / "report.html", "of one photo": one / "report.html"}
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("size", [(360, 740), (1280, 800)], ids=["phone", "desk"])
+@pytest.mark.parametrize(("size", "dark"), [((360, 740), True), ((1280, 800), False)], ids=["phone-dark", "desk-light"])
 @pytest.mark.parametrize("which", ["of eval", "of 40 classes with long names", "of 200 classes", "of one photo"])
 def test_the_page_opens_without_an_error_a_request_or_an_overflow(
     which: str, size: tuple[int, int], dark: bool, browser: Browser, pages: dict[str, Path]

@@ -140,7 +140,7 @@ def test_a_split_is_written_before_anything_is_trained(divided: Project, call: C
         of_model(call, train, project, *ONCE)
 
 
-@pytest.mark.parametrize("damage", ["deleted", "changed"])
+@pytest.mark.parametrize("damage", [pytest.param("deleted", marks=pytest.mark.long), "changed"])
 def test_without_the_split_that_a_checkpoint_was_trained_with_nothing_is_measured_or_trained(
     damage: str, divided: Project, call: Call, start: Start, tmp_path: Path
 ) -> None:
@@ -223,7 +223,7 @@ def test_photos_that_are_moved_from_train_to_val_do_not_choose_the_weights(given
 # --- the cache while train runs
 
 
-@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+@pytest.mark.parametrize("replaced", [pytest.param(False, marks=pytest.mark.long), True], ids=["removed", "replaced"])
 def test_a_cache_that_is_removed_while_train_runs_does_not_end_it(replaced: bool, given: Project, start: Start, tmp_path: Path) -> None:
     project = given.copy(tmp_path / "project")
     script = start("train.py", *TINY, "--epochs", 10_000, "--batch-size", 4, "--fresh", *project.where)

@@ -68,6 +68,7 @@ def test_one_worker_and_one_seed_give_identical_weights_twice(trained: Trained, 
     assert same_run(saved(trained.model), saved(twin))
 
 
+@pytest.mark.long
 def test_another_seed_gives_another_run(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
     once = *SMALL_RUN, "--epochs", 1, "--workers", 1
     for seed in (0, 1):

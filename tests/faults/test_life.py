@@ -403,5 +403,5 @@ def test_a_project_goes_on_whatever_happens(pool: list[bytes], start: Start, tim
         code = running.code()
         return Answer(code, running.stdout, running.stderr)
 
-    succeeded = live(pool, command, None, times(3, 20), 3)
+    succeeded = live(pool, command, None, times(3, 20), 2)
     assert sum(succeeded.values()) >= times(3, 40)

@@ -387,6 +387,7 @@ def test_a_crash_leaves_no_core_file(folder: Path, endless: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, limits)
 
 
+@pytest.mark.long
 def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
     folder: Path, endless: Path, monkeypatch: pytest.MonkeyPatch, held: Held
 ) -> None:

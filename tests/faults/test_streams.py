@@ -44,14 +44,17 @@ def made(script: str, small: Trained, folder: Path) -> bool:
     return bool(json.loads(file.read_text()))
 
 
-@pytest.mark.parametrize(("script", "closed"), list(zip(SCRIPTS, (">&- 2>&-", ">&-", "2>&-"), strict=True)))
+@pytest.mark.parametrize(
+    ("script", "closed"),
+    [(SCRIPTS[0], ">&- 2>&-"), pytest.param(SCRIPTS[1], ">&-", marks=pytest.mark.long), pytest.param(SCRIPTS[2], "2>&-", marks=pytest.mark.long)],
+)
 def test_a_script_whose_streams_are_closed_does_its_work(script: str, closed: str, data: Path, small: Trained, tmp_path: Path) -> None:
     ended = in_shell(f'exec "$@" {closed}', script, *arguments(script, data, small, tmp_path))
     assert (ended.returncode, ended.stderr) == (0, "") and bool(ended.stdout) == closed.startswith("2")
     assert made(script, small, tmp_path)
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+@pytest.mark.parametrize("script", ["train.py", pytest.param("eval.py", marks=pytest.mark.long)])
 def test_a_full_standard_output_is_named_in_one_line(script: str, data: Path, small: Trained, tmp_path: Path) -> None:
     ended = in_shell('exec "$@" > /dev/full', script, *arguments(script, data, small, tmp_path))
     assert (ended.returncode, refusal(ended.stderr)) == (2, f"{script}: standard output: No space left on device; write it elsewhere\n")
@@ -68,7 +71,7 @@ def test_a_warning_that_cannot_be_written_ends_nothing(data: Path, small: Traine
     assert ended.returncode == 0 and made("train.py", small, tmp_path)
 
 
-@pytest.mark.parametrize("script", ["eval.py", "infer.py"])
+@pytest.mark.parametrize("script", ["eval.py", pytest.param("infer.py", marks=pytest.mark.long)])
 def test_a_script_that_nobody_reads_ends_at_once_without_a_word(script: str, data: Path, small: Trained, start: Start, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -101,7 +104,7 @@ def test_train_saves_when_its_reader_goes_and_the_next_run_goes_on(data: Path, s
     assert later["history"][: len(state["history"])] == state["history"] and later["images_seen"] > state["images_seen"]
 
 
-@pytest.mark.parametrize("script", ["train.py", "infer.py"])
+@pytest.mark.parametrize("script", ["train.py", pytest.param("infer.py", marks=pytest.mark.long)])
 def test_too_little_address_space_for_pytorch_is_one_line_with_the_fix(script: str, data: Path, small: Trained, tmp_path: Path) -> None:
     peak = "import re, sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2]); print(re.search(r'VmPeak:\\s*(\\d+)', open('/proc/self/status').read())[1])"
     before = subprocess.run([sys.executable, "-c", peak, ROOT, script.removesuffix(".py")], capture_output=True, text=True, check=True)
