@@ -76,7 +76,7 @@ def main(settings: Settings) -> None:
     for line in table(results):
         print(escaped(line))
     page = write_report(settings.model_dir, results, logits, pixels.labels, trained, mistakes)
-    print(escaped(f"To look at: {page}. All figures: {settings.model_dir / RESULTS}."))
+    print(escaped(f"Report: {page}. All metrics: {settings.model_dir / RESULTS}."))
 
 
 def measure(logits: metrics.Floats, labels: metrics.Ints, class_names: tuple[str, ...]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def main(settings: Settings) -> None:
     predictions = answer(trained, photos)
     for line in (*(p.line() for p in predictions), *write(predictions, photos, settings, record)):
         print(escaped(line))
-    print(f"One photo takes {latency(trained, photos):.1f} ms on one CPU, decoded.")
+    print(f"Latency: {latency(trained, photos):.1f} ms per photo, on one CPU, without decoding.")
 
 
 def require_free(record: Record) -> None:
@@ -212,7 +212,10 @@ def write(predictions: list[Prediction], photos: list[Photo], settings: Settings
     record.write(folder / TABLE, as_csv(table(predictions)).encode())
 
     of_first = f", of the first {len(first)} photos of {len(predictions)} (--pictures)" if len(first) < len(predictions) else ""
-    said = [f"{len(files)} pictures in {results}{f', all on {sheets[0]}' if sheets else ''}{of_first}; every answer in {folder / PREDICTIONS} and {TABLE}."]
+    said = [
+        f"{len(files)} pictures in {results}{f', all on {sheets[0]}' if sheets else ''}{of_first}.",
+        f"All predictions: {folder / PREDICTIONS} and {TABLE}.",
+    ]
     if others:
         said.append(f"Kept in {folder}, because infer did not make them or they were changed since: {len(others)} files.")
     return said
