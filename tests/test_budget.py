@@ -72,6 +72,7 @@ def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(data: Path,
     assert min(speed.decoding, speed.predicting, speed.training) > 0
 
 
+@pytest.mark.long
 def test_what_the_first_photo_of_a_process_costs_is_no_part_of_the_speed(
     data: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

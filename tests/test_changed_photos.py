@@ -67,7 +67,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("script", [train, eval, infer])
-@pytest.mark.parametrize("which", ["finished", "interrupted"])
+@pytest.mark.parametrize("which", ["finished", pytest.param("interrupted", marks=pytest.mark.long)])
 def test_an_empty_data_folder_is_no_place_for_a_checkpoint_of_real_photos(
     which: str, script: Any, trained: Trained, interrupted: Path, empty: Path, call: Call, copied: Callable[[Path], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -330,6 +330,7 @@ def resident() -> int:
     return 1024 * int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0])
 
 
+@pytest.mark.long
 def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) -> None:
     count, size = 4000, 160
     np.lib.format.open_memmap(tmp_path / "pixels.npy", "w+", np.uint8, (count, size, size, 3))  # 300 MB of holes

@@ -393,7 +393,7 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
     monkeypatch.setattr(eval, "worst_mistakes", lambda *arguments: [])
     monkeypatch.setattr(pictures, "draw_prediction", lambda prediction, image: prediction.predicted.encode())
     monkeypatch.setattr(pictures, "draw_sheet", lambda photos: b"sheet")
-    succeeded = live(pool, call, recorder, times(6, 200), 12)
+    succeeded = live(pool, call, recorder, times(4, 200), 12)
     assert min(succeeded.get(script, 0) for script in ("train", "eval", "infer")) >= times(1, 50)
 
 

@@ -59,7 +59,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
 ) -> None:
     """Runs of 1 and 2 workers into one checkpoint; the last is terminated, and saves."""
     kills: list[Kill] = []
-    tries = times(2, 100)
+    tries = times(1, 100)
     for number in range(tries + 1):
         last, workers = number == tries, 2 - number % 2
         script = start("train.py", *SMALL_RUN, "--epochs", 1000, "--workers", workers, *at(data, tmp_path, trained.cache))
@@ -152,7 +152,7 @@ def finished(model_dir: Path) -> bool:
 def test_killed_workers_are_replaced_and_the_run_comes_to_its_end(
     data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
 ) -> None:
-    tries = times(3, 50)
+    tries = times(2, 50)
     epochs = 4 * tries
     script = start("train.py", *SMALL_RUN, "--epochs", epochs, "--workers", 2, *at(data, tmp_path, trained.cache))
     script.wait_for("^epoch 1/")
@@ -215,6 +215,7 @@ def weights_size() -> int:
     return sum(p.nbytes for p in model.build("efficientnet_lite0", len(CLASSES), SIZE).parameters())
 
 
+@pytest.mark.long
 def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
@@ -255,7 +256,7 @@ def test_a_learning_rate_that_is_far_too_high_is_halved(data: Path, trained: Tra
 
 
 def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_lock(
-    data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
+    data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
 ) -> None:
     arguments = *SMALL_RUN, "--epochs", 1000, "--workers", 2, *at(data, tmp_path, trained.cache)
     first = start("train.py", *arguments)
@@ -264,7 +265,7 @@ def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_
     assert second.code() == 2 and second.stdout == ""
     assert f"{tmp_path}: another train is at work in it" in refusal(second.stderr)
 
-    for name in ("eval.py", "infer.py"):
+    for name in ("eval.py", "infer.py")[: times(1, 2)]:
         where = at(data, tmp_path, trained.cache) + (("--responses-dir", tmp_path / "responses") if name == "infer.py" else ())
         script = start(name, *where).ok()
         assert script.stderr == ""

@@ -209,7 +209,7 @@ def model_dir(trained: Trained, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.model, tmp_path / "model"))
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink], ids=["bit", "gone"])
+@pytest.mark.parametrize("damage", [flip_a_bit, pytest.param(Path.unlink, marks=pytest.mark.long)], ids=["bit", "gone"])
 def test_train_goes_on_from_the_checkpoint_before_a_damaged_one_which_it_keeps(
     damage: Callable[[Path], object], model_dir: Path, data: Path, trained: Trained, call: Call, held: Held
 ) -> None:
