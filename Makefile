@@ -54,6 +54,7 @@ mutants: .venv/tools ## Mutation testing: put small faults into the code, and se
 	.venv/bin/python .ci/mutants
 
 lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, compose-lint, docker compose config
+	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile.*

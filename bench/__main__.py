@@ -28,12 +28,25 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     machine.keep_freed_memory()
     where = f"{machine.cpu_name()}, {machine.cpus()} CPUs, Python {platform.python_version()}, PyTorch {torch.__version__}"
-    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RESULTS.read_text() if RESULTS.exists() else "", re.M | re.S))
+    sections = dict(
+        re.findall(
+            r"^## (\w+)\n(.*?)(?=^## |\Z)",
+            RESULTS.read_text() if RESULTS.exists() else "",
+            re.M | re.S,
+        )
+    )
     for name in names or PARTS:
         description = " ".join((PARTS[name].__doc__ or "").split())
-        sections[name] = f"\n{description}\n\n{PARTS[name]()}\n\n{time.strftime('%Y-%m-%d')}, {where}.\n\n"
+        sections[name] = (
+            f"\n{description}\n\n{PARTS[name]()}\n\n{time.strftime('%Y-%m-%d')}, {where}.\n\n"
+        )
         print(f"## {name}\n{sections[name]}", flush=True)
-        RESULTS.write_text(INTRODUCTION + "".join(f"\n## {part}\n{sections[part].rstrip()}\n" for part in PARTS if part in sections))
+        RESULTS.write_text(
+            INTRODUCTION
+            + "".join(
+                f"\n## {part}\n{sections[part].rstrip()}\n" for part in PARTS if part in sections
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Machines of one CPU each, simulated on one host: images/s of the cluster beside one machine and beside DDP, and its accuracy.
 
-    python -m bench cluster cluster_accuracy      # as root; the machines are network namespaces
+python -m bench cluster cluster_accuracy      # as root; the machines are network namespaces
 """
 
 import csv
@@ -47,7 +47,18 @@ def cluster() -> str:
                 f"{mbits} Mbit/s, {delay * 1000:.0f} ms", spread(ones, ".0f"), spread(twos, ".0f"), spread([b / a for a, b in zip(ones, twos, strict=True)]),
                 spread(ddps, ".0f"), spread([b / a for a, b in zip(ddps, twos, strict=True)], ".1f"), said[-1],
             ])  # fmt: skip
-    return table(["line", "one machine", "two", "times one", "DDP on two", "ours over DDP", "said of the averages"], rows)
+    return table(
+        [
+            "line",
+            "one machine",
+            "two",
+            "times one",
+            "DDP on two",
+            "ours over DDP",
+            "said of the averages",
+        ],
+        rows,
+    )
 
 
 def cluster_accuracy(sync_every: int | None = None) -> str:
@@ -59,18 +70,33 @@ def cluster_accuracy(sync_every: int | None = None) -> str:
         for seed in SEEDS:
             for count, found in scores.items():
                 with tempfile.TemporaryDirectory() as name, network.machines(count) as net:
-                    model = train(net, photos, Path(name), "--seed", seed, *(["--sync-every", sync_every] if sync_every else []))[0]
+                    model = train(
+                        net,
+                        photos,
+                        Path(name),
+                        "--seed",
+                        seed,
+                        *(["--sync-every", sync_every] if sync_every else []),
+                    )[0]
                     model.rename(Path(name) / "model")
                     found.append(evaluate(photos, Path(name))["test_acc"])
                     print(photos.name, seed, count, found[-1], flush=True)
-        rows += [[photos.name, str(count), spread(found, ".4f"), f"{sum(found) / len(found):.4f}"] for count, found in scores.items()]
+        rows += [
+            [photos.name, str(count), spread(found, ".4f"), f"{sum(found) / len(found):.4f}"]
+            for count, found in scores.items()
+        ]
     return table(["photos", "machines", "accuracy", "mean"], rows)
 
 
 def speed(work: Path, count: int, mbits: float, delay: float) -> tuple[float, str]:
     """Images/s in an epoch, and what train says of its averages."""
-    with network.machines(count, mbits, delay) as net, tempfile.TemporaryDirectory(dir=work) as name:
-        model, out = train(net, work / "data", Path(name), "--cache-dir", work / "cache", "--epochs", 1)
+    with (
+        network.machines(count, mbits, delay) as net,
+        tempfile.TemporaryDirectory(dir=work) as name,
+    ):
+        model, out = train(
+            net, work / "data", Path(name), "--cache-dir", work / "cache", "--epochs", 1
+        )
         [epoch] = csv.DictReader((model / "metrics.csv").open())
     said = re.search(r"Averages: (.*)", out)
     return float(epoch["images_per_second"]), said[1] if said else ""
@@ -79,7 +105,18 @@ def speed(work: Path, count: int, mbits: float, delay: float) -> tuple[float, st
 def train(net: Network, photos: Path, work: Path, *flags: object) -> tuple[Path, str]:
     """All machines train: the model folder of rank 0, and what they print."""
     models = [work / str(number) for number in range(len(net.names))]
-    out = launch(net, lambda number: [ROOT / "train.py", *folders(photos, work), "--model-dir", models[number], "--workers", 1, *flags])
+    out = launch(
+        net,
+        lambda number: [
+            ROOT / "train.py",
+            *folders(photos, work),
+            "--model-dir",
+            models[number],
+            "--workers",
+            1,
+            *flags,
+        ],
+    )
     [model] = [folder for folder in models if (folder / "checkpoint.pt").exists()]
     return model, out
 
@@ -100,8 +137,18 @@ def launch(net: Network, arguments: Callable[[int], list[object]]) -> str:
             f"--local-addr={network.address(number)}", f"--rdzv-conf=is_host={str(number == 0).lower()}",
         ]  # fmt: skip
         python = [sys.executable, "-m", "torch.distributed.run", *torchrun]
-        command = net.inside(number, "taskset", "--cpu-list", number % machine.cpus(), *python, *arguments(number))
-        started.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | {"GLOO_SOCKET_IFNAME": "line0"}, stdout=subprocess.PIPE, text=True))
+        command = net.inside(
+            number, "taskset", "--cpu-list", number % machine.cpus(), *python, *arguments(number)
+        )
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"GLOO_SOCKET_IFNAME": "line0"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
     outs = [process.communicate()[0] for process in started]
     assert not any(process.returncode for process in started), outs
     return "".join(outs)
@@ -134,7 +181,10 @@ def main() -> None:
             hogwild.adaptive_clip_grad(parameters)
             hogwild.sgd(parameters, buffers, 1e-6, 0.9)
     if dist.get_rank() == 0:
-        print(f"ddp {(DDP_STEPS - 4) * BATCH * dist.get_world_size() / (time.perf_counter() - started):.1f}", flush=True)
+        print(
+            f"ddp {(DDP_STEPS - 4) * BATCH * dist.get_world_size() / (time.perf_counter() - started):.1f}",
+            flush=True,
+        )
     dist.barrier()
 
 

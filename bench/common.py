@@ -17,7 +17,13 @@ FASHION5, CLOTHING10 = SHARED / "fashion5", SHARED / "clothing10"
 def timed(*command: object) -> tuple[float, str]:
     """Seconds from start to exit of a command run from the project's root, and its stdout."""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return time.perf_counter() - started, done.stdout
 
 

@@ -20,7 +20,9 @@ POLL = 0.02  # seconds between two looks at the cache's folder
 UNTIL_FIRST_BATCH = "import os, train; from hogwear import progress, settings; progress.TrainingBar = lambda *a: os._exit(0); settings.run(train.main, train.Settings)"
 
 
-def growth(counts: tuple[int, ...] = (2_000, 20_000, 200_000), size: int = 64, workers: int = 2) -> str:
+def growth(
+    counts: tuple[int, ...] = (2_000, 20_000, 200_000), size: int = 64, workers: int = 2
+) -> str:
     """One epoch of `train.py` on 2 k, 20 k and 200 k photos: seconds a photo, memory, and what a warm cache costs.
 
     The photos are hard links to fashion5's under new names, at 64 px, so that 200 k fit on the disk and take minutes.
@@ -34,7 +36,15 @@ def growth(counts: tuple[int, ...] = (2_000, 20_000, 200_000), size: int = 64, w
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             link(folder / "data", count)
-            command = ["train.py", "--image-size", str(size), "--epochs", "1", "--workers", str(workers)]
+            command = [
+                "train.py",
+                "--image-size",
+                str(size),
+                "--epochs",
+                "1",
+                "--workers",
+                str(workers),
+            ]
             command += [f"--{part}-dir={folder / part}" for part in ("data", "model", "cache")]
             decoding, peak = watch([sys.executable, *command], folder / "cache")
             with (folder / "model" / "metrics.csv").open() as file:
@@ -45,8 +55,27 @@ def growth(counts: tuple[int, ...] = (2_000, 20_000, 200_000), size: int = 64, w
             warm = time.perf_counter() - started
         smallest = smallest or warm
         milliseconds = 1000 * decoding / count
-        rows.append([f"{count:,}", f"{milliseconds:.2f}", f"{training:.2f}", f"{peak / 1e6:,.0f}", f"{warm:.2f}", f"{warm - smallest:+.2f}"])
-    return table(["photos", "decoding, ms a photo", "training, ms a photo", "highest PSS, MB", "warm start, s", "over the smallest's, s"], rows)
+        rows.append(
+            [
+                f"{count:,}",
+                f"{milliseconds:.2f}",
+                f"{training:.2f}",
+                f"{peak / 1e6:,.0f}",
+                f"{warm:.2f}",
+                f"{warm - smallest:+.2f}",
+            ]
+        )
+    return table(
+        [
+            "photos",
+            "decoding, ms a photo",
+            "training, ms a photo",
+            "highest PSS, MB",
+            "warm start, s",
+            "over the smallest's, s",
+        ],
+        rows,
+    )
 
 
 def link(folder: Path, count: int) -> None:
@@ -56,7 +85,10 @@ def link(folder: Path, count: int) -> None:
     try:
         os.link(next(originals[0].glob("*/*")), folder.parent / "probe")
     except OSError:
-        originals = [Path(shutil.copytree(original, folder.parent / "originals" / original.name)) for original in originals]
+        originals = [
+            Path(shutil.copytree(original, folder.parent / "originals" / original.name))
+            for original in originals
+        ]
     for original, share in zip(originals, SHARES.values(), strict=True):
         photos = itertools.cycle(sorted(original.glob("*/*")))
         for number, photo in enumerate(itertools.islice(photos, round(share * count))):
@@ -67,20 +99,27 @@ def link(folder: Path, count: int) -> None:
 
 def watch(command: list[str], cache: Path) -> tuple[float, int]:
     """Run `command` to its end -> seconds in which it filled the caches of all splits, and its highest PSS in bytes."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     begun = done = sampled = 0.0
     peak = 0
     while process.poll() is None:
         now = time.perf_counter()
         if not begun and any(cache.glob("pixels/*")):
             begun = now
-        if not done and sum(not file.with_name("done.npy").exists() for file in cache.glob("pixels/*/*/skipped.json")) == len(SHARES):
+        if not done and sum(
+            not file.with_name("done.npy").exists()
+            for file in cache.glob("pixels/*/*/skipped.json")
+        ) == len(SHARES):
             done = now
         if now - sampled >= 1:
             peak, sampled = max(peak, sum(map(pss, family(process.pid)))), now
         time.sleep(POLL)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{process.stderr and process.stderr.read()}")
+        raise RuntimeError(
+            f"{' '.join(command)}: exit code {process.returncode}\n{process.stderr and process.stderr.read()}"
+        )
     return done - begun, peak
 
 

@@ -27,7 +27,9 @@ LONGEST_QUEUE = 0.2  # seconds of packets that wait for the line; more are dropp
 class Uplink:
     """What one machine sends."""
 
-    waiting: deque[tuple[float, int, bytes]] = field(default_factory=deque)  # (when it arrives, device to leave by, packet)
+    waiting: deque[tuple[float, int, bytes]] = field(
+        default_factory=deque
+    )  # (when it arrives, device to leave by, packet)
     free: float = 0.0  # when the line has sent all of them
 
 
@@ -92,7 +94,9 @@ def forward(devices: list[int], rate: float, delay: float) -> None:
     links = {device: Uplink() for device in devices}
     while True:
         now = time.monotonic()
-        nearest = min((link.waiting[0][0] for link in links.values() if link.waiting), default=now + 1)
+        nearest = min(
+            (link.waiting[0][0] for link in links.values() if link.waiting), default=now + 1
+        )
         ready, _, _ = select.select(devices, [], [], max(0.0, nearest - now))
         now = time.monotonic()
         for device in ready:
@@ -103,7 +107,11 @@ def forward(devices: list[int], rate: float, delay: float) -> None:
                 except BlockingIOError:
                     break
                 number = packet[19] - 1  # of IPv4's destination the last byte
-                if packet[0] >> 4 == 4 and 0 <= number < len(devices) and link.free - now < LONGEST_QUEUE:
+                if (
+                    packet[0] >> 4 == 4
+                    and 0 <= number < len(devices)
+                    and link.free - now < LONGEST_QUEUE
+                ):
                     link.free = max(link.free, now) + len(packet) / rate
                     link.waiting.append((link.free + delay, devices[number], packet))
         for link in links.values():

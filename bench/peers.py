@@ -81,7 +81,10 @@ def network(options: Options) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
     net: nn.Module = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=weights_file(), num_classes=class_count(options), image_size=options.size
+        "efficientnet-lite0",
+        weights_path=weights_file(),
+        num_classes=class_count(options),
+        image_size=options.size,
     )
     return net
 
@@ -97,7 +100,9 @@ def photos(options: Options, split: str, augmented: bool = False) -> datasets.Im
 
 
 def train_batches(options: Options) -> "DataLoader[Any]":
-    return DataLoader(photos(options, "train", augmented=True), BATCH, shuffle=True, num_workers=options.workers)
+    return DataLoader(
+        photos(options, "train", augmented=True), BATCH, shuffle=True, num_workers=options.workers
+    )
 
 
 def test_batches(options: Options) -> "DataLoader[Any]":
@@ -117,7 +122,11 @@ def one_cycle(net: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, OneCyc
 
 
 def fit(
-    net: nn.Module, batches: Any, epochs: int, optimizer: torch.optim.Optimizer, after_step: Callable[[], object]
+    net: nn.Module,
+    batches: Any,
+    epochs: int,
+    optimizer: torch.optim.Optimizer,
+    after_step: Callable[[], object],
 ) -> float:
     """The loop that every example has; the images/s of its last epoch."""
     clock = Clock()
@@ -167,7 +176,9 @@ def ddp_process(rank: int, options: Options, folder: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed + rank)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/peers", rank=rank, world_size=options.workers)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/peers", rank=rank, world_size=options.workers
+    )
     dataset = photos(options, "train", augmented=True)
     sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=options.seed)
     batches = DataLoader(dataset, BATCH, sampler=sampler, num_workers=1)
@@ -183,7 +194,14 @@ def ddp_process(rank: int, options: Options, folder: str) -> None:
 
 def fastai(options: Options) -> dict[str, Any]:
     """A Learner and fit_one_cycle, after fastai's vision tutorial; it validates on val/ after every epoch, as it always does."""
-    from fastai.vision.all import Callback, FlipItem, ImageDataLoaders, Learner, Normalize, RandomResizedCrop
+    from fastai.vision.all import (
+        Callback,
+        FlipItem,
+        ImageDataLoaders,
+        Learner,
+        Normalize,
+        RandomResizedCrop,
+    )
 
     batches = ImageDataLoaders.from_folder(
         options.photos,
@@ -195,7 +213,9 @@ def fastai(options: Options) -> dict[str, Any]:
         device=torch.device("cpu"),
     )
     clock = Clock()
-    learner = Learner(batches, network(options), cbs=Callback(before_train=clock.start, after_train=clock.stop))
+    learner = Learner(
+        batches, network(options), cbs=Callback(before_train=clock.start, after_train=clock.stop)
+    )
     with learner.no_bar():
         learner.fit_one_cycle(options.epochs, LR)
     rate = len(batches.train) * BATCH / clock.seconds
@@ -217,7 +237,10 @@ def lightning(options: Options) -> dict[str, Any]:
 
         def configure_optimizers(self) -> dict[str, Any]:
             optimizer, schedule = one_cycle(self.net, self.trainer.estimated_stepping_batches)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            }
 
     clock, classifier, batches = Clock(), Classifier(), train_batches(options)
     trainer = Trainer(
@@ -240,8 +263,12 @@ def timm(options: Options) -> dict[str, Any]:
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
 
-    net = create_model("tf_efficientnet_lite0")  # the same layers in the same order under other names
-    net.load_state_dict(dict(zip(net.state_dict(), torch.load(weights_file()).values(), strict=True)))
+    net = create_model(
+        "tf_efficientnet_lite0"
+    )  # the same layers in the same order under other names
+    net.load_state_dict(
+        dict(zip(net.state_dict(), torch.load(weights_file()).values(), strict=True))
+    )
     net.reset_classifier(class_count(options))
     batches = create_loader(
         create_dataset("", options.photos, "train"),
@@ -296,7 +323,10 @@ def logistic_regression(train: Labelled, val: Labelled) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    fitted = [make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000)).fit(*train) for C in C_GRID]
+    fitted = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000)).fit(*train)
+        for C in C_GRID
+    ]
     return max(fitted, key=lambda classifier: classifier.score(*val))
 
 
@@ -306,7 +336,11 @@ def logistic_regression(train: Labelled, val: Labelled) -> Any:
 def ultralytics(options: Options) -> dict[str, Any]:
     """YOLOv8n-cls from scratch, since its weights are a download; else its defaults, with its own changes to photos."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": folder, "YOLO_AUTOINSTALL": "false"}
+        os.environ |= {
+            "YOLO_OFFLINE": "true",
+            "YOLO_CONFIG_DIR": folder,
+            "YOLO_AUTOINSTALL": "false",
+        }
         from ultralytics import YOLO
         from ultralytics import settings as ultralytics_settings
 
@@ -318,7 +352,13 @@ def ultralytics(options: Options) -> dict[str, Any]:
         clock, model = Clock(), YOLO("yolov8n-cls.yaml", task="classify")
         model.add_callback("on_train_epoch_start", clock.start)
         model.add_callback("on_train_epoch_end", clock.stop)
-        common = {"data": data, "imgsz": options.size, "batch": BATCH, "workers": options.workers, "device": "cpu"}
+        common = {
+            "data": data,
+            "imgsz": options.size,
+            "batch": BATCH,
+            "workers": options.workers,
+            "device": "cpu",
+        }
         common |= {"plots": False, "project": folder}
         model.train(**common, epochs=options.epochs, seed=options.seed, pretrained=False, amp=False)
         rate = image_count(train_batches(options)) / clock.seconds
@@ -329,9 +369,16 @@ def ancestor(options: Options) -> dict[str, Any]:
     """TinyVGG (poloclub.github.io/cnn-explainer) as the project began: mnist_hogwild's way, without thought of the CPUs."""
     layers: list[nn.Module] = []
     for channels in (3, 10):
-        layers += [nn.Conv2d(channels, 10, 3, padding=1), nn.ReLU(), nn.Conv2d(10, 10, 3, padding=1), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, 10, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(10, 10, 3, padding=1),
+            nn.ReLU(),
+        ]
         layers.append(nn.MaxPool2d(2))
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(10 * (options.size // 4) ** 2, class_count(options)))
+    net = nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(10 * (options.size // 4) ** 2, class_count(options))
+    )
     rate, _ = hogwild(net, photos(options, "train"), BATCH, 0, options)
     return result(test_accuracy(net, test_batches(options)), rate)
 
@@ -348,7 +395,9 @@ def mnist_hogwild(options: Options) -> dict[str, Any]:
         raw.mkdir(parents=True)
         for file in options.photos.glob("*-ubyte.gz"):
             (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-        train, test = (datasets.FashionMNIST(folder, is_train, change) for is_train in (True, False))
+        train, test = (
+            datasets.FashionMNIST(folder, is_train, change) for is_train in (True, False)
+        )
     net = nn.Sequential(
         nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(),
         nn.Conv2d(10, 20, 5), nn.Dropout2d(), nn.MaxPool2d(2), nn.ReLU(),
@@ -408,14 +457,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, help="side in pixels; 160, the ancestor's 224")
-    parser.add_argument("--workers", type=int, help="processes that train, or else that load; 2, the ancestor's 5")
+    parser.add_argument(
+        "--workers", type=int, help="processes that train, or else that load; 2, the ancestor's 5"
+    )
     options = parser.parse_args(namespace=Options())
     size, workers = (224, 5) if options.peer == "ancestor" else (160, 2)
     options.size, options.workers = options.size or size, options.workers or workers
     random.seed(options.seed)
     torch.manual_seed(options.seed)
     figures = PEERS[options.peer](options)
-    print(json.dumps({"peer": options.peer, "epochs": options.epochs, "seed": options.seed} | figures), flush=True)
+    print(
+        json.dumps(
+            {"peer": options.peer, "epochs": options.epochs, "seed": options.seed} | figures
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,16 @@ from bench.common import CLOTHING10, FASHION5, ROOT, evaluate, folders, spread, 
 
 SEEDS = range(3)
 # Peer, its epochs. The user's loop also at two, where it is at its best.
-PEERS = (("loop", 1), ("fastai", 1), ("ddp", 1), ("lightning", 1), ("timm", 1), ("frozen_features", 1), ("ultralytics", 3), ("loop", 2))
+PEERS = (
+    ("loop", 1),
+    ("fastai", 1),
+    ("ddp", 1),
+    ("lightning", 1),
+    ("timm", 1),
+    ("frozen_features", 1),
+    ("ultralytics", 3),
+    ("loop", 2),
+)
 FASTER = ("--image-size", 128, "--epochs", 1)
 
 
@@ -56,20 +65,35 @@ def peers() -> str:
     process from start to exit, measuring test included (ours: train.py, then eval.py). Ratio: its seconds over those of our
     defaults, run just before it. frozen_features: scikit-learn's LogisticRegression on the features of one pass of the
     network, which is not trained; C is chosen on val."""
-    runs: dict[str, list[tuple[float, float, float]]] = {"Hogwear": []}  # (seconds, ratio, accuracy)
+    runs: dict[str, list[tuple[float, float, float]]] = {
+        "Hogwear": []
+    }  # (seconds, ratio, accuracy)
     with suppress(KeyboardInterrupt):  # an hour: Ctrl-C ends it with what has been measured
         for seed, (name, epochs) in itertools.product(SEEDS, PEERS):
             training, testing, results = ours(FASHION5, seed)
             reference = training + testing
-            wall, out = timed("-m", "bench.peers", name, "--photos", FASHION5, "--epochs", epochs, "--seed", seed)
+            wall, out = timed(
+                "-m", "bench.peers", name, "--photos", FASHION5, "--epochs", epochs, "--seed", seed
+            )
             score = json.loads(out.splitlines()[-1])["test_acc"]
             runs["Hogwear"].append((reference, 1.0, results["test_acc"]))
             runs.setdefault(f"{name}, epochs: {epochs}", []).append((wall, wall / reference, score))
-            print(f"{name} {epochs} {seed}: {wall:.1f} s, ours {reference:.1f} s, {score:.4f}", flush=True)
+            print(
+                f"{name} {epochs} {seed}: {wall:.1f} s, ours {reference:.1f} s, {score:.4f}",
+                flush=True,
+            )
     rows = []
     for name, figures in runs.items():
         walls, ratios, scores = (list(values) for values in zip(*figures, strict=True))
-        rows.append([name, str(len(walls)), spread(walls, ".1f"), spread(ratios, ".1f"), spread(scores, ".4f")])
+        rows.append(
+            [
+                name,
+                str(len(walls)),
+                spread(walls, ".1f"),
+                spread(ratios, ".1f"),
+                spread(scores, ".4f"),
+            ]
+        )
     return table(["", "runs", "seconds", "times ours", "test accuracy"], rows)
 
 
@@ -80,20 +104,45 @@ def ancestor() -> str:
     for photos in (FASHION5, CLOTHING10):
         with workspace() as work:
             (work / "train").symlink_to(photos / "train")
-            (work / "test").symlink_to(photos / ("test" if (photos / "test").is_dir() else "validation"))
-            theirs, out = timed("-m", "bench.peers", "ancestor", "--photos", work, "--size", 128, "--epochs", 5)
+            (work / "test").symlink_to(
+                photos / ("test" if (photos / "test").is_dir() else "validation")
+            )
+            theirs, out = timed(
+                "-m", "bench.peers", "ancestor", "--photos", work, "--size", 128, "--epochs", 5
+            )
         accuracy, reached = json.loads(out.splitlines()[-1])["test_acc"], ""
         rows.append([photos.name, "the ancestor", f"{theirs:.0f}", "", f"{accuracy:.4f}", ""])
         for flags in (("--epochs", 3), ("--epochs", 5), ()):
-            runs = [ours(photos, seed, "--arch", "tinyvgg", "--image-size", 128, "--workers", 2, *flags) for seed in SEEDS]
-            walls, scores = [training + testing for training, testing, _ in runs], [results["test_acc"] for *_, results in runs]
+            runs = [
+                ours(photos, seed, "--arch", "tinyvgg", "--image-size", 128, "--workers", 2, *flags)
+                for seed in SEEDS
+            ]
+            walls, scores = (
+                [training + testing for training, testing, _ in runs],
+                [results["test_acc"] for *_, results in runs],
+            )
             mean, ratio = statistics.mean(scores), theirs / statistics.median(walls)
             name = " ".join(map(str, flags)) or "the default number of epochs"
-            rows.append([photos.name, f"Hogwear, {name}", spread(walls, ".0f"), f"{ratio:.1f}", spread(scores, ".4f"), f"{mean:.4f}"])
+            rows.append(
+                [
+                    photos.name,
+                    f"Hogwear, {name}",
+                    spread(walls, ".0f"),
+                    f"{ratio:.1f}",
+                    spread(scores, ".4f"),
+                    f"{mean:.4f}",
+                ]
+            )
             if mean >= accuracy and not reached:
                 reached = f"{statistics.median(walls):.0f} s ({name}), {ratio:.1f} times as fast"
-        sentences.append(f"{photos.name}: as accurate as the ancestor after {reached or 'no run here'}.")
-    return table(["photos", "", "seconds", "times as fast", "accuracy", "mean"], rows) + "\n\n" + "\n".join(sentences)
+        sentences.append(
+            f"{photos.name}: as accurate as the ancestor after {reached or 'no run here'}."
+        )
+    return (
+        table(["photos", "", "seconds", "times as fast", "accuracy", "mean"], rows)
+        + "\n\n"
+        + "\n".join(sentences)
+    )
 
 
 def budget() -> str:
@@ -134,19 +183,36 @@ def start() -> str:
         train(FASHION5, work, "--epochs", 1)
         cold, *warm = (evaluate(FASHION5, work)["images_per_second"] for _ in range(6))
         walls = [timed("eval.py", *folders(FASHION5, work))[0] for _ in range(5)]
-        infer = [timed("infer.py", *folders(FASHION5, work), "--responses-dir", work / "responses", "--seed", n) for n in range(5)]
+        infer = [
+            timed(
+                "infer.py",
+                *folders(FASHION5, work),
+                "--responses-dir",
+                work / "responses",
+                "--seed",
+                n,
+            )
+            for n in range(5)
+        ]
         for _ in range(5):
             started = time.time()
-            _, out = timed("-c", WATCHED, "train.py", *folders(FASHION5, work), "--epochs", 1, "--fresh")
+            _, out = timed(
+                "-c", WATCHED, "train.py", *folders(FASHION5, work), "--epochs", 1, "--fresh"
+            )
             for job, moment in re.findall(r"first (\w+) ([\d.]+)", out):
                 firsts.setdefault(job, []).append(float(moment) - started)
-    latency = [float(found[1]) for _, out in infer if (found := re.search(r"([\d.]+) ms on one CPU", out))]
+    latency = [
+        float(found[1]) for _, out in infer if (found := re.search(r"([\d.]+) ms on one CPU", out))
+    ]
     return table(
         ["", "median (range)"],
         [
             ["import torch", spread(torch) + " s"],
             ["train.py to the first batch through the network", spread(firsts["moments"]) + " s"],
-            ["train.py to the first step, the classifier's closed form being done", spread(firsts["train"]) + " s"],
+            [
+                "train.py to the first step, the classifier's closed form being done",
+                spread(firsts["train"]) + " s",
+            ],
             ["infer.py, five photos", spread([wall for wall, _ in infer]) + " s"],
             ["one decoded photo, one thread", spread(latency, ".1f") + " ms"],
             ["eval.py, 630 photos", spread(walls) + " s"],
@@ -156,7 +222,9 @@ def start() -> str:
     )
 
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+FASHION_MNIST = Path(
+    "/usr/share/datasets/fashion-mnist"
+)  # of Debian's package dataset-fashion-mnist
 
 
 def fashion_mnist() -> str:
@@ -169,21 +237,45 @@ def fashion_mnist() -> str:
             run = work / "-".join(map(str, flags))
             wall = train(work / "photos", run, "--image-size", 64, *flags)
             points.append((wall, evaluate(work / "photos", run)["test_acc"]))
-        _, out = timed("-m", "bench.peers", "mnist_hogwild", "--photos", FASHION_MNIST, "--epochs", 4)
+        _, out = timed(
+            "-m", "bench.peers", "mnist_hogwild", "--photos", FASHION_MNIST, "--epochs", 4
+        )
         curve = json.loads(out.splitlines()[-1])["curve"]
-    draw_curves({"Hogwear, a run a point": points, "mnist_hogwild": curve}, ROOT / "bench" / "fashion_mnist.png")
+    draw_curves(
+        {"Hogwear, a run a point": points, "mnist_hogwild": curve},
+        ROOT / "bench" / "fashion_mnist.png",
+    )
     rows = [["Hogwear", f"{seconds:.0f}", f"{score:.4f}"] for seconds, score in points]
     best = max(score for _, score in curve)
-    rows += [["mnist_hogwild, at its best", f"{next(seconds for seconds, score in curve if score == best):.0f}", f"{best:.4f}"]]
-    return table(["", "seconds", "test accuracy"], rows) + "\n\n![accuracy over time](fashion_mnist.png)"
+    rows += [
+        [
+            "mnist_hogwild, at its best",
+            f"{next(seconds for seconds, score in curve if score == best):.0f}",
+            f"{best:.4f}",
+        ]
+    ]
+    return (
+        table(["", "seconds", "test accuracy"], rows)
+        + "\n\n![accuracy over time](fashion_mnist.png)"
+    )
 
 
 def as_png(folder: Path) -> None:
     """The data set as folders of PNG files, every twelfth training photo in val."""
     for name, part in (("train", "train"), ("t10k", "test")):
-        images = np.frombuffer(gzip.decompress((FASHION_MNIST / f"{name}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-        labels = np.frombuffer(gzip.decompress((FASHION_MNIST / f"{name}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
-        for i, (image, label) in enumerate(zip(images.reshape(-1, 28, 28), labels.tolist(), strict=True)):
+        images = np.frombuffer(
+            gzip.decompress((FASHION_MNIST / f"{name}-images-idx3-ubyte.gz").read_bytes()),
+            np.uint8,
+            offset=16,
+        )
+        labels = np.frombuffer(
+            gzip.decompress((FASHION_MNIST / f"{name}-labels-idx1-ubyte.gz").read_bytes()),
+            np.uint8,
+            offset=8,
+        )
+        for i, (image, label) in enumerate(
+            zip(images.reshape(-1, 28, 28), labels.tolist(), strict=True)
+        ):
             target = folder / ("val" if part == "train" and i % 12 == 0 else part) / str(label)
             target.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(target / f"{i}.png", compress_level=1)

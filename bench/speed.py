@@ -68,7 +68,9 @@ def phases() -> str:
     rows = []
     for name, work, count, flop in kinds:
         rate = count / median_seconds(work)
-        share = [f"{rate * flop / 1e9:.0f}", f"{rate * flop / 1e9 / roof:.0%}"] if flop else ["", ""]
+        share = (
+            [f"{rate * flop / 1e9:.0f}", f"{rate * flop / 1e9 / roof:.0%}"] if flop else ["", ""]
+        )
         rows.append([name, f"{rate:.0f}", *share])
     return "\n\n".join([
         f"GEMM 2048x2048x2048 in {DTYPE}: {roof:.0f} GF/s on one thread. {SIZE} px, batches of {BATCH}.",
@@ -82,7 +84,9 @@ def trunk_layers(net: Any, pixels: Tensor, roof: float) -> list[list[str]]:
     """Each layer of the trunk as it runs in training, timed alone: its arithmetic and its memory traffic."""
     rows = []
 
-    def run(name: str, x: Tensor, layer: Any, relu6: bool, residual: Tensor | None = None) -> Tensor:
+    def run(
+        name: str, x: Tensor, layer: Any, relu6: bool, residual: Tensor | None = None
+    ) -> Tensor:
         y = layers.fused(x, layer, relu6, residual)
         seconds = median_seconds(lambda: layers.fused(x, layer, relu6, residual))
         flop = 2 * y.numel() * layer.weight[0].numel()
@@ -96,7 +100,12 @@ def trunk_layers(net: Any, pixels: Tensor, roof: float) -> list[list[str]]:
         for i, block in enumerate(net.blocks[: model.TRUNK_BLOCKS]):
             y = run(f"{i} expand", x, block.expand, True) if block.expand is not None else x
             kernel, stride = block.depthwise.weight.shape[-1], block.depthwise.stride
-            y = run(f"{i} depthwise {kernel}x{kernel}" + f", stride {stride}" * (stride > 1), y, block.depthwise, True)
+            y = run(
+                f"{i} depthwise {kernel}x{kernel}" + f", stride {stride}" * (stride > 1),
+                y,
+                block.depthwise,
+                True,
+            )
             x = run(f"{i} project", y, block.project, False, x if block.residual else None)
     return rows
 
@@ -108,8 +117,22 @@ class Training:
 
     def __init__(self, folder: Path) -> None:
         self.folder, file = folder, folder / "pixels.npy"
-        np.save(file, np.random.default_rng(0).integers(0, 256, (512, SIZE, SIZE, 3), dtype=np.uint8))
-        self.course = Course(pixels_of.Images(file), CROP, np.arange(512), np.arange(512) % 5, BATCH, torch.tensor([1 << 40]), 1e-6, torch.ones(1), 0.9, 0, 0)
+        np.save(
+            file, np.random.default_rng(0).integers(0, 256, (512, SIZE, SIZE, 3), dtype=np.uint8)
+        )
+        self.course = Course(
+            pixels_of.Images(file),
+            CROP,
+            np.arange(512),
+            np.arange(512) % 5,
+            BATCH,
+            torch.tensor([1 << 40]),
+            1e-6,
+            torch.ones(1),
+            0.9,
+            0,
+            0,
+        )
 
     def hogwild(self, workers: int, threads: int = 1, alone: bool = False) -> float:
         """Images/s; `alone` gives each worker weights of its own, so that nothing is shared but the machine."""
@@ -118,7 +141,11 @@ class Training:
 
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             torch.set_num_threads(threads)
-            return {"train": hogwild.trainer(shared_network() if alone else net, momentum[rank], self.course)}
+            return {
+                "train": hogwild.trainer(
+                    shared_network() if alone else net, momentum[rank], self.course
+                )
+            }
 
         with Workers(workers, prepare) as pool:
             list(pool.run("train", range(4 * workers)))  # warm
@@ -133,7 +160,9 @@ class Training:
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             import torch.distributed as dist
 
-            dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers
+            )
             parallel, parameters = nn.parallel.DistributedDataParallel(net), hogwild.trained(net)
             buffers = [torch.zeros_like(p) for p in parameters]
 
@@ -196,5 +225,12 @@ def staleness() -> str:
                 train(FASHION5, Path(name), "--workers", workers, "--seed", seed)
                 runs.append(evaluate(FASHION5, Path(name)))
         accuracies = [run["test_acc"] for run in runs]
-        rows.append([str(workers), spread(accuracies, ".4f"), f"{statistics.mean(accuracies):.4f}", f"{statistics.mean(run['test_loss'] for run in runs):.4f}"])
+        rows.append(
+            [
+                str(workers),
+                spread(accuracies, ".4f"),
+                f"{statistics.mean(accuracies):.4f}",
+                f"{statistics.mean(run['test_loss'] for run in runs):.4f}",
+            ]
+        )
     return table(["workers", "test accuracy", "mean", "mean loss"], rows)

@@ -22,7 +22,9 @@ CLEARLY_FASTER = 1.25  # a noisy machine shall not choose bfloat16 one day and f
 Net = Callable[[Tensor], Tensor]
 
 
-def fast_dtype(build: Callable[[torch.dtype], Net], shape: tuple[int, ...], cache_dir: Path) -> torch.dtype:
+def fast_dtype(
+    build: Callable[[torch.dtype], Net], shape: tuple[int, ...], cache_dir: Path
+) -> torch.dtype:
     """bfloat16 or float32, whichever a network that `build` makes is faster in on uint8 pixels of this shape.
 
     Measured in half a second when a CPU is seen for the first time with this version of torch; later read from `cache_dir`.
@@ -32,7 +34,9 @@ def fast_dtype(build: Callable[[torch.dtype], Net], shape: tuple[int, ...], cach
     with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(file.read_text()))
     if known.get(cpu) not in DTYPES:
-        with Workers(1, lambda rank: {"measure": lambda item: faster(build, shape)}) as workers:  # the parent computes nothing: it forks
+        with Workers(
+            1, lambda rank: {"measure": lambda item: faster(build, shape)}
+        ) as workers:  # the parent computes nothing: it forks
             [(_, known[cpu])] = workers.run("measure", range(1))
         with suppress(OSError):  # a cache that may not be written: measured again next time
             write_atomically(file, json.dumps(known).encode())
@@ -59,8 +63,18 @@ def faster(build: Callable[[torch.dtype], Net], shape: tuple[int, ...]) -> str:
 
 def cpu_identity() -> str:
     """Tells CPUs apart that may be fast at different things: a hash of the first one's name and instructions."""
-    told = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # the last three are ARM's
-    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if Path("/proc/cpuinfo").exists() else []
+    told = (
+        "model name",
+        "flags",
+        "CPU implementer",
+        "CPU part",
+        "Features",
+    )  # the last three are ARM's
+    first = (
+        Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     limits = [os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
     lines = [platform.machine(), *limits, *(line for line in first if line.startswith(told))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

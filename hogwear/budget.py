@@ -18,8 +18,13 @@ from hogwear.workers import QUEUED, Workers
 Sizes = tuple[tuple[int, float], ...]
 SIZES: Sizes = ((224, 2.0), (192, 1.75), (160, 1.25), (128, 1.0), (96, 0.25))
 PROBED_SIZE, PROBED_BATCH = 160, 16
-START_UP, SAVING = 1.5, 0.3  # seconds that a run takes beside what grows with the photos; from the last validation to the exit
-PROBED_SECONDS = 1.0  # for a photo to be decoded while the clock is running; the cache, later, has more patience
+START_UP, SAVING = (
+    1.5,
+    0.3,
+)  # seconds that a run takes beside what grows with the photos; from the last validation to the exit
+PROBED_SECONDS = (
+    1.0  # for a photo to be decoded while the clock is running; the cache, later, has more patience
+)
 WARM_UP = 256  # images before the speed of training is believed
 
 
@@ -35,13 +40,19 @@ class Speed:
 def probe(net: Any, split: Split, limits: Limits, workers: int) -> Speed:
     """Measure the speeds of a model.Network with so many processes at once, in about a second."""
     torch.set_num_threads(1)  # as in training: the workers are forked from here
-    guard = Guard(split.paths, PROBED_SIZE, replace(limits, seconds=PROBED_SECONDS), workers, [split.root])
+    guard = Guard(
+        split.paths, PROBED_SIZE, replace(limits, seconds=PROBED_SECONDS), workers, [split.root]
+    )
     images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
     crop = net.crop(PROBED_SIZE)
 
     def decode(item: int) -> float | None:
         started = time.perf_counter()
-        return None if isinstance(guard.decode(item % len(split)), str) else time.perf_counter() - started
+        return (
+            None
+            if isinstance(guard.decode(item % len(split)), str)
+            else time.perf_counter() - started
+        )
 
     def predict(item: int) -> None:
         with torch.inference_mode():
@@ -52,8 +63,12 @@ def probe(net: Any, split: Split, limits: Limits, workers: int) -> Speed:
         F.cross_entropy(logits, torch.zeros(PROBED_BATCH, dtype=torch.int64)).backward()
 
     with guard.workers({"decode": decode}) as pool:
-        dict(pool.run("decode", range(QUEUED * workers)))  # two for each: the first time, Pillow imports its decoders
-        decoding = [seconds for _, seconds in pool.run("decode", range(8 * workers)) if seconds is not None]
+        dict(
+            pool.run("decode", range(QUEUED * workers))
+        )  # two for each: the first time, Pillow imports its decoders
+        decoding = [
+            seconds for _, seconds in pool.run("decode", range(8 * workers)) if seconds is not None
+        ]
 
     with Workers(workers, lambda rank: {"predict": predict, "train": train}) as pool:
 
@@ -70,7 +85,9 @@ def probe(net: Any, split: Split, limits: Limits, workers: int) -> Speed:
         for job in "train", "predict":
             for _ in pool.run(job, range(workers)):  # the first time, oneDNN makes its kernels
                 pass
-        return Speed(statistics.fmean(decoding or [0]) / workers, seconds("predict"), seconds("train"))
+        return Speed(
+            statistics.fmean(decoding or [0]) / workers, seconds("predict"), seconds("train")
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +110,9 @@ class Budget:
         return max(0, int(left / (seconds / images + self.validation / per_epoch)))
 
 
-def plan(speed: Speed, deadline: float, train: int, val: int, head: int, sizes: Sizes = SIZES) -> Budget:
+def plan(
+    speed: Speed, deadline: float, train: int, val: int, head: int, sizes: Sizes = SIZES
+) -> Budget:
     """The first of `sizes` for which enough epochs fit into the time. BadInput if none does.
 
     There are `train` and `val` photos, `head` of which are seen once more before the first epoch.
@@ -102,7 +121,11 @@ def plan(speed: Speed, deadline: float, train: int, val: int, head: int, sizes: 
     for size, enough in sizes:
         scale = (size / PROBED_SIZE) ** 2
         validation = scale * val * speed.predicting
-        epochs = (left - validation - scale * head * speed.predicting) / (scale * train * speed.training + validation)
+        epochs = (left - validation - scale * head * speed.predicting) / (
+            scale * train * speed.training + validation
+        )
         if epochs >= enough:
             return Budget(deadline, size, round(epochs * train), validation)
-    raise BadInput(f"--time-budget: too short for {train} photos on this machine; give it more seconds, or leave it out")
+    raise BadInput(
+        f"--time-budget: too short for {train} photos on this machine; give it more seconds, or leave it out"
+    )

@@ -34,12 +34,20 @@ from hogwear.pixels import WHOLE, Bools, Images, Ints, Pixels
 from hogwear.text import escaped
 from hogwear.workers import QUEUED
 
-CACHE_VERSION = 4  # part of the recipe: raise it when `decode` gives other pixels, or `signature` others
+CACHE_VERSION = (
+    4  # part of the recipe: raise it when `decode` gives other pixels, or `signature` others
+)
 LARGEST_CHUNK = 512  # photos in one order to a worker: with this few orders, it need not be answered for seconds
 
 PIXELS, SIGNATURES, HASHES, SKIPPED = "pixels.npy", "signatures.npy", "hashes.npy", "skipped.json"
 DONE, NOTED_EVERY = "done.npy", 20.0  # seconds; what an interruption costs at the most
-DAMAGE = (OSError, ValueError, EOFError, TypeError, AttributeError)  # what reading a file raises that is not as it was written
+DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    AttributeError,
+)  # what reading a file raises that is not as it was written
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,9 @@ class PhotoCache:
                 with naming(stored.folder):
                     unread = self.decode_missing(stored, part, on_photos, meanwhile)
             except OSError:
-                shutil.rmtree(stored.folder, ignore_errors=True)  # half a cache would keep a full disk full
+                shutil.rmtree(
+                    stored.folder, ignore_errors=True
+                )  # half a cache would keep a full disk full
                 raise
             for folder in old:  # of photos as they were
                 shutil.rmtree(folder, ignore_errors=True)
@@ -91,10 +101,20 @@ class PhotoCache:
         key = hashlib.sha256(split.contents.hashes.tobytes()).hexdigest()[:24]
         slot = hashlib.sha256(os.fsencode(split.root.resolve())).hexdigest()[:12]
         folder = self.folder / "pixels" / f"{split.name}-{size}-{slot}" / f"{recipe}-{key}"
-        return StoredSplit(folder if folder.exists() else next((self.folder / "pixels").glob(f"*/{folder.name}"), folder), split, size)
+        return StoredSplit(
+            folder
+            if folder.exists()
+            else next((self.folder / "pixels").glob(f"*/{folder.name}"), folder),
+            split,
+            size,
+        )
 
     def decode_missing(
-        self, stored: "StoredSplit", part: slice, on_photos: Callable[[int], object], meanwhile: Callable[[], object]
+        self,
+        stored: "StoredSplit",
+        part: slice,
+        on_photos: Callable[[int], object],
+        meanwhile: Callable[[], object],
     ) -> dict[int, str]:
         """Decode what is missing of a part. {row: why} of the photos that the system did not let us read."""
         split, filling = stored.split, Filling(stored)
@@ -104,11 +124,15 @@ class PhotoCache:
         chunk = max(1, min(LARGEST_CHUNK, -(-len(rows) // (QUEUED * self.processes))))
 
         def decode_chunk(start: int) -> dict[int, str]:
-            reasons = {row: filling.decode(row, guard) for row in rows[start : start + chunk].tolist()}
+            reasons = {
+                row: filling.decode(row, guard) for row in rows[start : start + chunk].tolist()
+            }
             return {row: why for row, why in reasons.items() if why is not None}
 
         with guard.workers({"decode": decode_chunk}) as workers:
-            for start, skipped in workers.run("decode", range(0, len(rows), chunk), meanwhile=meanwhile):
+            for start, skipped in workers.run(
+                "decode", range(0, len(rows), chunk), meanwhile=meanwhile
+            ):
                 on_photos(len(rows[start : start + chunk]))
                 filling.add(rows[start : start + chunk], skipped)
         filling.finish()
@@ -150,16 +174,28 @@ class StoredSplit:
         if part == WHOLE and len(emptied := np.setdiff1d(split.labels, labels)):
             row = next(i for i in skipped if split.labels[i] in emptied)
             photo = split.paths[row]
-            raise BadInput(f"{photo.parent}: no readable photo in this class ({photo.name}: {skipped[row]})")
+            raise BadInput(
+                f"{photo.parent}: no readable photo in this class ({photo.name}: {skipped[row]})"
+            )
         named = {split.paths[i]: why for i, why in skipped.items()}
-        return Pixels(self.folder, Images(self.folder / PIXELS), rows, labels, split.contents.hashes[rows], named, Images(self.folder / SIGNATURES))
+        return Pixels(
+            self.folder,
+            Images(self.folder / PIXELS),
+            rows,
+            labels,
+            split.contents.hashes[rows],
+            named,
+            Images(self.folder / SIGNATURES),
+        )
 
     def create(self) -> None:
         """With no row yet. What is written last makes it one of ours."""
         self.folder.mkdir(exist_ok=True)
         count = len(self.split)
         np.save(self.folder / HASHES, self.split.contents.hashes)
-        np.lib.format.open_memmap(self.folder / PIXELS, "w+", np.uint8, (count, self.size, self.size, 3))  # header and holes
+        np.lib.format.open_memmap(
+            self.folder / PIXELS, "w+", np.uint8, (count, self.size, self.size, 3)
+        )  # header and holes
         np.lib.format.open_memmap(self.folder / SIGNATURES, "w+", np.uint8, (count, similar.LENGTH))
         np.save(self.folder / DONE, np.zeros(count, bool))
         write_atomically(self.folder / SKIPPED, b"{}")
@@ -179,9 +215,13 @@ class Filling:
     def __init__(self, stored: StoredSplit) -> None:
         self.stored, self.hashes = stored, stored.split.contents.hashes
         self.ready = self.start()  # (N,)
-        self.skipped = {row: why for row, why in read_reasons(stored.folder).items() if self.ready[row]}
+        self.skipped = {
+            row: why for row, why in read_reasons(stored.folder).items() if self.ready[row]
+        }
         self.unread: dict[int, str] = {}  # for a reason that may be gone the next time
-        self.images, self.signatures = (Images(stored.folder / name, "r+b") for name in (PIXELS, SIGNATURES))
+        self.images, self.signatures = (
+            Images(stored.folder / name, "r+b") for name in (PIXELS, SIGNATURES)
+        )
         self.earlier = list(stored.earlier())
         self.noted = time.monotonic()
 
@@ -192,7 +232,12 @@ class Filling:
             return self.stored.ready()
         except DAMAGE as error:
             if folder.exists():
-                print(escaped(f"Warning: the cache {folder} is damaged ({error}); its photos are decoded again"), file=sys.stderr)
+                print(
+                    escaped(
+                        f"Warning: the cache {folder} is damaged ({error}); its photos are decoded again"
+                    ),
+                    file=sys.stderr,
+                )
                 shutil.rmtree(folder)
             self.stored.create()
             return self.stored.ready()
@@ -203,7 +248,9 @@ class Filling:
             if (at := int(old.rows[row])) >= 0:
                 if at in old.skipped:
                     return old.skipped[at]
-                self.images[row], self.signatures[row] = (file[old.rows[[row]]][0] for file in (old.images, old.signatures))
+                self.images[row], self.signatures[row] = (
+                    file[old.rows[[row]]][0] for file in (old.images, old.signatures)
+                )
                 return None
         image = guard.call(row, partial(decoding.decode_known, known=self.hashes[row].tobytes()))
         if isinstance(image, str):
@@ -244,7 +291,11 @@ class Earlier:
         """Raises one of DAMAGE where it is none, or of another size."""
         self.hashes = np.load(folder / HASHES)
         ready = ready_rows(folder, len(self.hashes), size) & self.hashes.any(axis=1)
-        self.images, self.signatures, self.skipped = Images(folder / PIXELS), Images(folder / SIGNATURES), read_reasons(folder)
+        self.images, self.signatures, self.skipped = (
+            Images(folder / PIXELS),
+            Images(folder / SIGNATURES),
+            read_reasons(folder),
+        )
         keys, wanted = as_keys(self.hashes[ready]), as_keys(hashes)
         order = np.argsort(keys)
         self.rows = np.full(len(hashes), -1)  # (N,) where each of the new split's photos is, or -1
@@ -255,7 +306,11 @@ class Earlier:
 
 def ready_rows(folder: Path, count: int, size: int) -> Bools:
     """Which rows a folder has, (count,). Raises one of DAMAGE where it is not as it was written."""
-    for name, row in {PIXELS: (size, size, 3), SIGNATURES: (similar.LENGTH,), HASHES: (HASH_SIZE,)}.items():
+    for name, row in {
+        PIXELS: (size, size, 3),
+        SIGNATURES: (similar.LENGTH,),
+        HASHES: (HASH_SIZE,),
+    }.items():
         Images(folder / name).require(count, *row)
     read_reasons(folder)
     try:

@@ -48,7 +48,9 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
     torch.save({"format": FORMAT, **state}, buffer)
     content = buffer.getbuffer()
     try:
-        for left_over in model_dir.glob(f"{UNFINISHED}*"):  # by a save that was killed; only one run writes here
+        for left_over in model_dir.glob(
+            f"{UNFINISHED}*"
+        ):  # by a save that was killed; only one run writes here
             left_over.unlink()
         with tempfile.NamedTemporaryFile(dir=model_dir, prefix=UNFINISHED, delete=False) as file:
             try:
@@ -85,7 +87,9 @@ def keep_previous(model_dir: Path) -> None:
     except OSError:  # a file system without hard links, such as exFAT
         (model_dir / CHECKPOINT).replace(second_name)
     second_name.replace(model_dir / PREVIOUS)
-    second_name.unlink(missing_ok=True)  # rename leaves it where both names are of one file: a save was killed just here
+    second_name.unlink(
+        missing_ok=True
+    )  # rename leaves it where both names are of one file: a save was killed just here
 
 
 def load(model_dir: Path) -> Checkpoint:
@@ -101,10 +105,17 @@ def load(model_dir: Path) -> Checkpoint:
         try:
             checkpoint = read(file)
         except (Damaged, OSError) as error:
-            problems.append(f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error))
+            problems.append(
+                f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            )
         else:
             if problems:
-                print(escaped(f"Warning: {problems[0]}; the one saved before it, {file.name}, is used instead"), file=sys.stderr)
+                print(
+                    escaped(
+                        f"Warning: {problems[0]}; the one saved before it, {file.name}, is used instead"
+                    ),
+                    file=sys.stderr,
+                )
             return checkpoint
     raise Damaged(f"{'; '.join(problems)}: move them away, or train with --fresh, which keeps them")
 
@@ -125,7 +136,15 @@ def parsed(file: Path, content: bytes) -> Checkpoint:
         if is_out_of_memory(error):
             raise
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BadInput(f"{file}: not a checkpoint of ours ({why}); move it away, or train with --fresh") from None
-    if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != FORMAT:
-        raise BadInput(f"{file}: not a checkpoint of format {FORMAT}, which this version reads; train with --fresh")
+        raise BadInput(
+            f"{file}: not a checkpoint of ours ({why}); move it away, or train with --fresh"
+        ) from None
+    if (
+        not isinstance(state, dict)
+        or type(state.get("format")) is not int
+        or state["format"] != FORMAT
+    ):
+        raise BadInput(
+            f"{file}: not a checkpoint of format {FORMAT}, which this version reads; train with --fresh"
+        )
     return Checkpoint(file, state, hashlib.sha256(content).hexdigest())

@@ -7,11 +7,19 @@ from hogwear.errors import BadInput
 from hogwear.settings import TOO_LARGE
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
-IMAGES = {"efficientnet_lite0": 4000, "tinyvgg": 20_000}  # that each machine sees by default, in one epoch or more
+IMAGES = {
+    "efficientnet_lite0": 4000,
+    "tinyvgg": 20_000,
+}  # that each machine sees by default, in one epoch or more
 UNBALANCED = 10  # times as many photos in the largest class as in the smallest: then rare classes count as much as others
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
-CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"  # in the model folder: the last two that were saved
-SETBACKS = 2  # times that a run which diverges goes back and tries again with half the learning rate
+CHECKPOINT, PREVIOUS = (
+    "checkpoint.pt",
+    "checkpoint.previous.pt",
+)  # in the model folder: the last two that were saved
+SETBACKS = (
+    2  # times that a run which diverges goes back and tries again with half the learning rate
+)
 OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
 
 
@@ -40,13 +48,21 @@ RANGES: dict[str, dict[str, Any]] = {  # of the numbers among them: the flags' a
 }
 
 
-def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, ...], photos: int, machines: int = 1) -> Choices:
+def choose(
+    settings: Any,
+    state: dict[str, Any] | None,
+    class_names: tuple[str, ...],
+    photos: int,
+    machines: int = 1,
+) -> Choices:
     """What to train with on so many photos and machines: as `settings` ask, or as the checkpoint `state` says.
 
     BadInput where the checkpoint is of other classes or another architecture, and where an interrupted run is asked
     to go on with other settings than it had.
     """
-    given: dict[str, Any] = {f.name: v for f in fields(Choices) if (v := getattr(settings, f.name)) is not None}
+    given: dict[str, Any] = {
+        f.name: v for f in fields(Choices) if (v := getattr(settings, f.name)) is not None
+    }
     if "epochs" in given and "time_budget" in given:
         raise BadInput("--epochs and --time-budget exclude each other: give one of them")
     arch = given.get("arch", Choices.arch) if state is None else state["choices"]["arch"]
@@ -63,7 +79,11 @@ def choose(settings: Any, state: dict[str, Any] | None, class_names: tuple[str, 
     for name in kept if state["finished"] else given:
         if (asked := given.get(name, getattr(saved, name))) != getattr(saved, name):
             whose = "checkpoint" if state["finished"] else "interrupted run"
-            raise BadInput(f"--{name.replace('_', '-')} is {asked}, the {whose} has {getattr(saved, name)}: {OTHERWISE}")
+            raise BadInput(
+                f"--{name.replace('_', '-')} is {asked}, the {whose} has {getattr(saved, name)}: {OTHERWISE}"
+            )
     if not state["finished"]:
         return saved
-    return replace(Choices(arch=saved.arch, image_size=state["best"]["image_size"]), **default | given)
+    return replace(
+        Choices(arch=saved.arch, image_size=state["best"]["image_size"]), **default | given
+    )

@@ -33,7 +33,10 @@ class Moments:
         self.counts = torch.zeros(workers, num_classes).share_memory_()
         order = np.random.default_rng(0).permutation(len(photos))
         by_class = [order[photos.labels[order] == c][:PHOTOS_A_CLASS] for c in range(num_classes)]
-        self.photos, self.chosen = photos, np.sort(np.concatenate(by_class))  # sorted: the file is read forwards
+        self.photos, self.chosen = (
+            photos,
+            np.sort(np.concatenate(by_class)),
+        )  # sorted: the file is read forwards
         self.items = range(0, len(self.chosen), BATCH)
 
     def job(self, features: Callable[[Tensor], Tensor], rank: int) -> Callable[[int], None]:
@@ -61,7 +64,14 @@ class Moments:
         outer, sums, counts = map(torch.from_numpy, totals)
         means = sums / counts.clamp(min=1)[:, None]  # (classes, D)
         covariance = (outer - means.T @ sums) / counts.sum()
-        covariance += RIDGE * covariance.trace() / len(covariance) * torch.eye(len(covariance), dtype=torch.float64)
+        covariance += (
+            RIDGE
+            * covariance.trace()
+            / len(covariance)
+            * torch.eye(len(covariance), dtype=torch.float64)
+        )
         weight = torch.linalg.solve(covariance, means.T).T
         bias = -0.5 * (weight * means).sum(1)
-        return TEMPERATURE * (weight - weight.mean(0)).float(), TEMPERATURE * (bias - bias.mean()).float()
+        return TEMPERATURE * (weight - weight.mean(0)).float(), TEMPERATURE * (
+            bias - bias.mean()
+        ).float()

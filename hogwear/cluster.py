@@ -27,7 +27,9 @@ def place() -> Place | None:
     if "RANK" not in environment or int(environment.get("WORLD_SIZE", 1)) == 1:
         return None
     if int(environment.get("LOCAL_WORLD_SIZE", 1)) != 1:
-        raise BadInput(f"torchrun started {environment['LOCAL_WORLD_SIZE']} processes here; use --nproc-per-node=1: train has workers of its own")
+        raise BadInput(
+            f"torchrun started {environment['LOCAL_WORLD_SIZE']} processes here; use --nproc-per-node=1: train has workers of its own"
+        )
     return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
 
 
@@ -62,26 +64,45 @@ def listen(host: str, port: int) -> object:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     listening = socket.create_server((socket.gethostbyname(host), port))
-    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    return TCPStore(
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
 
 
-def agree(others: "Link", photos: Photos, flags: dict[str, Any], saved: "Checkpoint | None") -> "Checkpoint | None":
+def agree(
+    others: "Link", photos: Photos, flags: dict[str, Any], saved: "Checkpoint | None"
+) -> "Checkpoint | None":
     """The newest checkpoint that any of the machines has. BadInput where they see different photos, or were started with different `flags`."""
     from hogwear import checkpoint
 
-    hello = {"photos": fingerprint(photos), "flags": flags, "age": age(saved), "checkpoint": saved.sha256 if saved else None}
+    hello = {
+        "photos": fingerprint(photos),
+        "flags": flags,
+        "age": age(saved),
+        "checkpoint": saved.sha256 if saved else None,
+    }
     hellos = [json.loads(text) for text in others.tell(json.dumps(hello).encode())]
     for rank, theirs in enumerate(hellos):
         for name, value in theirs["flags"].items():
             if value != (first := hellos[0]["flags"][name]):
-                raise BadInput(f"--{name.replace('_', '-')}: {value} on rank {rank}, {first} on rank 0; start all machines with the same flags")
+                raise BadInput(
+                    f"--{name.replace('_', '-')}: {value} on rank {rank}, {first} on rank 0; start all machines with the same flags"
+                )
         if theirs["photos"] != hellos[0]["photos"]:
-            raise BadInput(f"{photos.folder}: rank {rank} has other photos, or others in train and val, than rank 0; give all machines the same")
+            raise BadInput(
+                f"{photos.folder}: rank {rank} has other photos, or others in train and val, than rank 0; give all machines the same"
+            )
     newest = max(range(others.machines), key=lambda rank: (hellos[rank]["age"], -rank))
     if len({hello["checkpoint"] for hello in hellos}) == 1:
         return saved
-    content = others.hand_on(newest, saved.file.read_bytes() if saved and newest == others.rank else b"")
-    return saved if newest == others.rank else checkpoint.parsed(Path(f"the checkpoint of rank {newest}"), content)
+    content = others.hand_on(
+        newest, saved.file.read_bytes() if saved and newest == others.rank else b""
+    )
+    return (
+        saved
+        if newest == others.rank
+        else checkpoint.parsed(Path(f"the checkpoint of rank {newest}"), content)
+    )
 
 
 def fingerprint(photos: Photos) -> str:

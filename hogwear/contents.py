@@ -39,22 +39,33 @@ class Contents:
     def where(self, mask: npt.NDArray[np.bool_]) -> "Contents":
         """Of those where the mask, (n,), is true."""
         rows = np.cumsum(mask) - 1
-        return Contents(self.hashes[mask], {int(rows[row]): why for row, why in self.unread.items() if mask[row]})
+        return Contents(
+            self.hashes[mask],
+            {int(rows[row]): why for row, why in self.unread.items() if mask[row]},
+        )
 
 
 def of(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
     """Of photos within `root`; those that the cache does not know are read, by all CPUs."""
-    index = cache_dir / f"contents-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.npy"
+    index = (
+        cache_dir / f"contents-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.npy"
+    )
     known = read(index)
     keys, is_settled = identities(paths, root)
     hashes = found = np.zeros((len(paths), HASH_SIZE), np.uint8)
     if len(known):
         at = np.searchsorted(as_keys(known[:, :HASH_SIZE]), as_keys(keys)).clip(max=len(known) - 1)
-        found = np.where((known[at, :HASH_SIZE] == keys).all(axis=1, keepdims=True), known[at, HASH_SIZE:], hashes)
+        found = np.where(
+            (known[at, :HASH_SIZE] == keys).all(axis=1, keepdims=True),
+            known[at, HASH_SIZE:],
+            hashes,
+        )
     hashes, unread = found.copy(), {}
     is_known: npt.NDArray[np.bool_] = np.asarray(found.any(axis=1))
     missing = np.flatnonzero(~is_known)
-    for row, answer in decoding.look_at(paths.where(~is_known), 0, limits, root, decoding.content_hash, "reading"):
+    for row, answer in decoding.look_at(
+        paths.where(~is_known), 0, limits, root, decoding.content_hash, "reading"
+    ):
         if isinstance(answer, str):
             unread[int(missing[row])] = answer
         else:
@@ -63,7 +74,9 @@ def of(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
     kept = kept[np.argsort(as_keys(kept[:, :HASH_SIZE]))]
     if not np.array_equal(kept, known):
         np.save(content := io.BytesIO(), kept)
-        with suppress(OSError):  # a cache that may not be written: they are read again the next time
+        with suppress(
+            OSError
+        ):  # a cache that may not be written: they are read again the next time
             write_atomically(index, content.getvalue())
     return Contents(hashes, unread)
 
@@ -97,7 +110,9 @@ def identities(paths: Paths, root: Path) -> tuple[Array, npt.NDArray[np.bool_]]:
     keys, is_settled, now = bytearray(), np.zeros(len(paths), bool), time.time()
     for row, path in enumerate(paths.texts()):
         told, changed = identity(path)
-        keys += hashlib.blake2b(os.fsencode(path.removeprefix(f"{root}/")) + told, digest_size=HASH_SIZE).digest()
+        keys += hashlib.blake2b(
+            os.fsencode(path.removeprefix(f"{root}/")) + told, digest_size=HASH_SIZE
+        ).digest()
         is_settled[row] = changed + SETTLED < now
     return np.frombuffer(keys, np.uint8).reshape(-1, HASH_SIZE), is_settled
 
@@ -110,5 +125,8 @@ def identity(path: str) -> tuple[bytes, float]:
             status.append(Path(path).stat())
     except OSError:
         return b"", 0.0
-    told = [(s.st_dev, s.st_ino, s.st_size, s.st_mode, s.st_mtime_ns % 2**64, s.st_ctime_ns % 2**64) for s in status]  # times may be of 1938 and of 2381
+    told = [
+        (s.st_dev, s.st_ino, s.st_size, s.st_mode, s.st_mtime_ns % 2**64, s.st_ctime_ns % 2**64)
+        for s in status
+    ]  # times may be of 1938 and of 2381
     return b"".join(struct.pack("6Q", *one) for one in told), max(s.st_ctime for s in status)

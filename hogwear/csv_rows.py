@@ -21,7 +21,9 @@ def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
     are separated by what a first line `sep=;` says, else by what the header has most of: , ; or tab.
     """
     if (megabytes := file.stat().st_size / 1e6) > MAX_MEGABYTES:
-        raise BadInput(f"{file}: {megabytes:.0f} megabytes, over the limit of {MAX_MEGABYTES} for a table; leave out columns that are not needed")
+        raise BadInput(
+            f"{file}: {megabytes:.0f} megabytes, over the limit of {MAX_MEGABYTES} for a table; leave out columns that are not needed"
+        )
     # Names of files need not be UTF-8: surrogates stand for what is not, as they do in what os.scandir gives.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         header = text.readline(LONGEST_LINE)
@@ -43,7 +45,9 @@ def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
                     yield line, row
                 line = before + reader.line_num + 1
         except csv.Error as error:
-            raise BadInput(f"{file}: the row that begins in line {line} is no CSV ({error}); look for a quote that is not closed") from None
+            raise BadInput(
+                f"{file}: the row that begins in line {line} is no CSV ({error}); look for a quote that is not closed"
+            ) from None
 
 
 def lines(text: TextIO, file: Path) -> Iterator[str]:
@@ -51,7 +55,9 @@ def lines(text: TextIO, file: Path) -> Iterator[str]:
     for number in itertools.count(1):
         line = text.readline(LONGEST_LINE)
         if len(line) == LONGEST_LINE:
-            raise BadInput(f"{file}: line {number} has more than {LONGEST_LINE:,} characters; that is no table of photos")
+            raise BadInput(
+                f"{file}: line {number} has more than {LONGEST_LINE:,} characters; that is no table of photos"
+            )
         if not line:
             return
         yield line

@@ -41,8 +41,13 @@ TURNS: dict[object, Image.Transpose] = {  # EXIF orientation -> what puts the ph
     8: Image.Transpose.ROTATE_90,
 }
 WHITE = (255, 255, 255)
-STRIP = 1 << 22  # pixels made RGB at a time: all of a large photo at once would be in memory several times
-BYTES_A_PIXEL, BYTES_AT_LEAST = 24, 512 << 20  # of memory for a photo; honest ones take at most 18 a pixel
+STRIP = (
+    1 << 22
+)  # pixels made RGB at a time: all of a large photo at once would be in memory several times
+BYTES_A_PIXEL, BYTES_AT_LEAST = (
+    24,
+    512 << 20,
+)  # of memory for a photo; honest ones take at most 18 a pixel
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 NOBODY = -1  # no row: this worker is not decoding
 HASH_SIZE = 16  # bytes of the BLAKE2b of a file's, as `b2sum --length=128` tells it
@@ -62,7 +67,9 @@ class Limits:
 
     megapixels: int = 50
     megabytes: int = 100  # of the file
-    seconds: float = 10.0  # of CPU time; the slowest honest ones within the other default limits take 4
+    seconds: float = (
+        10.0  # of CPU time; the slowest honest ones within the other default limits take 4
+    )
 
 
 LIMITS = Limits()
@@ -76,7 +83,9 @@ class Passing(str):
     """A reason that lies with the system, not with the photo: a right, a disk, memory. It may be gone the next time, so it is never kept."""
 
 
-def decode(path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str] | None = None) -> Array:
+def decode(
+    path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str] | None = None
+) -> Array:
     """One photo -> (size, size, 3) uint8 RGB: upright, its first frame, over white, its longer side fitted to `size`.
 
     A link may lead only to the real paths `within`, or into them; None: anywhere.
@@ -86,11 +95,15 @@ def decode(path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str
         return letterboxed(read(file, size, limits).image, size)
 
 
-def decode_known(path: Path, size: int, limits: Limits, within: frozenset[str] | None, known: bytes) -> Array:
+def decode_known(
+    path: Path, size: int, limits: Limits, within: frozenset[str] | None, known: bytes
+) -> Array:
     """The same, of a file whose content has this hash. OSError for one that has other bytes by now."""
     content = content_of(path, limits, within)
     if hash_of(content) != known:
-        raise OSError(errno.ESTALE, "changed while the photos were read; it is looked at again the next time")
+        raise OSError(
+            errno.ESTALE, "changed while the photos were read; it is looked at again the next time"
+        )
     return letterboxed(read(io.BytesIO(content), size, limits).image, size)
 
 
@@ -129,17 +142,26 @@ def read(file: IO[bytes], size: int, limits: Limits) -> Read:
     """What `decode` makes square."""
     image: Image.Image = Image.open(file, formats=FORMATS)
     if (megapixels := image.width * image.height / 1e6) > limits.megapixels:
-        raise Refused(f"{megapixels:.1f} megapixels, over the limit of {limits.megapixels} (--max-megapixels)")
+        raise Refused(
+            f"{megapixels:.1f} megapixels, over the limit of {limits.megapixels} (--max-megapixels)"
+        )
     format, side, scale = image.format, min(image.size), size / max(image.size)
-    image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))  # JPEG: decodes at 1/2, 1/4, 1/8
+    image.draft(
+        "RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+    )  # JPEG: decodes at 1/2, 1/4, 1/8
     turn = TURNS.get(orientation(image))
     image.load()
     if turn is not None:
         image = image.transpose(turn)
     image = over_white(image)
     scale = size / max(image.size)
-    fitted = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
-    return Read(fitted, "JPEG" if format == "MPO" else format or "", side, turn is not None)  # MPO: JPEGs with several pictures
+    fitted = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+        Image.Resampling.BILINEAR,
+    )
+    return Read(
+        fitted, "JPEG" if format == "MPO" else format or "", side, turn is not None
+    )  # MPO: JPEGs with several pictures
 
 
 def opened(path: Path, limits: Limits, within: frozenset[str] | None) -> BinaryIO:
@@ -152,7 +174,9 @@ def opened(path: Path, limits: Limits, within: frozenset[str] | None) -> BinaryI
             raise
         real = os.path.realpath(path)
         if within is not None and within.isdisjoint((real, *map(str, Path(real).parents))):
-            raise Refused("a link that leads out of the folder; put the photo itself there") from None
+            raise Refused(
+                "a link that leads out of the folder; put the photo itself there"
+            ) from None
         descriptor = os.open(real, flags)
     if why := objection(os.fstat(descriptor), limits):
         os.close(descriptor)
@@ -173,7 +197,9 @@ def orientation(image: Image.Image) -> object:
     """The EXIF orientation, 1 to 8, or whatever stands there instead; None where EXIF is missing or broken."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF data fail in as many ways as there are; the pixels may still be good
+    except (
+        Exception
+    ):  # broken EXIF data fail in as many ways as there are; the pixels may still be good
         return None
 
 
@@ -200,13 +226,21 @@ def reason(error: Exception) -> str:
         return f"not one of {', '.join(FORMATS)}"
     if isinstance(error, MemoryError):
         return "needs too much memory to decode"
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    text = (
+        (error.strerror if isinstance(error, OSError) else None)
+        or str(error)
+        or type(error).__name__
+    )
     return escaped(text)[:200]
 
 
 def is_passing(error: Exception) -> bool:
     """Whether it came from the system. (What Pillow says of a photo has no errno.)"""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None) or "out of memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno is not None)
+        or "out of memory" in str(error)
+    )
 
 
 class Guard:
@@ -220,12 +254,18 @@ class Guard:
     no photo's fault: `Workers` counts their deaths.
     """
 
-    def __init__(self, paths: Paths, size: int, limits: Limits, processes: int, within: Iterable[Path]) -> None:
+    def __init__(
+        self, paths: Paths, size: int, limits: Limits, processes: int, within: Iterable[Path]
+    ) -> None:
         self.paths, self.size, self.limits, self.processes = paths, size, limits, processes
         self.within = frozenset(map(os.path.realpath, within))
         self.rank = NOBODY  # in a worker: its own
-        self.condemned: dict[int, str] = {}  # {row: why}; a worker knows those from before it was forked
-        self.busy = np.frombuffer(mmap.mmap(-1, 8 * processes), np.int64)  # (processes,) the row that each worker is decoding, shared
+        self.condemned: dict[
+            int, str
+        ] = {}  # {row: why}; a worker knows those from before it was forked
+        self.busy = np.frombuffer(
+            mmap.mmap(-1, 8 * processes), np.int64
+        )  # (processes,) the row that each worker is decoding, shared
         self.busy[:] = NOBODY
 
     def workers(self, jobs: Jobs) -> Workers:
@@ -236,10 +276,14 @@ class Guard:
             warnings.simplefilter("ignore")  # Pillow's, about what is strange in a photo
             signal.signal(signal.SIGPROF, signal.SIG_DFL)
             lower(resource.RLIMIT_CORE, 0)
-            with suppress(FileNotFoundError):  # only Linux tells what is mapped, and keeps this limit
+            with suppress(
+                FileNotFoundError
+            ):  # only Linux tells what is mapped, and keeps this limit
                 mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
                 photo = max(BYTES_AT_LEAST, int(BYTES_A_PIXEL * 1e6 * self.limits.megapixels))
-                lower(resource.RLIMIT_AS, mapped + photo + self.limits.megabytes * 1_000_000)  # and its file
+                lower(
+                    resource.RLIMIT_AS, mapped + photo + self.limits.megabytes * 1_000_000
+                )  # and its file
             return jobs
 
         return Workers(self.processes, prepare, self.blame)
@@ -253,7 +297,9 @@ class Guard:
         if row in self.condemned:
             return self.condemned[row]
         self.busy[self.rank] = row
-        signal.setitimer(signal.ITIMER_PROF, self.limits.seconds)  # ends the process; a Python handler would wait for a decoder in C to return
+        signal.setitimer(
+            signal.ITIMER_PROF, self.limits.seconds
+        )  # ends the process; a Python handler would wait for a decoder in C to return
         try:
             return function(self.paths[row], self.size, self.limits, self.within)
         except UNREADABLE as error:
@@ -270,12 +316,16 @@ class Guard:
             return False
         slow = -exitcode == signal.SIGPROF
         self.condemned[row] = (
-            f"takes more than {self.limits.seconds:g} s to decode" if slow else f"its decoder crashed ({signal.Signals(-exitcode).name})"
+            f"takes more than {self.limits.seconds:g} s to decode"
+            if slow
+            else f"its decoder crashed ({signal.Signals(-exitcode).name})"
         )
         return True
 
 
-def look_at(paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], doing: str) -> Iterator[tuple[int, T | str]]:
+def look_at(
+    paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], doing: str
+) -> Iterator[tuple[int, T | str]]:
     """(row, what `look` makes of that photo, or why nothing), as they come, by all CPUs and with a bar. Links may lead to within `root`."""
     if not len(paths):
         return
@@ -287,7 +337,9 @@ def look_at(paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], 
 
     with (
         guard.workers({"look": look_at_some}) as workers,
-        tqdm(total=len(paths), desc=doing, unit=" photos", disable=None, delay=0.5, leave=False) as bar,
+        tqdm(
+            total=len(paths), desc=doing, unit=" photos", disable=None, delay=0.5, leave=False
+        ) as bar,
     ):
         for start, answers in workers.run("look", range(0, len(paths), chunk)):
             yield from enumerate(answers, start)

@@ -1,6 +1,6 @@
 """What is wrong with the photos: a report on stdout, and model/doctor.json, whose shape docs/doctor.md describes.
 
-    python -m hogwear.dataset doctor --data-dir data
+python -m hogwear.dataset doctor --data-dir data
 """
 
 import hashlib
@@ -25,20 +25,33 @@ from hogwear.pixels import Ints
 from hogwear.shared_settings import SharedSettings, require_same_classes
 from hogwear.text import escaped
 
-SCHEMA = 1  # of doctor.json: raised when something in it is renamed, removed or means something else
+SCHEMA = (
+    1  # of doctor.json: raised when something in it is renamed, removed or means something else
+)
 RESULTS = "doctor.json"
 TINY = 32  # pixels of the shorter side
-FLAT, FLAT_SHARE = 8, 0.995  # near-empty: that share of the photo is so near, of 255, to its median colour
+FLAT, FLAT_SHARE = (
+    8,
+    0.995,
+)  # near-empty: that share of the photo is so near, of 255, to its median colour
 FEW = 0.2  # under-represented: fewer photos to train on than that share of the largest class
 SURE = 0.95  # probability of another class from which on a given class is contradicted
 SHOWN = 20  # lines a heading; doctor.json has all
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
+SUFFIXES = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+}
 
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
     """Look for what is wrong with the photos; write a report, and model/doctor.json. Changes no photo."""
-
 
 
 class Photo(NamedTuple):
@@ -65,10 +78,23 @@ def main(settings: Settings) -> None:
     photos = settings.photos(settings.divider(places_new=True))
     limits = settings.limits
     splits = [split for split in (photos.train, photos.val, photos.test) if split is not None]
-    members = [Member(f, s.name, photos.class_names[label]) for s in splits for f, label in zip(s.paths, s.labels.tolist(), strict=True)]
+    members = [
+        Member(f, s.name, photos.class_names[label])
+        for s in splits
+        for f, label in zip(s.paths, s.labels.tolist(), strict=True)
+    ]
     found = look_at(Paths(m.file for m in members), splits[0].root, limits)
-    report = {"schema": SCHEMA, "folder": str(photos.folder), **counted(photos, splits), **faults(members, found)}
-    report |= doubted(photos, splits, settings) if (settings.model_dir / CHECKPOINT).exists() else {"contradicted": None, "network": None}
+    report = {
+        "schema": SCHEMA,
+        "folder": str(photos.folder),
+        **counted(photos, splits),
+        **faults(members, found),
+    }
+    report |= (
+        doubted(photos, splits, settings)
+        if (settings.model_dir / CHECKPOINT).exists()
+        else {"contradicted": None, "network": None}
+    )
     write_atomically(settings.model_dir / RESULTS, (json.dumps(report, indent=2) + "\n").encode())
     for line in (*lines(report), f"Written to {settings.model_dir / RESULTS}."):
         print(escaped(line))
@@ -86,7 +112,14 @@ def look(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -
         digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
         file.seek(0)
         read = decoding.read(file, size, limits)
-    return Photo(digest, read.format, read.side, read.turned, is_flat(read.image), similar.signature(decoding.letterboxed(read.image, size)))
+    return Photo(
+        digest,
+        read.format,
+        read.side,
+        read.turned,
+        is_flat(read.image),
+        similar.signature(decoding.letterboxed(read.image, size)),
+    )
 
 
 def is_flat(image: Image.Image) -> bool:
@@ -102,28 +135,56 @@ def counted(photos: Photos, splits: list[Split]) -> dict[str, Any]:
     largest = max(counts["train"].values())
     return {
         "counts": counts,
-        "under_represented": [name for name, count in counts["train"].items() if count < FEW * largest],
-        "missing_classes": {split: absent for split, found in counts.items() if (absent := [name for name in found if not found[name]])},
+        "under_represented": [
+            name for name, count in counts["train"].items() if count < FEW * largest
+        ],
+        "missing_classes": {
+            split: absent
+            for split, found in counts.items()
+            if (absent := [name for name in found if not found[name]])
+        },
     }
 
 
 def faults(members: list[Member], found: list[Photo | str]) -> dict[str, Any]:
     """All that can be told without a network."""
-    seen = [(member, photo) for member, photo in zip(members, found, strict=True) if isinstance(photo, Photo)]
+    seen = [
+        (member, photo)
+        for member, photo in zip(members, found, strict=True)
+        if isinstance(photo, Photo)
+    ]
     readable, photos = [member for member, _ in seen], [photo for _, photo in seen]
-    unreadable = [entry(member) | {"reason": why} for member, why in zip(members, found, strict=True) if isinstance(why, str)]
-    near = similar.near_pairs(np.array([photo.signature for photo in photos], np.uint8).reshape(-1, similar.LENGTH))
+    unreadable = [
+        entry(member) | {"reason": why}
+        for member, why in zip(members, found, strict=True)
+        if isinstance(why, str)
+    ]
+    near = similar.near_pairs(
+        np.array([photo.signature for photo in photos], np.uint8).reshape(-1, similar.LENGTH)
+    )
     exact = same_digest(photos)
-    alike = [group for group in similar.groups(len(photos), np.concatenate([near, exact])) if len({photos[i].digest for i in group}) > 1]
+    alike = [
+        group
+        for group in similar.groups(len(photos), np.concatenate([near, exact]))
+        if len({photos[i].digest for i in group}) > 1
+    ]
     same = similar.groups(len(photos), exact)
     return {
         "leaked": leaked(readable, exact, near),
-        "conflicting": [describe(group, readable) for group in connected(same, alike) if len({readable[i].label for i in group}) > 1],
+        "conflicting": [
+            describe(group, readable)
+            for group in connected(same, alike)
+            if len({readable[i].label for i in group}) > 1
+        ],
         "duplicates": [describe(group, readable) for group in same],
         "near_duplicates": [describe(group, readable) for group in alike],
         "unreadable": unreadable,
         "tiny": [entry(m) | {"side": p.side} for m, p in seen if p.side < TINY],
-        "misnamed": [entry(m) | {"format": p.format} for m, p in seen if SUFFIXES.get(m.file.suffix.lower(), p.format) != p.format],
+        "misnamed": [
+            entry(m) | {"format": p.format}
+            for m, p in seen
+            if SUFFIXES.get(m.file.suffix.lower(), p.format) != p.format
+        ],
         "rotated": [entry(m) for m, p in seen if p.turned],
         "near_empty": [entry(m) for m, p in seen if p.flat],
     }
@@ -147,12 +208,22 @@ def leaked(members: list[Member], exact: Ints, near: Ints) -> list[dict[str, Any
     twins: dict[int, dict[str, Any]] = {}
     pairs = []
     for group in similar.groups(len(members), exact):
-        if (first := next((row for row in group if members[row].split == "train"), None)) is not None:
+        if (
+            first := next((row for row in group if members[row].split == "train"), None)
+        ) is not None:
             pairs += [(first, other, True) for other in group]
-    pairs += [(*pair, False) for one, other in near.tolist() for pair in ((one, other), (other, one)) if members[pair[0]].split == "train"]
+    pairs += [
+        (*pair, False)
+        for one, other in near.tolist()
+        for pair in ((one, other), (other, one))
+        if members[pair[0]].split == "train"
+    ]
     for in_train, other, is_exact in pairs:
         if members[other].split != "train" and other not in twins:
-            twins[other] = entry(members[other]) | {"in_train": entry(members[in_train]), "exact": is_exact}
+            twins[other] = entry(members[other]) | {
+                "in_train": entry(members[in_train]),
+                "exact": is_exact,
+            }
     return [twins[row] for row in sorted(twins)]
 
 
@@ -179,16 +250,31 @@ def doubted(photos: Photos, splits: list[Split], settings: Settings) -> dict[str
         contradicted = []
         for split in splits:
             pixels = settings.cache.open(split, trained.image_size)
-            logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus()) / trained.temperature
+            logits = (
+                predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
+                / trained.temperature
+            )
             probabilities = np.exp(metrics.log_softmax(logits))
             predicted = probabilities.argmax(axis=1)
-            for i in np.flatnonzero((predicted != pixels.labels) & (probabilities.max(axis=1) >= SURE)).tolist():
-                member = Member(split.paths[int(pixels.rows[i])], split.name, photos.class_names[pixels.labels[i]])
-                told = {"predicted": photos.class_names[predicted[i]], "probability": float(probabilities[i].max())}
+            for i in np.flatnonzero(
+                (predicted != pixels.labels) & (probabilities.max(axis=1) >= SURE)
+            ).tolist():
+                member = Member(
+                    split.paths[int(pixels.rows[i])],
+                    split.name,
+                    photos.class_names[pixels.labels[i]],
+                )
+                told = {
+                    "predicted": photos.class_names[predicted[i]],
+                    "probability": float(probabilities[i].max()),
+                }
                 contradicted.append(entry(member) | told)
     except BadInput as error:
         return {"contradicted": None, "network": str(error)}
-    return {"contradicted": sorted(contradicted, key=lambda found: -found["probability"]), "network": trained.sha256}
+    return {
+        "contradicted": sorted(contradicted, key=lambda found: -found["probability"]),
+        "network": trained.sha256,
+    }
 
 
 HEADINGS = {  # what is said of the entries of each list, in this order
@@ -212,7 +298,10 @@ def lines(report: dict[str, Any]) -> Iterable[str]:
         shared = {split: sum(e["split"] == split for e in found) for split in report["counts"]}
         held_out = " and ".join(f"{split} ({count})" for split, count in shared.items() if count)
         yield f"LEAKAGE: photos of {held_out} are in train too, exactly or nearly: figures measured on them are too good. Remove them from one side."
-        yield from listed(f"{told(e)}  {'is' if e['exact'] else 'is nearly'}  {told(e['in_train'])}" for e in found)
+        yield from listed(
+            f"{told(e)}  {'is' if e['exact'] else 'is nearly'}  {told(e['in_train'])}"
+            for e in found
+        )
         yield ""
     yield from table(report)
     for split, names in report["missing_classes"].items():
@@ -229,7 +318,11 @@ def lines(report: dict[str, Any]) -> Iterable[str]:
             yield from listed(map(described, entries))
     yield ""
     if report["contradicted"] is None:
-        why = f"the network could not be asked: {report['network']}" if report["network"] else "there is no checkpoint yet; once trained, the doctor asks the network too"
+        why = (
+            f"the network could not be asked: {report['network']}"
+            if report["network"]
+            else "there is no checkpoint yet; once trained, the doctor asks the network too"
+        )
         yield f"Wrong classes were looked for only among duplicates: {why}."
     if faultless:
         yield "No faults found."
@@ -269,7 +362,10 @@ def listed(entries: Iterable[str]) -> Iterable[str]:
 def run() -> NoReturn:
     """`python -m hogwear.dataset doctor ...`."""
     if sys.argv[1:2] != ["doctor"]:
-        print("dataset.py: expected: python -m hogwear.dataset doctor [--data-dir data ...]", file=sys.stderr)
+        print(
+            "dataset.py: expected: python -m hogwear.dataset doctor [--data-dir data ...]",
+            file=sys.stderr,
+        )
         sys.exit(2)
     sys.argv = ["doctor", *sys.argv[2:]]
     settings.run(main, Settings)

@@ -15,9 +15,29 @@ Colour = tuple[int, ...]
 Point = tuple[float, float]
 WHITE, BLACK, BRASS, LEATHER = (255, 255, 255), (24, 22, 28), (214, 178, 94), (142, 92, 56)
 PALETTE = [
-    *((38, 50, 84), (72, 110, 164), (142, 184, 214), (36, 116, 116), (126, 168, 140), (96, 104, 60)),  # blues, greens
-    *((232, 184, 76), (222, 122, 62), (198, 72, 64), (130, 38, 58), (226, 148, 156), (124, 92, 150)),  # warm, violet
-    *((128, 88, 62), (202, 172, 134), (236, 226, 208), (150, 152, 158), (58, 58, 64)),  # brown to grey
+    *(
+        (38, 50, 84),
+        (72, 110, 164),
+        (142, 184, 214),
+        (36, 116, 116),
+        (126, 168, 140),
+        (96, 104, 60),
+    ),  # blues, greens
+    *(
+        (232, 184, 76),
+        (222, 122, 62),
+        (198, 72, 64),
+        (130, 38, 58),
+        (226, 148, 156),
+        (124, 92, 150),
+    ),  # warm, violet
+    *(
+        (128, 88, 62),
+        (202, 172, 134),
+        (236, 226, 208),
+        (150, 152, 158),
+        (58, 58, 64),
+    ),  # brown to grey
 ]
 Y, X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)  # (H, W) each
 
@@ -46,7 +66,9 @@ def soft(outline: ArrayLike, roundness: float, *, closed: bool = True) -> Array:
         before[0] = after[0] = at[0]
         before[-1] = after[-1] = at[-1]
     t = np.linspace(0, 1, 6, dtype=np.float32)[:, None]
-    curve = (1 - t) ** 2 * before[:, None] + 2 * t * (1 - t) * at[:, None] + t**2 * after[:, None]  # (N, 6, 2)
+    curve = (
+        (1 - t) ** 2 * before[:, None] + 2 * t * (1 - t) * at[:, None] + t**2 * after[:, None]
+    )  # (N, 6, 2)
     return curve.reshape(-1, 2)[0 if closed else 5 : None if closed else -5]
 
 
@@ -65,12 +87,16 @@ class Canvas:
         self.rng = rng
         self.pose = random_pose(rng)
         self.main, *others = (PALETTE[i] for i in rng.permutation(len(PALETTE)))
-        self.accent = next(colour for colour in others if abs(np.mean(colour) - np.mean(self.main)) > 50)
+        self.accent = next(
+            colour for colour in others if abs(np.mean(colour) - np.mean(self.main)) > 50
+        )
         self.trim = self.main if self.maybe() else self.accent
         self.belt = LEATHER if self.maybe() else self.accent
         self.dark, self.ink = mix(self.main, BLACK, 0.4), mix(self.main, BLACK, 0.72)
         self.cloth = self.weave()
-        self.sheet = Image.new("RGBA", (SHEET, SHEET), (*self.ink, 0))  # ink, because it shows through at the edges
+        self.sheet = Image.new(
+            "RGBA", (SHEET, SHEET), (*self.ink, 0)
+        )  # ink, because it shows through at the edges
         self.pen = ImageDraw.Draw(self.sheet)
 
     def vary(self, low: float, high: float) -> float:
@@ -87,15 +113,23 @@ class Canvas:
             step, gap = self.vary(0.14, 0.26), self.vary(-0.4, 0.6)
             x, y, depth = (a * X + b * Y + c for a, b, c in np.linalg.inv(self.pose))
             u, v = (np.cos(2 * np.pi / step * along / depth) for along in (x, y))
-            down, across, dots = ((2000 * step * (wave - gap)).clip(0, 255) for wave in (u, v, u + v - 0.7))
-            share = {"down": down, "across": across, "checks": (down + across) / 2, "dots": dots}[pattern]
+            down, across, dots = (
+                (2000 * step * (wave - gap)).clip(0, 255) for wave in (u, v, u + v - 0.7)
+            )
+            share = {"down": down, "across": across, "checks": (down + across) / 2, "dots": dots}[
+                pattern
+            ]
             cloth.paste(self.accent, mask=Image.fromarray(share.astype(np.uint8)))
-        return cloth.resize((SHEET, SHEET), Image.Resampling.NEAREST)  # photograph() takes it back to this size
+        return cloth.resize(
+            (SHEET, SHEET), Image.Resampling.NEAREST
+        )  # photograph() takes it back to this size
 
     def place(self, outline: Array) -> list[Point]:
         """From the article's coordinates to pixels of the sheet."""
         x, y, depth = (a * outline[:, 0] + b * outline[:, 1] + c for a, b, c in self.pose)
-        return list(zip(((x / depth + 1) * SIZE).tolist(), ((y / depth + 1) * SIZE).tolist(), strict=True))
+        return list(
+            zip(((x / depth + 1) * SIZE).tolist(), ((y / depth + 1) * SIZE).tolist(), strict=True)
+        )
 
     def part(self, outline: ArrayLike, paint: Colour | None = None, roundness: float = 0.2) -> None:
         """A piece of cloth, or of one colour, with an outline in ink."""
@@ -108,7 +142,9 @@ class Canvas:
             self.pen.polygon(edge, fill=paint)
         self.pen.line([*edge, *edge[:2]], fill=self.ink, width=3)
 
-    def line(self, through: ArrayLike, colour: Colour, width: float = 0.013, roundness: float = 0.9) -> None:
+    def line(
+        self, through: ArrayLike, colour: Colour, width: float = 0.013, roundness: float = 0.9
+    ) -> None:
         way = self.place(soft(through, roundness, closed=False))
         self.pen.line(way, fill=colour, width=round(width * SIZE), joint="curve")
 
@@ -133,13 +169,21 @@ def photograph(sheet: Image.Image, rng: np.random.Generator) -> Image.Image:
     silhouette = opaque.reduce(8).filter(ImageFilter.GaussianBlur(2.5))
     fallen = Image.new("L", silhouette.size)
     fallen.paste(silhouette, (int(rng.integers(-2, 3)), int(rng.integers(1, 4))))
-    light = 0.74 + 0.34 / 255 * enlarged(silhouette)  # darker towards the edges, which makes things look round
+    light = 0.74 + 0.34 / 255 * enlarged(
+        silhouette
+    )  # darker towards the edges, which makes things look round
     behind = background(rng) * (1 - rng.uniform(0.1, 0.45) / 255 * enlarged(fallen))
-    article = np.asarray(sheet.convert("RGB").reduce(SHEET // SIZE)).transpose(2, 0, 1).astype(np.float32, order="C")
+    article = (
+        np.asarray(sheet.convert("RGB").reduce(SHEET // SIZE))
+        .transpose(2, 0, 1)
+        .astype(np.float32, order="C")
+    )
     alpha = np.asarray(opaque.reduce(SHEET // SIZE), np.float32) / 255
     picture = behind + alpha * (light * article - behind)  # (3, H, W)
     picture += rng.uniform(0, 9) * (rng.random((SIZE, SIZE), np.float32) - 0.5)
-    return Image.merge("RGB", [Image.fromarray(plane) for plane in picture.clip(0, 255).astype(np.uint8)])
+    return Image.merge(
+        "RGB", [Image.fromarray(plane) for plane in picture.clip(0, 255).astype(np.uint8)]
+    )
 
 
 def background(rng: np.random.Generator) -> Array:
@@ -147,7 +191,9 @@ def background(rng: np.random.Generator) -> Array:
 
     Shape (3, H, W) float32, from 0 to 255.
     """
-    one, two = (mix(PALETTE[i], WHITE, rng.uniform(0.6, 0.9)) for i in rng.integers(len(PALETTE), size=2))
+    one, two = (
+        mix(PALETTE[i], WHITE, rng.uniform(0.6, 0.9)) for i in rng.integers(len(PALETTE), size=2)
+    )
     share = np.zeros_like(X)
     match rng.choice(["white", "tint", "gradient", "spotlight", "wall", "floor"]):
         case "white":

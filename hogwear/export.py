@@ -42,7 +42,6 @@ class Settings(SharedSettings):
     """
 
 
-
 def main(settings: Settings) -> None:
     require_installed("onnx", "onnxruntime")
     import torch
@@ -69,7 +68,9 @@ def main(settings: Settings) -> None:
             f"onnxruntime's probabilities differ from the checkpoint's by {difference:.2g}, expected less than {TOLERANCE:g}; "
             f"nothing was written: install the onnxruntime that requirements.txt names"
         )
-    print(f"As the checkpoint answers: probabilities differ by at most {difference:.1e} on {len(images)} photos of {split.name}.")
+    print(
+        f"As the checkpoint answers: probabilities differ by at most {difference:.1e} on {len(images)} photos of {split.name}."
+    )
     measured = model_card.measured(
         megabytes=len(exported) / 1e6,
         accuracy=float((answers.argmax(axis=1) == labels).mean()),
@@ -77,19 +78,26 @@ def main(settings: Settings) -> None:
         photos=f"{len(images)} photos of {split.name}",
     )
     write_atomically(settings.model_dir / MODEL, exported)
-    write_atomically(settings.model_dir / model_card.CARD, model_card.model_card(trained, measured, evaluation).encode())
+    write_atomically(
+        settings.model_dir / model_card.CARD,
+        model_card.model_card(trained, measured, evaluation).encode(),
+    )
     print(f"{measured}\nWritten to {settings.model_dir}: {MODEL} and {model_card.CARD}.")
 
 
 def require_installed(*packages: str) -> None:
     """BadInput for those that are not."""
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise BadInput(f"exporting needs {' and '.join(missing)}, not installed here: pip install --requirement requirements.txt")
+        raise BadInput(
+            f"exporting needs {' and '.join(missing)}, not installed here: pip install --requirement requirements.txt"
+        )
 
 
 def sample(pixels: "Pixels") -> tuple[Array, "Ints"]:
     """Photos (n, S, S, 3) and their labels: MEASURED at most, spread over all classes, the same every time."""
-    chosen = np.unique(np.linspace(0, len(pixels) - 1, min(MEASURED, len(pixels))).round().astype(np.int64))
+    chosen = np.unique(
+        np.linspace(0, len(pixels) - 1, min(MEASURED, len(pixels))).round().astype(np.int64)
+    )
     return pixels.images[pixels.rows[chosen]], pixels.labels[chosen]
 
 
@@ -102,11 +110,17 @@ def onnx_model(trained: "Trained") -> bytes:
 
     graph, size = Graph(), trained.image_size
     pixels = graph.cast(letterbox(graph, "photo", size), np.float32)
-    x = graph.add("Div", graph.add("Sub", pixels, graph.constant(127, np.float32)), graph.constant(128, np.float32))
+    x = graph.add(
+        "Div",
+        graph.add("Sub", pixels, graph.constant(127, np.float32)),
+        graph.constant(128, np.float32),
+    )
     features: Any = {"efficientnet_lite0": efficientnet_lite0, "tinyvgg": tinyvgg}[trained.arch]
     x = graph.add("Flatten", features(graph, x, trained.net, size))
     logits = graph.add("Gemm", x, *parameters(graph, trained.net.head), transB=1)
-    probabilities = graph.add("Softmax", graph.add("Div", logits, graph.constant(trained.temperature, np.float32)))
+    probabilities = graph.add(
+        "Softmax", graph.add("Div", logits, graph.constant(trained.temperature, np.float32))
+    )
     graph.add("Squeeze", probabilities, graph.constant([0], np.int64), output="probabilities")
     metadata = {
         "class_names": json.dumps(trained.class_names),
@@ -126,7 +140,11 @@ def efficientnet_lite0(graph: "Graph", x: str, net: "EfficientNetLite0", side: i
     x, side = convolution(graph, x, net.stem, side, relu6=True)
     block: Any
     for block in net.blocks:
-        y = convolution(graph, x, block.expand, side, relu6=True)[0] if block.expand is not None else x
+        y = (
+            convolution(graph, x, block.expand, side, relu6=True)[0]
+            if block.expand is not None
+            else x
+        )
         y, side = convolution(graph, y, block.depthwise, side, relu6=True)
         y, side = convolution(graph, y, block.project, side, relu6=False)
         x = graph.add("Add", x, y) if block.residual else y
@@ -148,7 +166,9 @@ def tinyvgg(graph: "Graph", x: str, net: "TinyVGG", side: int) -> str:
     return x
 
 
-def convolution(graph: "Graph", x: str, layer: "Conv | Pointwise", side: int, relu6: bool) -> tuple[str, int]:
+def convolution(
+    graph: "Graph", x: str, layer: "Conv | Pointwise", side: int, relu6: bool
+) -> tuple[str, int]:
     """A layer over a square of this side, with its ReLU6; and the side of what it gives."""
     from hogwear.layers import same_padding
 
@@ -164,7 +184,9 @@ def convolution(graph: "Graph", x: str, layer: "Conv | Pointwise", side: int, re
 
 def parameters(graph: "Graph", layer: Any) -> tuple[str, str]:
     """Weight and bias of one of torch's own layers."""
-    return graph.constant(layer.weight.numpy(), np.float32), graph.constant(layer.bias.numpy(), np.float32)
+    return graph.constant(layer.weight.numpy(), np.float32), graph.constant(
+        layer.bias.numpy(), np.float32
+    )
 
 
 # --- measured

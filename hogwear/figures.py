@@ -32,14 +32,18 @@ SHOWN_CLASSES = 25  # of a confusion matrix; of more neither names nor numbers c
 def save(figure: Figure, file: Path) -> str:
     """Write `file` as PNG on white, and return the same as an <svg> element without a background."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # in the PNG its place is taken by a box; a browser has more fonts
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # in the PNG its place is taken by a box; a browser has more fonts
         figure.savefig(png := io.BytesIO(), facecolor="white", metadata={"Software": None})
         write_atomically(file, png.getvalue())
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*"', r"\1", svg[svg.index("<svg") :], count=1)
-    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', r"\1", svg, count=1)  # as wide as the page lets it be, and as its viewBox is high
+    svg = re.sub(
+        r'(<svg [^>]*?)height="[^"]*"', r"\1", svg, count=1
+    )  # as wide as the page lets it be, and as its viewBox is high
     return svg.replace(INK, "currentColor")
 
 
@@ -73,7 +77,15 @@ def confusion(matrix: Ints, class_names: Sequence[str]) -> Figure:
         colours[..., 3] = 0.04 + 0.96 * shares  # the page shows through, be it light or dark
         axes.imshow(colours)
         for i, j in np.argwhere(matrix):
-            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=9, color="white" if shares[i, j] > 0.5 else INK)
+            axes.text(
+                j,
+                i,
+                str(matrix[i, j]),
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if shares[i, j] > 0.5 else INK,
+            )
         axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(count), names)
         axes.set(xlabel="predicted", ylabel="true class")
@@ -85,12 +97,24 @@ def confusion(matrix: Ints, class_names: Sequence[str]) -> Figure:
 def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
     """Loss, accuracy, learning rate and images/s of each epoch, as metrics.csv has them."""
     epochs = [row["epoch"] for row in history]
-    panels = (("loss", ("train_loss", "val_loss")), ("accuracy", ("train_acc", "val_acc")), ("learning rate at its end", ("lr",)), ("images/s", ("images_per_second",)))
+    panels = (
+        ("loss", ("train_loss", "val_loss")),
+        ("accuracy", ("train_acc", "val_acc")),
+        ("learning rate at its end", ("lr",)),
+        ("images/s", ("images_per_second",)),
+    )
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):
             for name, colour in zip(names, (BLUE, ORANGE), strict=False):
-                axes.plot(epochs, [row[name] for row in history], "o-", color=colour, markersize=4, label=name.partition("_")[0])
+                axes.plot(
+                    epochs,
+                    [row[name] for row in history],
+                    "o-",
+                    color=colour,
+                    markersize=4,
+                    label=name.partition("_")[0],
+                )
             axes.set_title(title)
             axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
             axes.set_xticks(epochs if len(epochs) <= 10 else epochs[:: -(-len(epochs) // 10)])
@@ -111,11 +135,25 @@ def reliability(logits: Floats, labels: Ints, temperature: float) -> Figure:
         figure = Figure(figsize=(4.6, 5.0), layout="constrained")
         upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
         upper.plot((0, 1), (0, 1), "--", color=GREY, linewidth=1)
-        for scale, colour, marker, label in ((1.0, ORANGE, "s", "as trained"), (temperature, BLUE, "o", "calibrated")):
+        for scale, colour, marker, label in (
+            (1.0, ORANGE, "s", "as trained"),
+            (temperature, BLUE, "o", "calibrated"),
+        ):
             found = metrics.reliability(metrics.confidences(logits, scale), right)
             some = found["count"] > 0
-            count = found["count"][some]  # the larger the mark, the more photos, for those of few mean little
-            upper.scatter(found["confidence"][some], found["accuracy"][some], s=15 + 150 * count / count.max(), c=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
+            count = found["count"][
+                some
+            ]  # the larger the mark, the more photos, for those of few mean little
+            upper.scatter(
+                found["confidence"][some],
+                found["accuracy"][some],
+                s=15 + 150 * count / count.max(),
+                c=colour,
+                marker=marker,
+                alpha=0.8,
+                linewidths=0,
+                label=label,
+            )
         edges = np.linspace(0, 1, len(found["count"]) + 1)
         lower.bar(edges[:-1], found["count"], np.diff(edges), align="edge", color=BLUE, alpha=0.6)
         upper.set(ylim=(-0.02, 1.02), ylabel="share that is right", xlim=(0, 1))
@@ -136,9 +174,17 @@ def coverage(logits: Floats, labels: Ints, temperature: float, sure_from: float)
         axes.plot(shares, accuracies, color=BLUE)
         if (sure := thresholds >= sure_from).any():
             last = np.flatnonzero(sure)[-1]
-            axes.plot(shares[last], accuracies[last], "o", color=ORANGE, label=f"sure: probability {sure_from:.2f} and up")
+            axes.plot(
+                shares[last],
+                accuracies[last],
+                "o",
+                color=ORANGE,
+                label=f"sure: probability {sure_from:.2f} and up",
+            )
             axes.legend(loc="lower left")
-        axes.set(xlabel="share of photos answered", ylabel="share of those that is right", xlim=(0, 1.02))
+        axes.set(
+            xlabel="share of photos answered", ylabel="share of those that is right", xlim=(0, 1.02)
+        )
         axes.set_ylim(min(0.95, float(accuracies.min()) - 0.02), 1.005)
         axes.grid()
     return figure

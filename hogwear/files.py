@@ -53,7 +53,9 @@ class Paths:
     def where(self, mask: npt.NDArray[np.bool_]) -> "Paths":
         """Those where the mask, (n,), is true."""
         lengths = np.diff(self.ends, prepend=-1)
-        return Paths.of_bytes(bytearray(np.frombuffer(self.encoded, np.uint8)[np.repeat(mask, lengths)]))
+        return Paths.of_bytes(
+            bytearray(np.frombuffer(self.encoded, np.uint8)[np.repeat(mask, lengths)])
+        )
 
     def texts(self) -> Iterator[str]:
         """All of them as str, a few thousand at a time: a tenth of the time that Path takes."""
@@ -67,7 +69,10 @@ class Paths:
 def write_atomically(path: Path, content: bytes) -> None:
     """All of it or nothing, whoever else writes at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with (
+        naming(path),
+        tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file,
+    ):
         try:
             file.write(content)
             file.flush()
@@ -96,7 +101,12 @@ class Record:
     def made(self, path: Path) -> bool:
         """Whether this path within the folder is a file as we made it. Raises OSError for one that cannot be read."""
         digests = self.digests.get(str(path.relative_to(self.folder)), set())
-        return bool(digests) and path.is_file() and not path.is_symlink() and digest_of(path.read_bytes()) in digests
+        return (
+            bool(digests)
+            and path.is_file()
+            and not path.is_symlink()
+            and digest_of(path.read_bytes()) in digests
+        )
 
     def write(self, path: Path, content: bytes) -> None:
         """Note what the file will be, and write it, all or nothing: killed in between, it has noted too much, which does no harm."""
@@ -116,7 +126,9 @@ class Record:
                 others.append(path)
         kept = [name for name in self.digests if self.made(self.folder / name)]
         self.digests = {name: {digest_of((self.folder / name).read_bytes())} for name in kept}
-        lines = [f"{digest}  {name}\n" for name, digests in self.digests.items() for digest in digests]
+        lines = [
+            f"{digest}  {name}\n" for name, digests in self.digests.items() for digest in digests
+        ]
         write_atomically(self.file, "".join(lines).encode())
         return others
 

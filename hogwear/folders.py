@@ -33,29 +33,46 @@ class DataFolder:
 
     def is_own(self, entry: os.DirEntry[str]) -> bool:
         files = (f"{entry.path}/{name}" for name in (CHECKPOINT, RECORD))
-        return entry.is_dir() and (os.path.realpath(entry.path) in self.own or any(map(os.path.isfile, files)))
+        return entry.is_dir() and (
+            os.path.realpath(entry.path) in self.own or any(map(os.path.isfile, files))
+        )
 
     def splits(self) -> dict[str, Path]:
         """{split: its folder}, whatever their case; empty where the folders are classes.
 
         BadInput if a split has two folders or none to train on, if one leads out, and if a class has the name of a split.
         """
-        found = {split: [name for name in self.folders if SPLITS.get(name.lower()) == split] for split in dict.fromkeys(SPLITS.values())}
+        found = {
+            split: [name for name in self.folders if SPLITS.get(name.lower()) == split]
+            for split in dict.fromkeys(SPLITS.values())
+        }
         names = [name for several in found.values() for name in several]
         others = [name for name in self.folders if name not in names]
-        if others and names and not any(entry.is_dir() for name in names for entry in self.visible(self.path / name)):
+        if (
+            others
+            and names
+            and not any(
+                entry.is_dir() for name in names for entry in self.visible(self.path / name)
+            )
+        ):
             raise BadInput(
                 f"{self.path / names[0]}: a class cannot be called {names[0]}, because folders of that name are splits "
                 f"({', '.join(SPLITS)}); rename it, for example to {names[0]}_photos"
             )
         for split, several in found.items():
             if len(several) > 1:
-                raise BadInput(f"{self.path}: both {' and '.join(several)} are there; keep one of them as the {split} split")
+                raise BadInput(
+                    f"{self.path}: both {' and '.join(several)} are there; keep one of them as the {split} split"
+                )
         if names and not found["train"]:
-            raise BadInput(f"{self.path}: there is {', '.join(names)} but no train; expected train/CLASS/*")
+            raise BadInput(
+                f"{self.path}: there is {', '.join(names)} but no train; expected train/CLASS/*"
+            )
         if names and others:
             more = f" and {len(others) - CLASSES_SHOWN} more" if len(others) > CLASSES_SHOWN else ""
-            self.notes += (f"Not used, because they are beside {', '.join(names)}: {', '.join(others[:CLASSES_SHOWN])}{more}.",)
+            self.notes += (
+                f"Not used, because they are beside {', '.join(names)}: {', '.join(others[:CLASSES_SHOWN])}{more}.",
+            )
         folders = {split: self.path / several[0] for split, several in found.items() if several}
         for folder in folders.values():
             require_inside(folder, self.path)
@@ -69,12 +86,19 @@ class DataFolder:
         folders: dict[str, list[str]] = defaultdict(list)
         for name in sorted(entry.name for entry in self.visible(folder) if entry.is_dir()):
             if not is_safe(name):
-                raise BadInput(f"{folder}: the name of the class folder {name!r} cannot be printed; rename it")
+                raise BadInput(
+                    f"{folder}: the name of the class folder {name!r} cannot be printed; rename it"
+                )
             require_inside(folder / name, self.path)
             folders[composed(name)].append(name)
         if not folders:
             raise BadInput(f"{folder}: no class folders in it; expected {folder}/CLASS/*.jpg")
-        return {name: Paths(f"{each}/{file}" for each in folders[name] for file in photos_in(folder / each)) for name in sorted(folders)}
+        return {
+            name: Paths(
+                f"{each}/{file}" for each in folders[name] for file in photos_in(folder / each)
+            )
+            for name in sorted(folders)
+        }
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -98,4 +122,6 @@ def require_inside(path: Path, root: Path) -> None:
     """BadInput for a folder or table that is a link to somewhere outside of `root`."""
     if path.is_symlink() and not (target := path.resolve()).is_relative_to(root.resolve()):
         what = "folder" if target.is_dir() else "file"
-        raise BadInput(f"{path}: a link that leads out of {root}, to {target}; put the {what} itself there, or mount it there")
+        raise BadInput(
+            f"{path}: a link that leads out of {root}, to {target}; put the {what} itself there, or mount it there"
+        )

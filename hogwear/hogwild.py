@@ -32,7 +32,9 @@ NORM = 1.0  # of all gradients together, from scratch; docs/decisions/from-scrat
 class Course:
     """What is trained on, in which order and at which learning rate: all that makes a batch, and its step, reproducible."""
 
-    images: Images | Array  # (N, S, S, 3) uint8; a file is opened before the workers are forked, for later it may be gone
+    images: (
+        Images | Array
+    )  # (N, S, S, 3) uint8; a file is opened before the workers are forked, for later it may be gone
     crop: int  # side of the crops that are trained on
     rows: Ints  # (n,) photos of the split, as rows of `images`
     labels: Ints  # (n,)
@@ -43,8 +45,12 @@ class Course:
     momentum: float
     seed: int
     first_epoch: int  # epochs trained in earlier runs; their shuffles are not repeated
-    pretrained: bool = True  # or from random weights, which have so far to go that gradients are clipped otherwise
-    log_prior: Tensor = NO_PRIOR  # (classes,) or (1,), added to the logits in the loss; docs/decisions/imbalance.md
+    pretrained: bool = (
+        True  # or from random weights, which have so far to go that gradients are clipped otherwise
+    )
+    log_prior: Tensor = (
+        NO_PRIOR  # (classes,) or (1,), added to the logits in the loss; docs/decisions/imbalance.md
+    )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,18 +75,29 @@ class Course:
         """Linear warm-up, then half a cosine down to 0, by images seen."""
         done = min(1.0, self.images_before(step) / int(self.length))
         warm_up = min(1.0, (done + 1 / self.steps) / WARM_UP)
-        return self.lr * float(self.lr_scale) * warm_up * (0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
+        return (
+            self.lr
+            * float(self.lr_scale)
+            * warm_up
+            * (0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP)))
+        )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Augmented pixels (B, crop, crop, 3) and labels (B,) of a step, the same whichever worker makes them."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         order = permutation(len(self.rows), self.seed, self.first_epoch + epoch)
-        chosen = np.sort(order[batch * self.batch_size : (batch + 1) * self.batch_size])  # sorted: the file is read forwards
+        chosen = np.sort(
+            order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        )  # sorted: the file is read forwards
         random = np.random.default_rng((self.seed, self.first_epoch + epoch, batch))
-        return augment(self.images[self.rows[chosen]], self.crop, random), torch.from_numpy(self.labels[chosen])
+        return augment(self.images[self.rows[chosen]], self.crop, random), torch.from_numpy(
+            self.labels[chosen]
+        )
 
 
-@lru_cache(maxsize=1)  # for the epoch under way: of a million photos it takes 20 ms, as long as a step
+@lru_cache(
+    maxsize=1
+)  # for the epoch under way: of a million photos it takes 20 ms, as long as a step
 def permutation(count: int, *seed: int) -> Ints:
     return np.random.default_rng(seed).permutation(count)
 
@@ -144,7 +161,9 @@ def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
     gradient of another worker, can throw a layer far off. Only for weights that are good already: random ones would stay where they are.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    allowed = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).clamp(min=1e-3) * CLIP
+    allowed = (
+        torch.stack(torch._foreach_norm([p.detach() for p in parameters])).clamp(min=1e-3) * CLIP
+    )
     scale = (allowed / torch.stack(torch._foreach_norm(gradients)).clamp(min=1e-12)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(scale.unbind()))
 
@@ -154,7 +173,11 @@ def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int],
     assert all(p.is_shared() for p in net.parameters())
     parameters = trained(net)
     buffers = views(momentum, parameters)
-    clip = adaptive_clip_grad if course.pretrained else partial(nn.utils.clip_grad_norm_, max_norm=NORM)
+    clip = (
+        adaptive_clip_grad
+        if course.pretrained
+        else partial(nn.utils.clip_grad_norm_, max_norm=NORM)
+    )
 
     def train(step: int) -> Result:
         pixels, labels = course.batch(step)

@@ -34,14 +34,27 @@ class FrozenConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (y,), (_, height, width, channels) = ctx.saved_tensors, ctx.shape
-        grad = torch.ops.aten.hardtanh_backward(grads[0], y, 0.0, 6.0).permute(0, 3, 1, 2)  # (B, C, H / stride, W / stride)
+        grad = torch.ops.aten.hardtanh_backward(grads[0], y, 0.0, 6.0).permute(
+            0, 3, 1, 2
+        )  # (B, C, H / stride, W / stride)
         turned, stride = ctx.layer.weight.to(y.dtype).flip(2, 3), ctx.layer.stride
         kernel_size = turned.shape[-1]
         if stride == 1:
-            return F.conv2d(grad, turned, None, 1, kernel_size // 2, groups=channels).permute(0, 2, 3, 1), None
-        top, left = (kernel_size - 1 - same_padding(size, kernel_size, stride)[0] for size in (height, width))
-        spread = grad.new_zeros(len(grad), height + kernel_size - 1, width + kernel_size - 1, channels).permute(0, 3, 1, 2)
-        spread[:, :, top : top + grad.shape[2] * stride : stride, left : left + grad.shape[3] * stride : stride] = grad
+            return F.conv2d(grad, turned, None, 1, kernel_size // 2, groups=channels).permute(
+                0, 2, 3, 1
+            ), None
+        top, left = (
+            kernel_size - 1 - same_padding(size, kernel_size, stride)[0] for size in (height, width)
+        )
+        spread = grad.new_zeros(
+            len(grad), height + kernel_size - 1, width + kernel_size - 1, channels
+        ).permute(0, 3, 1, 2)
+        spread[
+            :,
+            :,
+            top : top + grad.shape[2] * stride : stride,
+            left : left + grad.shape[3] * stride : stride,
+        ] = grad
         return F.conv2d(spread, turned, groups=channels).permute(0, 2, 3, 1), None
 
 
@@ -51,7 +64,9 @@ def can_fuse(x: Tensor) -> bool:
     return fits and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
 
 
-def fused(x: Tensor, layer: "Conv | Pointwise", relu6: bool, residual: Tensor | None = None) -> Tensor:
+def fused(
+    x: Tensor, layer: "Conv | Pointwise", relu6: bool, residual: Tensor | None = None
+) -> Tensor:
     """A layer, its ReLU6 and the sum with `residual` in one pass over memory; (B, H, W, C) in and out, no gradients.
 
     This is the operation that torch.compile makes of them on CPUs, oneDNN's convolution with "post-ops"; called by
@@ -65,7 +80,10 @@ def fused(x: Tensor, layer: "Conv | Pointwise", relu6: bool, residual: Tensor | 
         if (top, left) != (bottom, right):
             x, bottom, right = F.pad(x, (left, right, top, bottom)), 0, 0
     else:
-        zeros = right - left, bottom - top  # before a depthwise kernel: cheaper than a padded copy of x
+        zeros = (
+            right - left,
+            bottom - top,
+        )  # before a depthwise kernel: cheaper than a padded copy of x
     geometry = [bottom, right], [stride, stride], [1, 1], groups
     weight, bias = operands(layer, x, geometry, zeros)
     if residual is None:
@@ -73,11 +91,15 @@ def fused(x: Tensor, layer: "Conv | Pointwise", relu6: bool, residual: Tensor | 
         y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, *post_op)
     else:
         other = residual.permute(0, 3, 1, 2)
-        y = torch.ops.mkldnn._convolution_pointwise.binary(x, other, weight, bias, *geometry, "add", 1.0, None, [], None)
+        y = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other, weight, bias, *geometry, "add", 1.0, None, [], None
+        )
     return y.permute(0, 2, 3, 1)
 
 
-def operands(layer: "Conv | Pointwise", x: Tensor, geometry: tuple[Any, ...], zeros: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def operands(
+    layer: "Conv | Pointwise", x: Tensor, geometry: tuple[Any, ...], zeros: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Weight, with so many columns and rows of zeros before it, and bias, as oneDNN takes them for x, (B, C, H, W).
 
     Those of a frozen layer are kept as they are needed, in oneDNN's own layout, until they change.
@@ -86,7 +108,9 @@ def operands(layer: "Conv | Pointwise", x: Tensor, geometry: tuple[Any, ...], ze
     if layer.kept is not None and layer.kept[0] == key:
         return layer.kept[1:]
     weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
-    weight = F.pad(weight.to(x.dtype), (zeros[0], 0, zeros[1], 0)).contiguous(memory_format=torch.channels_last)
+    weight = F.pad(weight.to(x.dtype), (zeros[0], 0, zeros[1], 0)).contiguous(
+        memory_format=torch.channels_last
+    )
     bias = layer.bias.to(x.dtype)
     if not layer.weight.requires_grad:
         weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
@@ -102,7 +126,9 @@ class Conv(nn.Module):
 
     kept: Kept | None = None
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1
+    ) -> None:
         super().__init__()
         weight = torch.zeros(out_channels, in_channels // groups, kernel_size, kernel_size)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -116,9 +142,13 @@ class Conv(nn.Module):
     def plain(self, x: Tensor) -> Tensor:
         """The same in torch's own words."""
         x = x.permute(0, 3, 1, 2)  # (B, C, H, W), a channels_last view
-        (top, bottom), (left, right) = (same_padding(size, self.kernel_size, self.stride) for size in x.shape[2:])
+        (top, bottom), (left, right) = (
+            same_padding(size, self.kernel_size, self.stride) for size in x.shape[2:]
+        )
         x = F.pad(x, (left, right, top, bottom))
-        y = F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, groups=self.groups)
+        y = F.conv2d(
+            x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, groups=self.groups
+        )
         return F.relu6(y).permute(0, 2, 3, 1)
 
 

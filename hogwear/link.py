@@ -42,7 +42,9 @@ class Cut(BadInput):
     exit_code = 1
 
     def __init__(self, why: str) -> None:
-        super().__init__(f"another machine is gone, cut off or stuck ({why}): torchrun starts again with those that are left, from the last checkpoint")
+        super().__init__(
+            f"another machine is gone, cut off or stuck ({why}): torchrun starts again with those that are left, from the last checkpoint"
+        )
 
 
 @dataclass(frozen=True)
@@ -117,22 +119,44 @@ class Link(Alone):
     `syncs_per_epoch`: averages of `net` in one pass of the cluster over its photos.
     """
 
-    def __init__(self, here: Place, name: str, net: "nn.Module | None" = None, syncs_per_epoch: int = 1, epochs_done: float = 0.0) -> None:
+    def __init__(
+        self,
+        here: Place,
+        name: str,
+        net: "nn.Module | None" = None,
+        syncs_per_epoch: int = 1,
+        epochs_done: float = 0.0,
+    ) -> None:
         import torch  # here, and not once more in the process
 
         from hogwear.hogwild import trained
         from hogwear.workers import FORK
 
         torch.set_num_threads(1)
-        self.rank, self.machines, self.name, self.syncs_per_epoch = here.rank, here.machines, name, syncs_per_epoch
-        self.part = slice(here.rank, None, here.machines)  # every so-manieth photo, so that classes are spread
+        self.rank, self.machines, self.name, self.syncs_per_epoch = (
+            here.rank,
+            here.machines,
+            name,
+            syncs_per_epoch,
+        )
+        self.part = slice(
+            here.rank, None, here.machines
+        )  # every so-manieth photo, so that classes are spread
         self.parameters = trained(net) if net else []
-        self.synced = int(epochs_done * syncs_per_epoch)  # the same for all: whatever a machine has left out, they call as often
+        self.synced = int(
+            epochs_done * syncs_per_epoch
+        )  # the same for all: whatever a machine has left out, they call as often
         self.averaging = False
-        self.averages, self.seconds, self.waited = 0, 0.0, 0.0  # of the seconds in averages, those that the parent waited
+        self.averages, self.seconds, self.waited = (
+            0,
+            0.0,
+            0.0,
+        )  # of the seconds in averages, those that the parent waited
         self.started = time.monotonic()
         self.beats = FORK.RawValue("Q", 0)  # how much the parent has done
-        self.alive = FORK.RawValue("d", time.monotonic())  # when the process last heard from all others
+        self.alive = FORK.RawValue(
+            "d", time.monotonic()
+        )  # when the process last heard from all others
         self.pipe, theirs = FORK.Pipe()
         self.process = FORK.Process(target=self.serve, args=(theirs,), daemon=True)
         self.process.start()
@@ -243,14 +267,27 @@ class Link(Alone):
             signal.signal(ignored, signal.SIG_IGN)
         waiting = timedelta(seconds=TIMEOUT)
         try:
-            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=waiting)  # type: ignore[attr-defined]
-            dist.init_process_group("gloo", store=dist.PrefixStore(self.name, store), rank=self.rank, world_size=self.machines, timeout=waiting)  # type: ignore[attr-defined]
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=False,
+                timeout=waiting,
+            )
+            dist.init_process_group(
+                "gloo",
+                store=dist.PrefixStore(self.name, store),  # type: ignore[attr-defined]
+                rank=self.rank,
+                world_size=self.machines,
+                timeout=waiting,
+            )
             self.obey(pipe)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             pass  # the parent is gone
         except RuntimeError as error:  # gloo's, and the store's
             with suppress(BrokenPipeError):
-                pipe.send(re.sub(r"^\[\S*\] ", "", str(error).strip()).partition(". ")[0])  # without torch's source line, and its advice
+                pipe.send(
+                    re.sub(r"^\[\S*\] ", "", str(error).strip()).partition(". ")[0]
+                )  # without torch's source line, and its advice
         os._exit(0)  # gloo's threads may hang at exit
 
     def obey(self, pipe: Any) -> None:
@@ -258,9 +295,13 @@ class Link(Alone):
         asked: list[tuple[Any, ...]] = []
         obeyed, done, moved = 0, -1, time.monotonic()
         while True:
-            if pipe.poll(0 if asked else PULSE):  # who has asked already waits in the exchange, for those that have not
+            if pipe.poll(
+                0 if asked else PULSE
+            ):  # who has asked already waits in the exchange, for those that have not
                 asked.append(pipe.recv())
-            counts = self.do_gather([np.array([[obeyed + len(asked), self.beats.value]])], equal=True)[0]
+            counts = self.do_gather(
+                [np.array([[obeyed + len(asked), self.beats.value]])], equal=True
+            )[0]
             self.alive.value = now = time.monotonic()
             if counts[:, 1].sum() != done:
                 done, moved = counts[:, 1].sum(), now
@@ -293,11 +334,17 @@ class Link(Alone):
             padded[: len(part)] = part
             received = [torch.from_numpy(np.empty_like(padded)) for _ in counts]
             dist.all_gather(received, torch.from_numpy(padded))
-            gathered.append(np.concatenate([rows.numpy()[:count] for rows, count in zip(received, counts, strict=True)]))
+            gathered.append(
+                np.concatenate(
+                    [rows.numpy()[:count] for rows, count in zip(received, counts, strict=True)]
+                )
+            )
         return gathered
 
     def do_tell(self, message: bytes) -> list[bytes]:
-        lengths, content = self.do_gather([np.array([len(message)]), np.frombuffer(message, np.uint8)])
+        lengths, content = self.do_gather(
+            [np.array([len(message)]), np.frombuffer(message, np.uint8)]
+        )
         return [part.tobytes() for part in np.split(content, np.cumsum(lengths)[:-1])]
 
     def do_hand_on(self, rank: int, content: bytes) -> bytes:
@@ -327,13 +374,18 @@ class Link(Alone):
         started = time.monotonic()
         snapshot = self.snapshot()
         sound = bool(snapshot.isfinite().all())
-        sums = torch.zeros(len(snapshot) + 1, dtype=torch.bfloat16)  # the last is the number of sound machines
+        sums = torch.zeros(
+            len(snapshot) + 1, dtype=torch.bfloat16
+        )  # the last is the number of sound machines
         if sound:
             sums[:-1] = snapshot - self.anchor
             sums[-1] = 1
         dist.all_reduce(sums)
         self.anchor += sums[:-1].float() / max(1.0, float(sums[-1]))
-        self.move(self.anchor if exactly or not sound else self.anchor - snapshot, replace=exactly or not sound)
+        self.move(
+            self.anchor if exactly or not sound else self.anchor - snapshot,
+            replace=exactly or not sound,
+        )
         return time.monotonic() - started
 
     def snapshot(self) -> "Tensor":

@@ -27,7 +27,10 @@ def cpus(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
             if (folder / "cpu.max").exists():
                 quota, period = (folder / "cpu.max").read_text().split()
             else:
-                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+                quota, period = (
+                    (folder / f"cpu.cfs_{name}_us").read_text().strip()
+                    for name in ("quota", "period")
+                )
         except OSError:
             continue
         if quota not in ("max", "-1"):
@@ -48,7 +51,10 @@ def memory_limit(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> float:
     """Bytes that every cgroup above us allows (docker run --memory); infinity where none says."""
     limit = math.inf
     for folder in cgroup_folders("memory", cgroup, membership):
-        for name in ("memory.max", "memory.limit_in_bytes"):  # version 2, "max" for none, and 1, a huge number for none
+        for name in (
+            "memory.max",
+            "memory.limit_in_bytes",
+        ):  # version 2, "max" for none, and 1, a huge number for none
             with suppress(OSError, ValueError):
                 limit = min(limit, int((folder / name).read_text()))
     return limit

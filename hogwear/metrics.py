@@ -38,7 +38,9 @@ def confusion_matrix(predicted: Ints, labels: Ints, num_classes: int) -> Ints:
 def per_class(matrix: Ints) -> dict[str, Floats | Ints]:
     """Precision, recall, F1 and support of each class, (classes,) each; 0 where the quotient has no denominator."""
     right, predicted, support = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
-    precision = right / np.maximum(predicted, 1)  # where nothing was predicted, nothing is right: 0 / 1
+    precision = right / np.maximum(
+        predicted, 1
+    )  # where nothing was predicted, nothing is right: 0 / 1
     recall = right / np.maximum(support, 1)
     f1 = 2 * right / np.maximum(predicted + support, 1)
     return {"precision": precision, "recall": recall, "f1": f1, "support": support}
@@ -84,7 +86,9 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     return temperature
 
 
-def reliability(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> dict[str, Floats | Ints]:
+def reliability(
+    confidence: Floats, right: npt.NDArray[np.bool_], bins: int = 15
+) -> dict[str, Floats | Ints]:
     """Photos by their confidence, in `bins` of equal width: how many, their mean confidence, and the share that is right.
 
     (bins,) each; the last two are NaN where a bin is empty.
@@ -92,7 +96,9 @@ def reliability(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = 15
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
-        mean, share = (np.bincount(place, weights=x, minlength=bins) / count for x in (confidence, right))
+        mean, share = (
+            np.bincount(place, weights=x, minlength=bins) / count for x in (confidence, right)
+        )
     return {"count": count, "confidence": mean, "accuracy": share}
 
 
@@ -110,7 +116,9 @@ def coverage(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, 
     """
     order = np.argsort(-confidence)
     thresholds, cumulative = confidence[order], right[order].cumsum()
-    last = np.flatnonzero(np.append(thresholds[:-1] != thresholds[1:], True))  # of those with one confidence
+    last = np.flatnonzero(
+        np.append(thresholds[:-1] != thresholds[1:], True)
+    )  # of those with one confidence
     return thresholds[last], (last + 1) / len(order), cumulative[last] / (last + 1)
 
 

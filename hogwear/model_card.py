@@ -51,7 +51,7 @@ exported by Hogwear; checkpoint sha256 `{trained.sha256[:16]}`.
 ## Use
 
 ```python
-{EXAMPLE.replace('SIZE', str(size))}
+{EXAMPLE.replace("SIZE", str(size))}
 ```
 
 Input `photo`: uint8, (height, width, 3), RGB, of any size; letterboxing on white and scaling are inside. Output `probabilities`:
@@ -97,16 +97,28 @@ def code(text: str) -> str:
 def calibration(trained: "Trained") -> str:
     if trained.sure_from == 0:
         return "They are not calibrated: the run has not been validated yet."
-    calibrated = f"They are calibrated: logits are divided by the temperature {trained.temperature:.3g}."
+    calibrated = (
+        f"They are calibrated: logits are divided by the temperature {trained.temperature:.3g}."
+    )
     if trained.sure_from > 1:
         return calibrated
     return f"{calibrated} Predictions with a probability of {trained.sure_from:.2f} or more were at least 99 % correct on the validation photos of its training."
 
 
 def training(trained: "Trained") -> str:
-    start = "From ImageNet weights; the first half of the layers was left as it was." if trained.net.pretrained else "From random weights."
-    choices = ", ".join(f"{name} {value}" for name, value in trained.choices.items() if value is not None)
-    best = "" if trained.val_acc is None else f" Validation accuracy {trained.val_acc:.4f}, after epoch {trained.epoch}."
+    start = (
+        "From ImageNet weights; the first half of the layers was left as it was."
+        if trained.net.pretrained
+        else "From random weights."
+    )
+    choices = ", ".join(
+        f"{name} {value}" for name, value in trained.choices.items() if value is not None
+    )
+    best = (
+        ""
+        if trained.val_acc is None
+        else f" Validation accuracy {trained.val_acc:.4f}, after epoch {trained.epoch}."
+    )
     return f"{start} Hogwild SGD with: {code(choices)}.{best}"
 
 
@@ -122,7 +134,15 @@ def accuracy(evaluation: dict[str, Any] | None) -> str:
         for cell in [code(name).replace("|", "\\|")]
     ]
     head = f"{evaluation['test_acc']:.4f} on {count} photos of {evaluation['split']} (95 % interval {low:.4f} to {high:.4f}), by `eval`."
-    return "\n".join([head, "", "| class | precision | recall | F1 | photos |", "| --- | ---: | ---: | ---: | ---: |", *rows])
+    return "\n".join(
+        [
+            head,
+            "",
+            "| class | precision | recall | F1 | photos |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *rows,
+        ]
+    )
 
 
 def licence(trained: "Trained") -> str:

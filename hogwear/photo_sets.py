@@ -47,7 +47,10 @@ class PhotoSets:
 
     def changes_since(self, before: "PhotoSets") -> Iterator[str]:
         """What is no longer the same, for people."""
-        for old, new, purpose in (before.train, self.train, "to train on"), (before.val, self.val, "to validate with"):
+        for old, new, purpose in (
+            (before.train, self.train, "to train on"),
+            (before.val, self.val, "to validate with"),
+        ):
             if new.count != old.count:
                 yield f"{old.count:,} photos {purpose} before, {new.count:,} now"
             elif new != old:

@@ -13,11 +13,20 @@ from PIL import Image, ImageDraw, ImageFont
 from hogwear.decoding import Array
 from hogwear.text import escaped, shortened
 
-RIGHT, WRONG, OTHERS, INK = "#0072B2", "#D55E00", "#BFC5CC", "#22262B"  # Okabe-Ito blue and vermillion, told apart by all
+RIGHT, WRONG, OTHERS, INK = (
+    "#0072B2",
+    "#D55E00",
+    "#BFC5CC",
+    "#22262B",
+)  # Okabe-Ito blue and vermillion, told apart by all
 SOFT = "#6B7280"
 TOP_CLASSES = 5
 PHOTO_SIDE = 480  # pixels, in the picture
-CELL, GAP, CAPTION = 180, 14, 46  # pixels, of a sheet: the side of a photo, between two, and below one
+CELL, GAP, CAPTION = (
+    180,
+    14,
+    46,
+)  # pixels, of a sheet: the side of a photo, between two, and below one
 SHEET = 100  # photos on one
 
 
@@ -45,22 +54,35 @@ class Prediction:
             return escaped(f"{'not read':12}          {self.file}: {self.unread}")
         wrong = f"  WRONG: it is {self.true_class}" if self.is_wrong else ""
         unsure = "  unsure" * self.unsure
-        return escaped(f"{self.predicted:12} {self.probabilities[self.predicted]:7.1%}  {self.file}{unsure}{wrong}")
+        return escaped(
+            f"{self.predicted:12} {self.probabilities[self.predicted]:7.1%}  {self.file}{unsure}{wrong}"
+        )
 
     def top(self, count: int = TOP_CLASSES) -> list[tuple[str, float]]:
         """The likeliest classes and their probabilities, the best first."""
         return sorted(self.probabilities.items(), key=lambda item: -item[1])[:count]
 
     def as_json(self) -> dict[str, Any]:
-        answer: dict[str, Any] = {"file": str(self.file), "true_class": self.true_class, "error": self.unread}
+        answer: dict[str, Any] = {
+            "file": str(self.file),
+            "true_class": self.true_class,
+            "error": self.unread,
+        }
         if self.unread is None:
-            answer |= {"predicted": self.predicted, "probability": self.probabilities[self.predicted], "unsure": self.unsure}
+            answer |= {
+                "predicted": self.predicted,
+                "probability": self.probabilities[self.predicted],
+                "unsure": self.unsure,
+            }
         return answer | {"probabilities": self.probabilities}
 
 
 def stem_of(prediction: Prediction) -> str:
     """What its picture is called: the photo's name and the predicted class, in which a checkpoint may have put anything."""
-    parts = (escaped(name).replace("/", "_").replace("\\", "_") for name in (prediction.file.stem, prediction.predicted))
+    parts = (
+        escaped(name).replace("/", "_").replace("\\", "_")
+        for name in (prediction.file.stem, prediction.predicted)
+    )
     return "_".join(part.encode()[:110].decode(errors="ignore") for part in parts)
 
 
@@ -84,13 +106,42 @@ def draw_prediction(prediction: Prediction, image: Array) -> bytes:
     photo.set(xticks=[], yticks=[])
     for spine in photo.spines.values():
         spine.set(color=colour, linewidth=2)
-    title = f"{shortened(prediction.predicted, 24)}  {prediction.probabilities[prediction.predicted]:.1%}" + "  unsure" * prediction.unsure
-    figure.text(0.03, 0.91, title, fontsize=19, fontweight="bold", color=colour, va="center", parse_math=False)
+    title = (
+        f"{shortened(prediction.predicted, 24)}  {prediction.probabilities[prediction.predicted]:.1%}"
+        + "  unsure" * prediction.unsure
+    )
+    figure.text(
+        0.03,
+        0.91,
+        title,
+        fontsize=19,
+        fontweight="bold",
+        color=colour,
+        va="center",
+        parse_math=False,
+    )
     if prediction.true_class is not None:
-        verdict = f"wrong: it is {shortened(prediction.true_class, 18)}" if prediction.is_wrong else "right"
+        verdict = (
+            f"wrong: it is {shortened(prediction.true_class, 18)}"
+            if prediction.is_wrong
+            else "right"
+        )
         figure.text(0.53, 0.82, verdict, fontsize=14, color=colour, va="center", parse_math=False)
-    draw_bars(figure.add_axes((0.68, 0.12, 0.235, 0.66)), prediction.probabilities, prediction.predicted, colour)
-    figure.text(0.03, 0.025, shortened(prediction.file.name, 60), fontsize=9, color=SOFT, va="center", parse_math=False)
+    draw_bars(
+        figure.add_axes((0.68, 0.12, 0.235, 0.66)),
+        prediction.probabilities,
+        prediction.predicted,
+        colour,
+    )
+    figure.text(
+        0.03,
+        0.025,
+        shortened(prediction.file.name, 60),
+        fontsize=9,
+        color=SOFT,
+        va="center",
+        parse_math=False,
+    )
     figure.savefig(png := io.BytesIO(), metadata={"Software": None})
     return png.getvalue()
 
@@ -106,10 +157,17 @@ def draw_sheet(photos: Sequence[tuple[Prediction, Array | None]]) -> bytes:
     """
     import matplotlib  # for its font, which knows more letters than Pillow's
 
-    regular, bold = (ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", f"DejaVuSans{kind}.ttf"), size) for kind, size in (("", 12), ("-Bold", 14)))
+    regular, bold = (
+        ImageFont.truetype(
+            Path(matplotlib.get_data_path(), "fonts/ttf", f"DejaVuSans{kind}.ttf"), size
+        )
+        for kind, size in (("", 12), ("-Bold", 14))
+    )
     columns = min(10, max(math.ceil(math.sqrt(1.5 * len(photos))), 1))
     rows = math.ceil(len(photos) / columns)
-    sheet = Image.new("RGB", (GAP + columns * (CELL + GAP), GAP + rows * (CELL + CAPTION + GAP)), "white")
+    sheet = Image.new(
+        "RGB", (GAP + columns * (CELL + GAP), GAP + rows * (CELL + CAPTION + GAP)), "white"
+    )
     pen = ImageDraw.Draw(sheet)
     for i, (prediction, image) in enumerate(photos):
         x, y = GAP + i % columns * (CELL + GAP), GAP + i // columns * (CELL + CAPTION + GAP)
@@ -118,12 +176,26 @@ def draw_sheet(photos: Sequence[tuple[Prediction, Array | None]]) -> bytes:
             pen.rectangle(frame, outline=OTHERS, width=3)
             lines = [("not read", bold, SOFT), (shortened(prediction.file.name, 60), regular, SOFT)]
         else:
-            sheet.paste(Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
+            sheet.paste(
+                Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y)
+            )
             pen.rectangle(frame, outline=colour_of(prediction), width=3)
-            second = f"it is {prediction.true_class}" if prediction.is_wrong else "unsure" if prediction.unsure else prediction.file.name
+            second = (
+                f"it is {prediction.true_class}"
+                if prediction.is_wrong
+                else "unsure"
+                if prediction.unsure
+                else prediction.file.name
+            )
             percent = f" {prediction.probabilities[prediction.predicted]:.0%}"
-            first = fitted(shortened(prediction.predicted, 60), bold, CELL - bold.getlength(percent)) + percent
-            lines = [(first, bold, colour_of(prediction)), (shortened(second, 60), regular, INK if prediction.is_wrong else SOFT)]
+            first = (
+                fitted(shortened(prediction.predicted, 60), bold, CELL - bold.getlength(percent))
+                + percent
+            )
+            lines = [
+                (first, bold, colour_of(prediction)),
+                (shortened(second, 60), regular, INK if prediction.is_wrong else SOFT),
+            ]
         for n, (text, font, colour) in enumerate(lines):
             pen.text((x, y + CELL + 6 + 19 * n), fitted(text, font, CELL), colour, font)
     sheet.save(png := io.BytesIO(), "PNG")
@@ -143,10 +215,21 @@ def draw_bars(axes: Any, probabilities: dict[str, float], predicted: str, colour
     """The likeliest classes, the best on top."""
     names = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:TOP_CLASSES]
     values = [probabilities[name] for name in names]
-    axes.barh(range(len(names)), values, color=[colour if n == predicted else OTHERS for n in names], height=0.62)
+    axes.barh(
+        range(len(names)),
+        values,
+        color=[colour if n == predicted else OTHERS for n in names],
+        height=0.62,
+    )
     for i, value in enumerate(values):
         axes.text(max(value, 0) + 0.03, i, f"{value:.1%}", va="center", fontsize=10, color=INK)
     axes.set(xlim=(0, 1.0), ylim=(TOP_CLASSES - 0.5, -0.5), xticks=[])
-    axes.set_yticks(range(len(names)), [shortened(name, 18) for name in names], fontsize=11, color=INK, parse_math=False)
+    axes.set_yticks(
+        range(len(names)),
+        [shortened(name, 18) for name in names],
+        fontsize=11,
+        color=INK,
+        parse_math=False,
+    )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -36,7 +36,9 @@ class Images:
         """ValueError if it is of another shape, or does not have all its bytes."""
         size = os.fstat(self.file.fileno()).st_size
         if self.shape != shape or size != self.start + math.prod(shape):
-            raise ValueError(f"{Path(self.file.name).name} has {size} bytes and the shape {self.shape}, expected {shape}")
+            raise ValueError(
+                f"{Path(self.file.name).name} has {size} bytes and the shape {self.shape}, expected {shape}"
+            )
 
     def __getitem__(self, rows: Ints) -> Array:
         """A copy of these rows, (n, S, S, 3). Raises EOFError for one beyond the end of the file."""
@@ -74,7 +76,9 @@ class Pixels:
 
     def where(self, mask: Bools) -> "Pixels":
         """Those where the mask, (n,), is true."""
-        return replace(self, rows=self.rows[mask], labels=self.labels[mask], hashes=self.hashes[mask])
+        return replace(
+            self, rows=self.rows[mask], labels=self.labels[mask], hashes=self.hashes[mask]
+        )
 
 
 def leaked(train: Pixels, held_out: Pixels) -> int:
@@ -87,7 +91,12 @@ def leaked(train: Pixels, held_out: Pixels) -> int:
     try:
         return int(known.read_text())
     except (OSError, ValueError):
-        with Workers(1, lambda rank: {"look": lambda item: similar.leaked(train.signatures, held_out.signatures)}) as workers:
+        with Workers(
+            1,
+            lambda rank: {
+                "look": lambda item: similar.leaked(train.signatures, held_out.signatures)
+            },
+        ) as workers:
             [(_, count)] = workers.run("look", [0])
         if held_out.folder.exists():
             write_atomically(known, str(count).encode())

@@ -16,7 +16,9 @@ Logits = npt.NDArray[np.float32]  # (n, classes)
 BATCH = 32
 
 
-def job(net: nn.Module, images: Images | Array, rows: npt.NDArray[np.int64]) -> Callable[[int], Logits]:
+def job(
+    net: nn.Module, images: Images | Array, rows: npt.NDArray[np.int64]
+) -> Callable[[int], Logits]:
     """Work for `Workers`: the logits of the BATCH photos from rows[start] on."""
 
     def predict(start: int) -> Logits:
@@ -40,12 +42,20 @@ def gather(workers: Workers, count: int, on_batch: Callable[[], object] = lambda
 
 
 def predict(
-    net: nn.Module, images: Images | Array, rows: npt.NDArray[np.int64], processes: int, on_batch: Callable[[], object] = lambda: None
+    net: nn.Module,
+    images: Images | Array,
+    rows: npt.NDArray[np.int64],
+    processes: int,
+    on_batch: Callable[[], object] = lambda: None,
 ) -> Logits:
     """Logits of images[rows], (N, S, S, 3) uint8: every photo counts, in its order. BadInput where they are no numbers."""
     needed = -(-len(rows) // BATCH)
-    with Workers(min(processes, needed), lambda rank: {"predict": job(net, images, rows)}) as workers:
+    with Workers(
+        min(processes, needed), lambda rank: {"predict": job(net, images, rows)}
+    ) as workers:
         logits = gather(workers, len(rows), on_batch)
     if not np.isfinite(logits).all():
-        raise BadInput("the network's answers are no finite numbers: its weights are useless; restore another checkpoint, or train with --fresh")
+        raise BadInput(
+            "the network's answers are no finite numbers: its weights are useless; restore another checkpoint, or train with --fresh"
+        )
     return logits

@@ -18,11 +18,22 @@ SKIPPED_SHOWN = 10
 
 
 def decoded(
-    cache: PhotoCache, split: Split, size: int, meanwhile: Callable[[], object] = lambda: None, others: Alone = ALONE
+    cache: PhotoCache,
+    split: Split,
+    size: int,
+    meanwhile: Callable[[], object] = lambda: None,
+    others: Alone = ALONE,
 ) -> Pixels:
     """`PhotoCache.open` with a bar, naming the photos that could not be read; of this machine's part."""
     count = len(range(len(split))[others.part])
-    with tqdm(total=count, desc=f"decoding {split.name}", unit=" photos", disable=True if others.rank else None, delay=0.5, leave=False) as bar:
+    with tqdm(
+        total=count,
+        desc=f"decoding {split.name}",
+        unit=" photos",
+        disable=True if others.rank else None,
+        delay=0.5,
+        leave=False,
+    ) as bar:
 
         def on_photos(more: int) -> None:
             bar.update(more)
@@ -45,7 +56,9 @@ def unseen(pixels: Pixels, trained_on: Ints, name: str) -> Pixels:
     if seen := len(pixels) - int(is_new.sum()):
         told = f"{seen} of {len(pixels)} photos in {name}"
         if not is_new.any():
-            raise BadInput(f"{told} were used for training, so nothing is left to measure: put others there, or train with --fresh once they are no longer in train")
+            raise BadInput(
+                f"{told} were used for training, so nothing is left to measure: put others there, or train with --fresh once they are no longer in train"
+            )
         print(f"Warning: {told} were used for training and are excluded", file=sys.stderr)
     return pixels.where(is_new)
 
@@ -63,7 +76,14 @@ class TrainingBar:
     def __init__(self, total: int, done: int, cluster: Alone) -> None:
         self.machines = cluster.machines
         hidden = True if cluster.rank else None  # None: where there is no terminal
-        self.bar = tqdm(total=total * self.machines, initial=done * self.machines, desc="training", unit=" images", disable=hidden, smoothing=0.1)
+        self.bar = tqdm(
+            total=total * self.machines,
+            initial=done * self.machines,
+            desc="training",
+            unit=" images",
+            disable=hidden,
+            smoothing=0.1,
+        )
         self.loss = 0.0
 
     def show(self, images: int, loss: float) -> None:

@@ -39,7 +39,14 @@ class Mistake:
                 "probability": self.probability, "maybe_mislabelled": self.maybe_mislabelled}  # fmt: skip
 
 
-def write(folder: Path, results: dict[str, Any], logits: Floats, labels: Ints, history: tuple[dict[str, float], ...], mistakes: list[Mistake]) -> Path:
+def write(
+    folder: Path,
+    results: dict[str, Any],
+    logits: Floats,
+    labels: Ints,
+    history: tuple[dict[str, float], ...],
+    mistakes: list[Mistake],
+) -> Path:
     """folder/report.html and folder/*.png, from the `results` of eval_results.json and what they were computed from."""
     calibration, sure = results["calibration"], results["sure"]
     matrix, names = np.array(results["confusion_matrix"]), results["class_names"]
@@ -51,14 +58,29 @@ def write(folder: Path, results: dict[str, Any], logits: Floats, labels: Ints, h
     if history:
         drawn["learning_curves"] = figures.learning_curves(history)
     charts = {name: figures.save(figure, folder / f"{name}.png") for name, figure in drawn.items()}
-    gallery = [(mistake, picture(mistake.image), picture(glowing(mistake.image, mistake.evidence))) for mistake in mistakes]
+    gallery = [
+        (mistake, picture(mistake.image), picture(glowing(mistake.image, mistake.evidence)))
+        for mistake in mistakes
+    ]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, finalize=harmless
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=harmless,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-    confusions = [(names[i], names[j], matrix[i, j], matrix[i, j] / matrix[i].sum()) for i, j in figures.confusions(matrix)]
+    confusions = [
+        (names[i], names[j], matrix[i, j], matrix[i, j] / matrix[i].sum())
+        for i, j in figures.confusions(matrix)
+    ]
     page = environment.get_template("report.html").render(
-        r=results, charts=charts, confusions=confusions, shown_classes=len(figures.most_confused(matrix)), gallery=gallery, few=FEW, history=history
+        r=results,
+        charts=charts,
+        confusions=confusions,
+        shown_classes=len(figures.most_confused(matrix)),
+        gallery=gallery,
+        few=FEW,
+        history=history,
     )
     write_atomically(folder / REPORT, page.encode())
     return folder / REPORT
@@ -80,7 +102,9 @@ def glowing(image: Array, evidence: Floats) -> Array:
     """The photo in grey, orange where there is more evidence than on average, the strongest most."""
     size, mean = (image.shape[1], image.shape[0]), float(evidence.mean())
     strength = np.maximum(evidence - mean, 0) / max(float(evidence.max()) - mean, 1e-9)
-    mask = np.asarray(Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    mask = np.asarray(
+        Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    ).clip(0, 1)[..., None]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
     blended: Array = ((1 - 0.7 * mask) * grey + 0.7 * mask * np.array(GLOW)).astype(np.uint8)
     return blended

@@ -66,23 +66,42 @@ class Run:
 
     good: Snapshot  # the last one that was sound
 
-    def __init__(self, net: Any, choices: Choices, class_names: tuple[str, ...], photos: PhotoSets, machines: int = 1) -> None:
-        self.net, self.choices, self.class_names, self.photos, self.machines = net, choices, class_names, photos, machines
+    def __init__(
+        self,
+        net: Any,
+        choices: Choices,
+        class_names: tuple[str, ...],
+        photos: PhotoSets,
+        machines: int = 1,
+    ) -> None:
+        self.net, self.choices, self.class_names, self.photos, self.machines = (
+            net,
+            choices,
+            class_names,
+            photos,
+            machines,
+        )
         self.images_seen = 0  # in this run
         self.epoch_images = 1  # that this machine sees in an epoch
         self.first_epoch = 0  # epochs of the runs before it
         self.finished = False
         self.history: list[dict[str, float]] = []  # a row an epoch, of all runs
-        self.best: dict[str, Any] = {}  # epoch, val_acc, val_loss, image_size, temperature, sure_from, weights
+        self.best: dict[
+            str, Any
+        ] = {}  # epoch, val_acc, val_loss, image_size, temperature, sure_from, weights
         self.tally = Tally()  # of the epoch under way
         self.session = Tally()  # of this process
         self.momentum: Tensor | None = None  # (workers, trained parameters)
         self.length: int | None = None  # images in all, where a time budget set them
         self.setbacks = 0  # times that training diverged; each halves the learning rate
-        self.epochs_done: float | None = None  # where images do not tell, because another number of machines had a part each
+        self.epochs_done: float | None = (
+            None  # where images do not tell, because another number of machines had a part each
+        )
         self.others = ALONE  # machines that train beside this one
         self.split = division.NOTHING.identity()  # of model/split.json
-        self.trained_on = torch.empty(0, dtype=torch.int64)  # contents.short of all photos, in this run and those before
+        self.trained_on = torch.empty(
+            0, dtype=torch.int64
+        )  # contents.short of all photos, in this run and those before
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: in the middle of its run, or with a run more if that was finished."""
@@ -102,7 +121,9 @@ class Run:
     def take(self, split: division.Identity, hashes: Array) -> None:
         """Keep in mind by which split, and on photos of which contents, (n, HASH_SIZE), it trains from now on."""
         self.split = split
-        self.trained_on = torch.from_numpy(np.union1d(self.trained_on.numpy(), contents.short(hashes[hashes.any(axis=1)])))
+        self.trained_on = torch.from_numpy(
+            np.union1d(self.trained_on.numpy(), contents.short(hashes[hashes.any(axis=1)]))
+        )
 
     def state(self) -> dict[str, Any]:
         """What the checkpoint holds, as schema.py has it."""
@@ -127,7 +148,9 @@ class Run:
             "momentum": None if self.finished else self.good.momentum,
         }
 
-    def measure_best(self, best: dict[str, Any], val: Pixels, workers: int, others: Alone) -> dict[str, Any]:
+    def measure_best(
+        self, best: dict[str, Any], val: Pixels, workers: int, others: Alone
+    ) -> dict[str, Any]:
         """The `best` of a checkpoint with its figures on these photos, of its image size. The network is left with its weights."""
         self.net.load_state_dict(best["weights"])
         logits = predict.predict(self.net, val.images, val.rows, workers, others.beat)
@@ -143,7 +166,8 @@ class Run:
             labels=train.labels,
             batch_size=self.choices.batch_size,
             length=torch.tensor([self.length or self.choices.epochs * len(train)]).share_memory_(),
-            lr=self.choices.lr or self.net.lr * steady * math.sqrt(self.machines),  # docs/decisions/cluster.md
+            lr=self.choices.lr
+            or self.net.lr * steady * math.sqrt(self.machines),  # docs/decisions/cluster.md
             lr_scale=torch.tensor([0.5**self.setbacks], dtype=torch.float64).share_memory_(),
             momentum=self.choices.momentum,
             seed=self.choices.seed,
@@ -165,7 +189,11 @@ class Run:
             self.length = budget.images
         self.epoch_images = len(train)
         course = self.course(train, workers)
-        step = course.step_at(self.images_seen) if self.epochs_done is None else int(self.epochs_done * course.steps_per_epoch + 1e-6)
+        step = (
+            course.step_at(self.images_seen)
+            if self.epochs_done is None
+            else int(self.epochs_done * course.steps_per_epoch + 1e-6)
+        )
         if step >= course.steps:
             raise BadInput(
                 f"the interrupted run has seen {self.images_seen} images, and with the photos there are now it would "
@@ -173,7 +201,11 @@ class Run:
             )
         self.images_seen = course.images_before(step)
         first = step == 0 and not self.history
-        moments = Moments(workers, self.net.head.in_features, train, len(self.class_names)) if first and self.net.pretrained else None
+        moments = (
+            Moments(workers, self.net.head.in_features, train, len(self.class_names))
+            if first and self.net.pretrained
+            else None
+        )
         hogwild.share(self.net)
         self.momentum = momentum = hogwild.share_momentum(self.net, workers, self.momentum)
         images = val.images
@@ -186,7 +218,9 @@ class Run:
             }
 
         with (
-            connect(self.net) as self.others,  # before the workers: it must not inherit our ends of their pipes
+            connect(
+                self.net
+            ) as self.others,  # before the workers: it must not inherit our ends of their pipes
             Workers(workers, prepare) as pool,
             TrainingBar(course.images_before(course.steps), self.images_seen, self.others) as bar,
         ):
@@ -200,7 +234,9 @@ class Run:
                 try:
                     self.train(pool, course, loss, lambda: stop.asked or saves.due(), bar, budget)
                     step = course.step_at(self.images_seen)
-                    closing = (step % course.steps_per_epoch == 0 and self.tally.images > 0) or step >= course.steps
+                    closing = (
+                        step % course.steps_per_epoch == 0 and self.tally.images > 0
+                    ) or step >= course.steps
                     if closing and not loss.diverged:
                         self.settle()
                 except Exception:  # no worker stays alive, memory ran out, another machine is gone: what they did until now is kept
@@ -213,7 +249,11 @@ class Run:
                     continue
                 self.finished = step >= course.steps
                 if closing:
-                    self.close_epoch(predict.gather(pool, len(val), self.others.beat), val, course.lr_at(step - 1))
+                    self.close_epoch(
+                        predict.gather(pool, len(val), self.others.beat),
+                        val,
+                        course.lr_at(step - 1),
+                    )
                     try:
                         bar.write(self.epoch_line())
                     except OSError:  # of standard output: its reader is gone, its disk full
@@ -238,7 +278,13 @@ class Run:
         write_history(self.history, model_dir / HISTORY)
 
     def train(
-        self, pool: Workers, course: Course, loss: "LossWatch", pause: Callable[[], bool], bar: TrainingBar, budget: Budget | None
+        self,
+        pool: Workers,
+        course: Course,
+        loss: "LossWatch",
+        pause: Callable[[], bool],
+        bar: TrainingBar,
+        budget: Budget | None,
     ) -> None:
         """To the end of the epoch under way, until `pause()`, or until the loss tells of trouble."""
         started = time.monotonic()
@@ -277,9 +323,13 @@ class Run:
         """Copy what has been learnt, as `good`; False, and the copy before stays, where it diverged or a weight or its momentum is no number."""
         assert self.momentum is not None
         weights = {name: p.clone() for name, p in self.net.state_dict().items()}
-        sound = not loss.diverged and all(bool(p.isfinite().all()) for p in (*weights.values(), self.momentum))
+        sound = not loss.diverged and all(
+            bool(p.isfinite().all()) for p in (*weights.values(), self.momentum)
+        )
         if sound:
-            self.good = Snapshot(self.images_seen, replace(self.tally), weights, self.momentum.clone())
+            self.good = Snapshot(
+                self.images_seen, replace(self.tally), weights, self.momentum.clone()
+            )
         return sound
 
     def go_back(self, course: Course, loss: "LossWatch", model_dir: Path) -> None:
@@ -313,7 +363,9 @@ class Run:
     def close_epoch(self, logits: predict.Logits, val: Pixels, lr: float) -> None:
         """Note a row of history, and keep the weights if they are the best on val yet (of equal ones, the later)."""
         sums = np.array([[self.tally.images, self.tally.loss, self.tally.correct]])
-        logits, labels, sums = self.others.gather([np.nan_to_num(logits, nan=0, posinf=HUGE, neginf=-HUGE), val.labels, sums])
+        logits, labels, sums = self.others.gather(
+            [np.nan_to_num(logits, nan=0, posinf=HUGE, neginf=-HUGE), val.labels, sums]
+        )
         images, loss, correct = sums.sum(axis=0).tolist()
         row = {
             "epoch": len(self.history) + 1,
@@ -350,14 +402,19 @@ def log_prior(labels: hogwild.Ints, classes: int) -> Tensor:
     Added to the logits in the loss, the logits themselves take all classes to be equally frequent, so that rare ones
     are found as often (logit adjustment, arXiv 2007.07314), as the closed form they start from does.
     """
-    counts = torch.from_numpy(labels).bincount(minlength=classes).clamp(min=1)  # other machines may have all photos of a class
+    counts = (
+        torch.from_numpy(labels).bincount(minlength=classes).clamp(min=1)
+    )  # other machines may have all photos of a class
     if counts.max() < UNBALANCED * counts.min():
         return hogwild.NO_PRIOR
     return (counts / counts.sum()).log()
 
 
 def validated(logits: predict.Logits, labels: hogwild.Ints) -> dict[str, float]:
-    return {"val_loss": metrics.cross_entropy(logits, labels), "val_acc": metrics.accuracy(logits, labels)}
+    return {
+        "val_loss": metrics.cross_entropy(logits, labels),
+        "val_acc": metrics.accuracy(logits, labels),
+    }
 
 
 def calibrated(logits: predict.Logits, labels: hogwild.Ints) -> dict[str, float]:
@@ -400,4 +457,9 @@ class SaveClock:
 
 def write_history(history: list[dict[str, float]], file: Path) -> None:
     """metrics.csv: all epochs of all runs into this checkpoint, a row each."""
-    write_atomically(file, as_csv([tuple(schema.ROW), *([row[name] for name in schema.ROW] for row in history)]).encode())
+    write_atomically(
+        file,
+        as_csv(
+            [tuple(schema.ROW), *([row[name] for name in schema.ROW] for row in history)]
+        ).encode(),
+    )

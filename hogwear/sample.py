@@ -48,12 +48,18 @@ def ensure(folder: Path, *, seed: int = 0) -> Path:
         for split, label, index, path in photos(unfinished):
             path.parent.mkdir(parents=True, exist_ok=True)
             with naming(path):
-                draw(label, index, np.random.default_rng((seed, split, label, index))).save(path, quality=88)
-        unfinished.chmod(0o755)  # mkdtemp lets nobody else in, but eval may run as another user than train
+                draw(label, index, np.random.default_rng((seed, split, label, index))).save(
+                    path, quality=88
+                )
+        unfinished.chmod(
+            0o755
+        )  # mkdtemp lets nobody else in, but eval may run as another user than train
         try:
             unfinished.rename(folder)
         except OSError as error:
-            if not is_complete(folder):  # if it is, somebody else was faster, and theirs is as good as ours
+            if not is_complete(
+                folder
+            ):  # if it is, somebody else was faster, and theirs is as good as ours
                 raise BadInput(
                     f"{folder} is in the way of the sample photos ({error.strerror}): expected nothing there, an empty "
                     "folder or the complete sample. Delete or rename it."
@@ -95,7 +101,18 @@ def legs(c: Canvas, length: float, wide: float) -> None:
     """Trousers that reach down to y = `length` and are `wide` there."""
     waist, hip = c.vary(0.32, 0.38), c.vary(0.42, 0.48)
     out = hip + (length + 0.5) * c.vary(0, 0.1)
-    c.part(both((0, -0.8), (waist, -0.8), (hip, -0.4), (out, length), (out - wide, length), (0.02, -0.12)), None, 0.12)
+    c.part(
+        both(
+            (0, -0.8),
+            (waist, -0.8),
+            (hip, -0.4),
+            (out, length),
+            (out - wide, length),
+            (0.02, -0.12),
+        ),
+        None,
+        0.12,
+    )
     for side in (1, -1):
         c.strap([(out * side, length), ((out - wide) * side, length)], c.trim, 0.05)
         c.line([(0.2 * side, -0.7), (0.22 * side, -0.48), ((hip - 0.02) * side, -0.46)], c.ink)
@@ -128,18 +145,36 @@ def square_glasses(c: Canvas) -> None:
 
 
 def aviators(c: Canvas) -> None:
-    tear = [(0.12, -0.22), (0.45, -0.28), (0.84, -0.24), (0.82, 0.2), (0.52, c.vary(0.42, 0.56)), (0.2, 0.22)]
+    tear = [
+        (0.12, -0.22),
+        (0.45, -0.28),
+        (0.84, -0.24),
+        (0.82, 0.2),
+        (0.52, c.vary(0.42, 0.56)),
+        (0.2, 0.22),
+    ]
     glasses(c, soft(tear, 0.9), -0.22, -0.05)
 
 
 def cat_eyes(c: Canvas) -> None:
-    wing = [(0.12, -0.2), (0.5, -0.26), (0.98, c.vary(-0.46, -0.36)), (0.84, 0.12), (0.5, 0.3), (0.16, 0.16)]
+    wing = [
+        (0.12, -0.2),
+        (0.5, -0.26),
+        (0.98, c.vary(-0.46, -0.36)),
+        (0.84, 0.12),
+        (0.5, 0.3),
+        (0.16, 0.16),
+    ]
     glasses(c, soft(wing, 0.75), -0.1)
 
 
 def glasses(c: Canvas, lens: Array, *bridges: float) -> None:
     """Arms, bridges at these heights, and a rim around the right `lens` and its mirror image."""
-    tint, opacity, rim = c.accent if c.maybe() else BLACK, int(c.rng.integers(50, 230)), c.vary(1.12, 1.28)
+    tint, opacity, rim = (
+        c.accent if c.maybe() else BLACK,
+        int(c.rng.integers(50, 230)),
+        c.vary(1.12, 1.28),
+    )
     for y in bridges:
         c.strap([(-0.2, y + 0.05), (0, y - 0.06), (0.2, y + 0.05)], c.main, 0.05)
     for side in np.array([(1, 1), (-1, 1)], np.float32):
@@ -153,7 +188,9 @@ def glasses(c: Canvas, lens: Array, *bridges: float) -> None:
 
 def sneaker(c: Canvas) -> None:
     top = c.vary(-0.6, -0.3)
-    c.part([(-0.3, top - 0.05), (-0.05, top - 0.12), (0.1, -0.1), (-0.2, 0.1)], c.accent, 0.3)  # the tongue
+    c.part(
+        [(-0.3, top - 0.05), (-0.05, top - 0.12), (0.1, -0.1), (-0.2, 0.1)], c.accent, 0.3
+    )  # the tongue
     ankle = [(-0.84, 0.4), (-0.84, top), (-0.6, top - 0.06), (-0.3, top + 0.05), (-0.1, top + 0.02)]
     c.part([*ankle, (0.15, -0.08), (0.6, 0.05), (0.92, 0.18), (0.9, 0.4)], None, 0.5)
     c.part([(0.55, 0.42), (0.52, 0.2), (0.66, 0.06), (0.9, 0.18), (0.9, 0.42)], c.trim, 0.5)
@@ -167,9 +204,26 @@ def sneaker(c: Canvas) -> None:
 
 def boot(c: Canvas) -> None:
     top = c.vary(-0.9, -0.55)
-    c.part([(-0.62, 0.5), (-0.6, top), (0.02, top), (0, -0.1), (0.35, 0.05), (0.82, 0.15), (0.86, 0.5)], None, 0.4)
-    c.part([(-0.62, top - 0.03), (0.04, top - 0.03), (0.04, top + 0.13), (-0.62, top + 0.13)], c.trim)
-    c.part([(-0.66, 0.46), (0.9, 0.46), (0.88, 0.58), (-0.12, 0.58), (-0.16, 0.74), (-0.64, 0.74)], c.ink)
+    c.part(
+        [
+            (-0.62, 0.5),
+            (-0.6, top),
+            (0.02, top),
+            (0, -0.1),
+            (0.35, 0.05),
+            (0.82, 0.15),
+            (0.86, 0.5),
+        ],
+        None,
+        0.4,
+    )
+    c.part(
+        [(-0.62, top - 0.03), (0.04, top - 0.03), (0.04, top + 0.13), (-0.62, top + 0.13)], c.trim
+    )
+    c.part(
+        [(-0.66, 0.46), (0.9, 0.46), (0.88, 0.58), (-0.12, 0.58), (-0.16, 0.74), (-0.64, 0.74)],
+        c.ink,
+    )
     for y in np.linspace(top + 0.25, 0, 4).tolist():
         c.strap([(-0.22, y + 0.02), (0, y - 0.02)], c.accent, 0.03)
 
@@ -177,26 +231,42 @@ def boot(c: Canvas) -> None:
 def heel(c: Canvas) -> None:
     y = c.vary(-0.4, -0.1)
     c.part([(-0.8, y), (-0.5, y + 0.1), (-0.62, 0.6), (-0.72, 0.6)], c.dark)
-    back, toe = [(-0.82, y - 0.32), (-0.66, y - 0.34), (-0.3, y + 0.18)], [(0.15, 0.22), (0.36, 0.1), (0.94, 0.5)]
+    back, toe = (
+        [(-0.82, y - 0.32), (-0.66, y - 0.34), (-0.3, y + 0.18)],
+        [(0.15, 0.22), (0.36, 0.1), (0.94, 0.5)],
+    )
     sole = [(0.9, 0.6), (0.4, 0.6), (-0.05, 0.44), (-0.5, y + 0.2), (-0.8, y + 0.08)]
     c.part([*back, *toe, *sole], None, 0.6)
     c.line(sole, c.ink, 0.035)
     if c.maybe():
-        c.part([(0.37, 0.17), (0.24, 0.06), (0.28, 0.26), (0.37, 0.17), (0.46, 0.08), (0.5, 0.28)], c.accent, 0.3)
+        c.part(
+            [(0.37, 0.17), (0.24, 0.06), (0.28, 0.26), (0.37, 0.17), (0.46, 0.08), (0.5, 0.28)],
+            c.accent,
+            0.3,
+        )
 
 
 def sandals(c: Canvas) -> None:
-    outside, inside = [(0.62, -0.9), (0.74, -0.45), (0.62, 0.1), (0.66, 0.6), (0.5, 0.88)], [(0.26, 0.84), (0.2, 0.4)]
+    outside, inside = (
+        [(0.62, -0.9), (0.74, -0.45), (0.62, 0.1), (0.66, 0.6), (0.5, 0.88)],
+        [(0.26, 0.84), (0.2, 0.4)],
+    )
     sole = np.array([(0.3, -0.92), *outside, *inside, (0.12, -0.3)])
     for side in np.array([(1, 1), (-1, 1)]):
         c.part(side * sole, c.ink, 0.9)
         c.part(side * grown(sole, 0.9), None, 0.9)
-        c.strap(side * [(0.18, 0.02), (0.2, -0.35), (0.38, -0.56), (0.6, -0.35), (0.6, 0.06)], c.accent)
+        c.strap(
+            side * [(0.18, 0.02), (0.2, -0.35), (0.38, -0.56), (0.6, -0.35), (0.6, 0.06)], c.accent
+        )
 
 
 def tote(c: Canvas) -> None:
     wide, low, reach = c.vary(0.5, 0.6), c.vary(0.52, 0.7), c.vary(-0.95, -0.7)
-    c.strap([(-0.26, -0.3), (-0.26, reach - 0.06), (0.26, reach - 0.06), (0.26, -0.3)], mix(c.belt, BLACK, 0.3), 0.06)
+    c.strap(
+        [(-0.26, -0.3), (-0.26, reach - 0.06), (0.26, reach - 0.06), (0.26, -0.3)],
+        mix(c.belt, BLACK, 0.3),
+        0.06,
+    )
     c.part(both((0, -0.34), (wide - 0.02, -0.37), (wide, -0.2)), c.dark)
     c.part(both((0, -0.28), (wide, -0.3), (low, 0.8), (0, 0.82)), None, 0.1)
     c.strap([(-0.3, -0.1), (-0.3, reach), (0.3, reach), (0.3, -0.1)], c.belt, 0.06)
@@ -207,10 +277,17 @@ def satchel(c: Canvas) -> None:
     low, flap = c.vary(0.6, 0.75), c.vary(0.05, 0.3)
     c.strap([(-0.25, -0.3), (-0.25, -0.72), (0.25, -0.72), (0.25, -0.3)], c.belt)
     c.part(both((0, -0.35), (0.7, -0.35), (0.76, low), (0, low)), None, 0.3)
-    c.part(both((0, -0.42), (0.74, -0.42), (0.78, flap - 0.1), (0.5, flap + 0.05), (0, flap + 0.1)), None, 0.4)
+    c.part(
+        both((0, -0.42), (0.74, -0.42), (0.78, flap - 0.1), (0.5, flap + 0.05), (0, flap + 0.1)),
+        None,
+        0.4,
+    )
     for x in (-0.4, 0.4):
         c.strap([(x, -0.38), (x, flap + 0.22)], c.belt, 0.09)
-        c.part([(x - 0.09, flap), (x + 0.09, flap), (x + 0.09, flap + 0.14), (x - 0.09, flap + 0.14)], BRASS)
+        c.part(
+            [(x - 0.09, flap), (x + 0.09, flap), (x + 0.09, flap + 0.14), (x - 0.09, flap + 0.14)],
+            BRASS,
+        )
 
 
 def clutch(c: Canvas) -> None:
@@ -224,7 +301,11 @@ def clutch(c: Canvas) -> None:
 
 def hobo(c: Canvas) -> None:
     c.strap([(-0.62, -0.1), (-0.5, -0.9), (0.5, -0.9), (0.62, -0.1)], c.belt)
-    c.part(both((0, -0.02), (0.4, -0.06), (0.72, -0.32), (0.92, 0.3), (0.5, 0.82), (0, 0.84)), None, 0.7)
+    c.part(
+        both((0, -0.02), (0.4, -0.06), (0.72, -0.32), (0.92, 0.3), (0.5, 0.82), (0, 0.84)),
+        None,
+        0.7,
+    )
     c.strap([(-0.6, -0.12), (0, 0.14), (0.6, -0.12)], BRASS, 0.03)
 
 
@@ -253,9 +334,14 @@ def top(c: Canvas, cuff: Point) -> float:
     x, y = cuff
     neck, hem = c.vary(0.17, 0.24), c.vary(0.42, 0.52)
     for side in np.array([(1, 1), (-1, 1)]):
-        c.part(side * [(0.3, -0.7), (0.44, -0.6), (x + 0.12, y - 0.05), (x - 0.12, y + 0.06), (0.4, -0.12)])
+        c.part(
+            side
+            * [(0.3, -0.7), (0.44, -0.6), (x + 0.12, y - 0.05), (x - 0.12, y + 0.06), (0.4, -0.12)]
+        )
         c.strap(side * [(x + 0.11, y - 0.05), (x - 0.11, y + 0.06)], c.trim, 0.05)
-    c.part(both((0, -0.72), (neck + 0.02, -0.74), (0.46, -0.6), (0.42, -0.1), (hem, 0.8), (0, 0.83)))
+    c.part(
+        both((0, -0.72), (neck + 0.02, -0.74), (0.46, -0.6), (0.42, -0.1), (hem, 0.8), (0, 0.83))
+    )
     c.line([(-hem, 0.73), (0, 0.76), (hem, 0.73)], c.ink)
     return neck
 

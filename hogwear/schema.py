@@ -31,17 +31,27 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-Schema = Rule | Mapping[str, Any]  # Rules and such mappings inside; a mapping: a dict with these keys and no others
+Schema = (
+    Rule | Mapping[str, Any]
+)  # Rules and such mappings inside; a mapping: a dict with these keys and no others
 
 
-def number(kind: type[int] | type[float], at_least: float = 0, below: float | None = None, at_most: float | None = None) -> Rule:
+def number(
+    kind: type[int] | type[float],
+    at_least: float = 0,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Rule:
     """A finite int (less than 2**63) or float, and not the other one."""
     bounds = {"at least": at_least, "below": below, "at most": at_most}
     words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
     if below is None:
         below = 2**63 if kind is int else math.inf
     limit = math.inf if at_most is None else at_most
-    return Rule(f"{'an integer' if kind is int else 'a number'}, {words}", lambda value: type(value) is kind and at_least <= value < below and value <= limit)
+    return Rule(
+        f"{'an integer' if kind is int else 'a number'}, {words}",
+        lambda value: type(value) is kind and at_least <= value < below and value <= limit,
+    )
 
 
 def or_none(rule: Rule) -> Rule:
@@ -54,10 +64,16 @@ def tensor(*shape: int | None, dtype: str = "float32") -> Rule:
     def holds(value: Any) -> bool:
         return (
             isinstance(value, Tensor)
-            and (value.device.type, value.layout, str(value.dtype)) == ("cpu", strided, f"torch.{dtype}")
+            and (value.device.type, value.layout, str(value.dtype))
+            == ("cpu", strided, f"torch.{dtype}")
             and value.dim() == len(shape)
-            and all(length == expected or (expected is None and length) for length, expected in zip(value.shape, shape, strict=True))
-            and bool(np.isfinite(value.detach().numpy()).all())  # NumPy has no threads: workers are yet to be forked
+            and all(
+                length == expected or (expected is None and length)
+                for length, expected in zip(value.shape, shape, strict=True)
+            )
+            and bool(
+                np.isfinite(value.detach().numpy()).all()
+            )  # NumPy has no threads: workers are yet to be forked
         )
 
     lengths = ", ".join("any" if length is None else str(length) for length in shape)
@@ -65,7 +81,9 @@ def tensor(*shape: int | None, dtype: str = "float32") -> Rule:
 
 
 def are_class_names(value: Any) -> bool:
-    if not isinstance(value, list) or not all(type(name) is str and name and is_safe(name) for name in value):
+    if not isinstance(value, list) or not all(
+        type(name) is str and name and is_safe(name) for name in value
+    ):
         return False
     return len(set(value)) == len(value) >= 2
 
@@ -74,14 +92,26 @@ ANYTHING = Rule("anything", lambda value: True)
 SWITCH = Rule("True or False", lambda value: type(value) is bool)
 SHARE = number(float, at_most=1)
 LOSS = number(float)
-CHOICES = {"arch": Rule(f"one of {', '.join(ARCHITECTURES)}", lambda value: type(value) is str and value in ARCHITECTURES)} | {
-    field.name: number(**RANGES[field.name]) if field.default is not None else or_none(number(**RANGES[field.name]))
+CHOICES = {
+    "arch": Rule(
+        f"one of {', '.join(ARCHITECTURES)}",
+        lambda value: type(value) is str and value in ARCHITECTURES,
+    )
+} | {
+    field.name: number(**RANGES[field.name])
+    if field.default is not None
+    else or_none(number(**RANGES[field.name]))
     for field in fields(Choices)
     if field.name in RANGES
 }
 PHOTO_SET = {
     "count": number(int, at_least=1),
-    "sha256": Rule("64 hexadecimal digits", lambda value: type(value) is str and len(value) == 64 and set(value) <= set("0123456789abcdef")),
+    "sha256": Rule(
+        "64 hexadecimal digits",
+        lambda value: (
+            type(value) is str and len(value) == 64 and set(value) <= set("0123456789abcdef")
+        ),
+    ),
 }
 ROW = {  # of the history, an epoch; these are also the columns of metrics.csv
     "epoch": number(int, at_least=1),
@@ -117,7 +147,12 @@ STATE = {
     "finished": SWITCH,
     "history": Rule("a list of epochs", lambda value: isinstance(value, list)),
     "best": ANYTHING,
-    "tally": {"images": number(int), "loss": LOSS, "correct": number(int), "seconds": number(float)},
+    "tally": {
+        "images": number(int),
+        "loss": LOSS,
+        "correct": number(int),
+        "seconds": number(float),
+    },
     "length": or_none(number(int, at_least=1)),
     "setbacks": number(int, at_most=SETBACKS),
     "weights": ANYTHING,
@@ -133,7 +168,9 @@ def require_valid(state: Any, build: Build) -> None:
         conform(f"epoch {epoch} of history", row, ROW)
         conform(f"epoch {epoch} of history.epoch", row["epoch"], exactly(epoch))
     conform("first_epoch", state["first_epoch"], number(int, at_most=len(history)))
-    conform("tally.correct", state["tally"]["correct"], number(int, at_most=state["tally"]["images"]))
+    conform(
+        "tally.correct", state["tally"]["correct"], number(int, at_most=state["tally"]["images"])
+    )
 
     net = build(choices["arch"], len(class_names), choices["image_size"])
     conform("weights", state["weights"], weights_of(net))
@@ -146,9 +183,17 @@ def require_valid(state: Any, build: Build) -> None:
         conform("best", state["best"], {})
     if state["finished"]:
         conform("history", history, Rule("an epoch or more of a finished run", bool))
-        conform("momentum", state["momentum"], Rule("None after the end of a run", lambda value: value is None))
+        conform(
+            "momentum",
+            state["momentum"],
+            Rule("None after the end of a run", lambda value: value is None),
+        )
     else:
-        conform("momentum", state["momentum"], tensor(None, sum(p.numel() for p in net.parameters() if p.requires_grad)))
+        conform(
+            "momentum",
+            state["momentum"],
+            tensor(None, sum(p.numel() for p in net.parameters() if p.requires_grad)),
+        )
 
 
 def exactly(value: int) -> Rule:
@@ -182,7 +227,11 @@ def shown(value: Any) -> str:
     """A value of any kind and size in a few words."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    if isinstance(value, float | bool | str) or value is None or (isinstance(value, int) and -(2**63) <= value < 2**63):
+    if (
+        isinstance(value, float | bool | str)
+        or value is None
+        or (isinstance(value, int) and -(2**63) <= value < 2**63)
+    ):
         text = repr(value)
         return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return f"of type {type(value).__name__}"

@@ -1,12 +1,12 @@
 """Command lines made from a frozen dataclass: a field is a flag, an environment variable HOGWEAR_<FIELD>, and a line of --help.
 
-    @dataclass(frozen=True)
-    class Settings:
-        '''What --help says first.'''
-        epochs: int = flag("passes over the photos", 3, at_least=1)
+@dataclass(frozen=True)
+class Settings:
+    '''What --help says first.'''
+    epochs: int = flag("passes over the photos", 3, at_least=1)
 
-    if __name__ == "__main__":
-        run(main, Settings)
+if __name__ == "__main__":
+    run(main, Settings)
 """
 
 import argparse
@@ -38,13 +38,22 @@ MENDED_BY = {
 }
 TOO_LARGE = 1_000_000_000  # an integer, where its flag sets no other limit; a product of two such ones still has 64 bits
 OUT_OF_MEMORY = re.compile(  # as torch and the kernel, the loader of libraries, C++, oneDNN and protobuf call it
-    "allocate memory|failed to map segment|std::bad_alloc|could not create a primitive$|failed to serialize proto", re.IGNORECASE
+    "allocate memory|failed to map segment|std::bad_alloc|could not create a primitive$|failed to serialize proto",
+    re.IGNORECASE,
 )
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
-def flag(help: str, default: Any, *, kind: Callable[[str], Any] = str, at_least: float | None = None,
-         below: float | None = None, choices: tuple[str, ...] | None = None, default_help: str | None = None) -> Any:
+def flag(
+    help: str,
+    default: Any,
+    *,
+    kind: Callable[[str], Any] = str,
+    at_least: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    default_help: str | None = None,
+) -> Any:
     """A setting. `kind` reads it from text; bool makes a switch, a tuple default takes several values.
 
     Integers are below TOO_LARGE where `below` sets no other limit.
@@ -52,8 +61,14 @@ def flag(help: str, default: Any, *, kind: Callable[[str], Any] = str, at_least:
     `default_help` says in words what a default of None comes to, or what a switch is without its flag.
     """
     below = TOO_LARGE if kind is int and below is None else below
-    metadata = {"help": help, "kind": kind, "at_least": at_least, "below": below, "choices": choices,
-                "default_help": default_help}
+    metadata = {
+        "help": help,
+        "kind": kind,
+        "at_least": at_least,
+        "below": below,
+        "choices": choices,
+        "default_help": default_help,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -70,12 +85,18 @@ def read(setting: "Field[Any]", text: str, source: str) -> Any:
     try:
         value = rules["kind"](text)
     except ValueError:
-        raise BadInput(f"{source}: {text!r} is not {'an integer' if rules['kind'] is int else 'a number'}") from None
+        raise BadInput(
+            f"{source}: {text!r} is not {'an integer' if rules['kind'] is int else 'a number'}"
+        ) from None
     if rules["choices"] and value not in rules["choices"]:
         raise BadInput(f"{source}: {text!r} is not one of {', '.join(rules['choices'])}")
     low, high = rules["at_least"], rules["below"]
     if (low is not None and not value >= low) or (high is not None and not value < high):
-        bounds = [f"{words} {limit:,}" for words, limit in (("at least", low), ("below", high)) if limit is not None]
+        bounds = [
+            f"{words} {limit:,}"
+            for words, limit in (("at least", low), ("below", high))
+            if limit is not None
+        ]
         raise BadInput(f"{source}: {text} is out of range, expected {' and '.join(bounds)}")
     return value
 
@@ -84,7 +105,9 @@ def from_environment(setting: "Field[Any]", text: str, source: str) -> Any:
     """The same from an environment variable, where a switch is a word and several values are separated by `:`."""
     if setting.metadata["kind"] is bool:
         if text.lower() not in TRUE + FALSE:
-            raise BadInput(f"{source}: {text!r} is not one of {', '.join(filter(None, TRUE + FALSE))}")
+            raise BadInput(
+                f"{source}: {text!r} is not one of {', '.join(filter(None, TRUE + FALSE))}"
+            )
         return text.lower() in TRUE
     if isinstance(setting.default, tuple):
         return tuple(read(setting, part, source) for part in text.split(os.pathsep))
@@ -93,17 +116,27 @@ def from_environment(setting: "Field[Any]", text: str, source: str) -> Any:
 
 def parse(settings: type[S], arguments: list[str] | None = None) -> S:
     """Flags first, then the environment (empty counts as not set), then the defaults. BadInput if a value is wrong."""
-    parser = Parser(description=inspect.cleandoc(settings.__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                    epilog="Each flag can be set in the environment too: HOGWEAR_<FLAG>, for example HOGWEAR_SEED=1.")
+    parser = Parser(
+        description=inspect.cleandoc(settings.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Each flag can be set in the environment too: HOGWEAR_<FLAG>, for example HOGWEAR_SEED=1.",
+    )
     for setting in fields(settings):  # type: ignore[arg-type]
         rules, several = setting.metadata, isinstance(setting.default, tuple)
         option: dict[str, Any] = {"help": rules["help"], "default": MISSING}
-        shown = rules["default_help"] or (None if several or rules["kind"] is bool else setting.default)
+        shown = rules["default_help"] or (
+            None if several or rules["kind"] is bool else setting.default
+        )
         option["help"] += f" (default: {shown})" if shown is not None else ""
         if rules["kind"] is bool:
             option["action"] = "store_true"
         else:
-            option["metavar"] = "{" + ",".join(rules["choices"]) + "}" if rules["choices"] else METAVARS[rules["kind"]]
+            option["metavar"] = (
+                "{" + ",".join(rules["choices"]) + "}"
+                if rules["choices"]
+                else METAVARS[rules["kind"]]
+            )
             option["nargs"] = "+" if several else None
         parser.add_argument("--" + setting.name.replace("_", "-"), **option)
     given = vars(parser.parse_args(arguments))
@@ -117,7 +150,9 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
         elif isinstance(value, list):
             values[setting.name] = tuple(read(setting, text, flag_name) for text in value)
         else:
-            values[setting.name] = value if isinstance(value, bool) else read(setting, value, flag_name)
+            values[setting.name] = (
+                value if isinstance(value, bool) else read(setting, value, flag_name)
+            )
     return settings(**values)
 
 
@@ -125,7 +160,9 @@ def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
     """Call `main` and leave the process with its exit code."""
     streams.prepare()
     signal.signal(signal.SIGINT, interrupted)
-    os._exit(exit_code(main, settings))  # all is written and closed; to take torch apart piece by piece would take up to a second
+    os._exit(
+        exit_code(main, settings)
+    )  # all is written and closed; to take torch apart piece by piece would take up to a second
 
 
 def interrupted(signum: int, frame: object) -> NoReturn:
@@ -153,7 +190,9 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
         elif not isinstance(error, OSError):
             raise
         elif error.filename == streams.OUTPUT and error.errno == errno.EPIPE:
-            return 128 + signal.SIGPIPE  # as a program that the signal ends: its reader has seen enough
+            return (
+                128 + signal.SIGPIPE
+            )  # as a program that the signal ends: its reader has seen enough
         else:
             message, code = in_words(error), 2
     print(f"{Path(sys.argv[0]).name}: {escaped(message)}", file=sys.stderr, flush=True)
@@ -163,7 +202,11 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
 def in_words(error: OSError) -> str:
     """What the system refused, and what to do."""
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    fix = "write it elsewhere" if error.filename == streams.OUTPUT else MENDED_BY.get(error.errno or 0)
+    fix = (
+        "write it elsewhere"
+        if error.filename == streams.OUTPUT
+        else MENDED_BY.get(error.errno or 0)
+    )
     return f"{what}; {fix}" if fix else what
 
 

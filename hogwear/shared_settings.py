@@ -17,14 +17,41 @@ from hogwear.tables import Columns
 class SharedSettings:
     """The first flags of every script."""
 
-    data_dir: Path = flag("photos: {train,val,test}/CLASS/* or CLASS/*, or a table of them; empty: a built-in sample", Path("data"), kind=Path)
-    model_dir: Path = flag("where checkpoint.pt, split.json and the results are", Path("model"), kind=Path)
+    data_dir: Path = flag(
+        "photos: {train,val,test}/CLASS/* or CLASS/*, or a table of them; empty: a built-in sample",
+        Path("data"),
+        kind=Path,
+    )
+    model_dir: Path = flag(
+        "where checkpoint.pt, split.json and the results are", Path("model"), kind=Path
+    )
     cache_dir: Path = flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
-    image_column: str | None = flag("of a table (*.csv) in the data folder: the photos' paths or names", None, default_help="guessed")
-    label_column: str | None = flag("of a table: the classes", None, default_help="guessed; five classes for Kaggle's styles.csv")
-    min_count: int = flag("of a table: values with fewer photos make no class", Columns.min_count, kind=int, at_least=3)
-    max_megapixels: int = flag("skip larger photos; a worker needs up to 18 MB a megapixel", LIMITS.megapixels, kind=int, at_least=1, below=100_001)
-    max_megabytes: int = flag("skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001)
+    image_column: str | None = flag(
+        "of a table (*.csv) in the data folder: the photos' paths or names",
+        None,
+        default_help="guessed",
+    )
+    label_column: str | None = flag(
+        "of a table: the classes",
+        None,
+        default_help="guessed; five classes for Kaggle's styles.csv",
+    )
+    min_count: int = flag(
+        "of a table: values with fewer photos make no class",
+        Columns.min_count,
+        kind=int,
+        at_least=3,
+    )
+    max_megapixels: int = flag(
+        "skip larger photos; a worker needs up to 18 MB a megapixel",
+        LIMITS.megapixels,
+        kind=int,
+        at_least=1,
+        below=100_001,
+    )
+    max_megabytes: int = flag(
+        "skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001
+    )
 
     @property
     def limits(self) -> Limits:
@@ -46,7 +73,13 @@ class SharedSettings:
     def photos(self, divide: Divider | None = None) -> Photos:
         """Divided as train has divided them, without those that it has not seen yet, or by `divide`. Raises as dataset.find."""
         columns = Columns(self.image_column, self.label_column, self.min_count)
-        return dataset.find(self.data_dir, self.cache_dir, columns, divide or self.divider(places_new=False), self.own)
+        return dataset.find(
+            self.data_dir,
+            self.cache_dir,
+            columns,
+            divide or self.divider(places_new=False),
+            self.own,
+        )
 
     def photos_of(self, class_names: tuple[str, ...], is_sample: bool) -> Photos:
         """The same. BadInput if they cannot be those that a checkpoint was trained on, or more of the same."""
@@ -64,7 +97,9 @@ class SharedSettings:
                 f"or use another --model-dir for the built-in sample"
             )
         if is_sample and not is_empty:
-            raise BadInput(f"{self.data_dir}: the checkpoint was trained on the built-in sample, not on these photos; run train first")
+            raise BadInput(
+                f"{self.data_dir}: the checkpoint was trained on the built-in sample, not on these photos; run train first"
+            )
 
 
 def require_same_classes(class_names: tuple[str, ...], photos: Photos) -> None:

@@ -11,16 +11,23 @@ from PIL import Image
 Array = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
-GRID, RISE = 16, 3  # a bit is set where the next cell of the grid, of 0..255, is brighter by more than that: less is noise of JPEG
+GRID, RISE = (
+    16,
+    3,
+)  # a bit is set where the next cell of the grid, of 0..255, is brighter by more than that: less is noise of JPEG
 COLOURS = 8
 BITS, LENGTH = 2 * GRID * GRID // 8, 2 * GRID * GRID // 8 + 3 * COLOURS * COLOURS  # bytes
 BANDS = BITS // 2  # of 16 bits
 FARTHEST = BANDS - 1  # differing bits: of two photos with that few, at least one band is equal
 ALIKE = 0.995  # correlation of the colours ...
-PAPER = 250  # ... where at least one of the two photos has a channel below that: white is no likeness
+PAPER = (
+    250  # ... where at least one of the two photos has a channel below that: white is no likeness
+)
 AT_ONCE = 1 << 14  # pairs whose colours are compared
 NEIGHBOURS = 16  # photos with an equal band that each is compared with; more have too little in their bands to tell
-SPREAD = np.random.default_rng(0).permutation(8 * BITS)  # which bits are a band: from all over, or the bands of white edges are all equal
+SPREAD = np.random.default_rng(0).permutation(
+    8 * BITS
+)  # which bits are a band: from all over, or the bands of white edges are all equal
 
 
 def signature(image: Array) -> Array:
@@ -44,9 +51,13 @@ def near_pairs(signatures: Array, border: int = 0) -> Ints:
     checked, found = np.empty(0, np.int64), np.empty(0, np.int64)  # pairs as one number
     for band in range(BANDS):
         key = np.zeros(len(bits), np.uint64)
-        for column in range(band, band + 4):  # the bands after it bring the most alike together where many have this one
+        for column in range(
+            band, band + 4
+        ):  # the bands after it bring the most alike together where many have this one
             key = key << np.uint64(16) | bands[:, column % BANDS]
-        order = np.argsort(key, kind="stable")  # where all are the same, the same pairs come up in every band
+        order = np.argsort(
+            key, kind="stable"
+        )  # where all are the same, the same pairs come up in every band
         same, ordered = key[order] >> np.uint64(48), words[order]
         close = [checked[:0]]
         for offset in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
@@ -61,23 +72,36 @@ def near_pairs(signatures: Array, border: int = 0) -> Ints:
         new = np.setdiff1d(np.concatenate(close), checked)
         checked = np.union1d(checked, new)
         for some in np.split(new, range(AT_ONCE, len(new), AT_ONCE)):
-            found = np.append(found, some[colours_alike(signatures[:, BITS:], *np.divmod(some, max(1, len(bits))))])
+            found = np.append(
+                found,
+                some[colours_alike(signatures[:, BITS:], *np.divmod(some, max(1, len(bits))))],
+            )
     return np.stack(np.divmod(np.sort(found), max(1, len(bits))), axis=1)
 
 
 def distances(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Ints:
     """How many bits differ, row by row, (m,)."""
     differing = np.bitwise_count(one ^ other)
-    return sum((differing[:, word] for word in range(differing.shape[1])), start=np.zeros(len(one), np.int64))
+    return sum(
+        (differing[:, word] for word in range(differing.shape[1])),
+        start=np.zeros(len(one), np.int64),
+    )
 
 
 def colours_alike(colours: Array, one: Ints, other: Ints) -> npt.NDArray[np.bool_]:
     """Whether the colours of rows correlate, (m,); those of photos of one colour never do."""
     x, y = (colours[rows] for rows in (one, other))
     channels = np.minimum(x, y).reshape(-1, COLOURS * COLOURS, 3)
-    counts = np.repeat(np.minimum(np.minimum(channels[..., 0], channels[..., 1]), channels[..., 2]) < PAPER, 3, axis=1)
+    counts = np.repeat(
+        np.minimum(np.minimum(channels[..., 0], channels[..., 1]), channels[..., 2]) < PAPER,
+        3,
+        axis=1,
+    )
     cells = np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    u, v = ((values - (values * counts).sum(axis=1, keepdims=True, dtype=np.float32) / cells) * counts for values in (x, y))
+    u, v = (
+        (values - (values * counts).sum(axis=1, keepdims=True, dtype=np.float32) / cells) * counts
+        for values in (x, y)
+    )
     # No matrix product: BLAS would start threads, and a process with threads must not fork.
     uv, uu, vv = (np.einsum("mc,mc->m", *both) for both in ((u, v), (u, u), (v, v)))
     return (uv > ALIKE * np.sqrt(uu * vv)) & (uu * vv > 1)

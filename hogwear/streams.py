@@ -44,6 +44,10 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDWR)
     encodings = [stream.encoding if stream else "utf-8" for stream in (sys.stdout, sys.stderr)]
     sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=True)
-        for raw, encoding in zip((Output(1, "w", closefd=False), Messages(2, "w", closefd=False)), encodings, strict=True)
+        io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=True
+        )
+        for raw, encoding in zip(
+            (Output(1, "w", closefd=False), Messages(2, "w", closefd=False)), encodings, strict=True
+        )
     )

@@ -29,10 +29,37 @@ SPLITS = {  # what they may be called, as folders too
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 # What columns are usually called, the surest names first, without case and punctuation.
-IMAGE_NAMES = ("image", "imagepath", "imagefile", "imagename", "filename", "filepath", "file", "path", "photo", "picture", "img", "imageid", "id")
-LABEL_NAMES = ("label", "labels", "labelname", "class", "classname", "category", "categoryname", "target", "type")
+IMAGE_NAMES = (
+    "image",
+    "imagepath",
+    "imagefile",
+    "imagename",
+    "filename",
+    "filepath",
+    "file",
+    "path",
+    "photo",
+    "picture",
+    "img",
+    "imageid",
+    "id",
+)
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "labelname",
+    "class",
+    "classname",
+    "category",
+    "categoryname",
+    "target",
+    "type",
+)
 ENDINGS = ("", ".jpg", ".jpeg", ".png")  # of a name that a row gives without one
-LONGEST_PATH, LONGEST_NAME = 4096, 255  # what Linux allows for files; a class is a folder's name elsewhere
+LONGEST_PATH, LONGEST_NAME = (
+    4096,
+    255,
+)  # what Linux allows for files; a class is a folder's name elsewhere
 CLASSES_SHOWN, COLUMNS_SHOWN, LONGEST_SHOWN, LONGEST_EXAMPLE = 10, 30, 500, 60
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
@@ -57,15 +84,25 @@ class LeftOut(Exception):
         self.why, self.value = why, value
 
 
-NO_IMAGE, OUTSIDE, NO_LABEL, AGAIN = "without an image", "with a path out of the folder", "of no class", "of a photo that came before"
-SEVERAL, CONFLICT = "whose image has several spellings on the disk", "of a photo with different classes"
+NO_IMAGE, OUTSIDE, NO_LABEL, AGAIN = (
+    "without an image",
+    "with a path out of the folder",
+    "of no class",
+    "of a photo that came before",
+)
+SEVERAL, CONFLICT = (
+    "whose image has several spellings on the disk",
+    "of a photo with different classes",
+)
 
 
 @dataclass(frozen=True)
 class Table:
     """What the rows give."""
 
-    found: dict[str | None, dict[str, list[str]]]  # {split: {class: paths within the folder, sorted}}; under None: not split
+    found: dict[
+        str | None, dict[str, list[str]]
+    ]  # {split: {class: paths within the folder, sorted}}; under None: not split
     notes: tuple[str, ...]  # for people: how many rows gave a photo, and what became of the others
 
 
@@ -80,11 +117,17 @@ def find(folder: Path, entries: list[os.DirEntry[str]], columns: Columns) -> Pat
         return folder / KAGGLE
     if named := columns.image or columns.label:
         if not tables:
-            raise BadInput(f"{folder}: no table (*.csv) in it, so there is no column {named!r}; leave --image-column and --label-column out")
-    elif "train" in map(SPLITS.get, map(str.lower, folders)) or len(folders) > 1:  # one folder cannot be the classes
+            raise BadInput(
+                f"{folder}: no table (*.csv) in it, so there is no column {named!r}; leave --image-column and --label-column out"
+            )
+    elif (
+        "train" in map(SPLITS.get, map(str.lower, folders)) or len(folders) > 1
+    ):  # one folder cannot be the classes
         return None
     if len(tables) > 1:
-        raise BadInput(f"{folder}: {len(tables)} tables, {', '.join(tables[:CLASSES_SHOWN])}; keep one of them")
+        raise BadInput(
+            f"{folder}: {len(tables)} tables, {', '.join(tables[:CLASSES_SHOWN])}; keep one of them"
+        )
     return folder / tables[0] if tables else None
 
 
@@ -103,8 +146,17 @@ class Layout:
         names = [name.strip() for name in header]
         is_fashion = columns.label is None and set(names) >= KAGGLE_HEADER
         image = position(names, columns.image, IMAGE_NAMES, "image", file)
-        label = position(names, "subCategory" if is_fashion else columns.label, LABEL_NAMES, "label", file)
-        split = next((i for i, name in enumerate(names) if name.lower() == "split" and i not in (image, label)), None)
+        label = position(
+            names, "subCategory" if is_fashion else columns.label, LABEL_NAMES, "label", file
+        )
+        split = next(
+            (
+                i
+                for i, name in enumerate(names)
+                if name.lower() == "split" and i not in (image, label)
+            ),
+            None,
+        )
         return cls(image, label, split, is_fashion)
 
     def label_of(self, row: list[str]) -> str:
@@ -121,18 +173,32 @@ class Layout:
             return None
         word = cell(row, self.split)
         if word.lower() not in SPLITS:
-            raise BadInput(f"{file}: line {line}: split {word[:LONGEST_NAME]!r} is not one of {', '.join(SPLITS)}; mend it, or give the column another name")
+            raise BadInput(
+                f"{file}: line {line}: split {word[:LONGEST_NAME]!r} is not one of {', '.join(SPLITS)}; mend it, or give the column another name"
+            )
         return SPLITS[word.lower()]
 
 
-def position(names: list[str], wanted: str | None, usual: tuple[str, ...], kind: str, file: Path) -> int:
+def position(
+    names: list[str], wanted: str | None, usual: tuple[str, ...], kind: str, file: Path
+) -> int:
     """Of the column `wanted`, or else of the first with a usual name."""
     simplified = ["".join(filter(str.isalnum, name)).lower() for name in names]
-    found = [names.index(wanted)] if wanted in names else [simplified.index(n) for n in usual if wanted is None and n in simplified]
+    found = (
+        [names.index(wanted)]
+        if wanted in names
+        else [simplified.index(n) for n in usual if wanted is None and n in simplified]
+    )
     if not found:
-        shown = ", ".join(filter(None, names[:COLUMNS_SHOWN])) + (", ..." if len(names) > COLUMNS_SHOWN else "")
-        problem = f"no column {wanted!r}" if wanted else f"it is not plain which column is the {kind}"
-        raise BadInput(f"{file}: {problem}; name one with --{kind}-column: {shown[:LONGEST_SHOWN] or 'there are none'}")
+        shown = ", ".join(filter(None, names[:COLUMNS_SHOWN])) + (
+            ", ..." if len(names) > COLUMNS_SHOWN else ""
+        )
+        problem = (
+            f"no column {wanted!r}" if wanted else f"it is not plain which column is the {kind}"
+        )
+        raise BadInput(
+            f"{file}: {problem}; name one with --{kind}-column: {shown[:LONGEST_SHOWN] or 'there are none'}"
+        )
     return found[0]
 
 
@@ -146,7 +212,9 @@ class Files:
     def __init__(self, root: Path) -> None:
         self.root = os.path.realpath(root)
         self.listed: dict[str, Listing] = {}  # {a real folder: its files}
-        self.known: dict[str, Listing | None] = {}  # {a folder as a row gives it: its files}; None: it leads out
+        self.known: dict[
+            str, Listing | None
+        ] = {}  # {a folder as a row gives it: its files}; None: it leads out
 
     def find(self, value: str) -> str:
         r"""The path within the folder of what a row gives: a path in there, or a name in images/ with or without an ending.
@@ -156,7 +224,9 @@ class Files:
         """
         if not value or len(value) > LONGEST_PATH:
             raise LeftOut(NO_IMAGE, value)
-        paths = [os.path.normpath(path) for path in dict.fromkeys((value, value.replace("\\", "/")))]
+        paths = [
+            os.path.normpath(path) for path in dict.fromkeys((value, value.replace("\\", "/")))
+        ]
         for path in paths:
             if f"{path}/".startswith(("/", "../")):
                 raise LeftOut(OUTSIDE, value)
@@ -187,7 +257,9 @@ class Files:
             return None
         if real not in self.listed:
             with os.scandir(real) as entries:
-                self.listed[real] = Listing(e.name for e in entries if not e.is_dir(follow_symlinks=False))
+                self.listed[real] = Listing(
+                    e.name for e in entries if not e.is_dir(follow_symlinks=False)
+                )
         return self.listed[real]
 
 
@@ -242,7 +314,9 @@ def read(file: Path, columns: Columns) -> Table:
             path, name = files.find(cell(row, layout.image)), layout.label_of(row)
         except LeftOut as error:
             left_out[error.why] += 1
-            examples.setdefault(error.why, f"line {line}: {shortened(error.value, LONGEST_EXAMPLE) or 'empty'}")
+            examples.setdefault(
+                error.why, f"line {line}: {shortened(error.value, LONGEST_EXAMPLE) or 'empty'}"
+            )
             continue
         if path not in places:
             place = layout.split_of(row, line, file), name
@@ -250,7 +324,10 @@ def read(file: Path, columns: Columns) -> Table:
             continue
         repeated[path] += 1
         if name != (first := places[path][1]):
-            conflicts.setdefault(path, f"line {line}: {', '.join(shortened(text, LONGEST_EXAMPLE) for text in (path, first, name))}")
+            conflicts.setdefault(
+                path,
+                f"line {line}: {', '.join(shortened(text, LONGEST_EXAMPLE) for text in (path, first, name))}",
+            )
     for path, example in conflicts.items():
         del places[path]
         left_out[CONFLICT] += 1 + repeated.pop(path)
@@ -267,7 +344,9 @@ def read(file: Path, columns: Columns) -> Table:
     return of_classes(found, columns.min_count, summary, file)
 
 
-def of_classes(found: dict[str | None, dict[str, list[str]]], min_count: int, summary: str, file: Path) -> Table:
+def of_classes(
+    found: dict[str | None, dict[str, list[str]]], min_count: int, summary: str, file: Path
+) -> Table:
     """The classes with photos enough.
 
     BadInput if there are none, if one has none to train on, and if one has a name that cannot be printed.
@@ -281,16 +360,27 @@ def of_classes(found: dict[str | None, dict[str, list[str]]], min_count: int, su
         raise BadInput(f"{summary}; no class has {min_count} of them (--min-count)")
     for name in names:
         if not is_safe(name) or len(name) > LONGEST_NAME:
-            raise BadInput(f"{file}: {name[:LONGEST_NAME]!r} cannot be the name of a class; use up to {LONGEST_NAME} printable characters, in UTF-8")
+            raise BadInput(
+                f"{file}: {name[:LONGEST_NAME]!r} cannot be the name of a class; use up to {LONGEST_NAME} printable characters, in UTF-8"
+            )
         if None not in found and name not in found["train"]:
-            raise BadInput(f"{file}: no photo of class {name} is in split train; move some there, or raise --min-count")
+            raise BadInput(
+                f"{file}: no photo of class {name} is in split train; move some there, or raise --min-count"
+            )
     notes = [f"{summary}.", *alike(photos)]
     if few:
-        shown = ", ".join(f"{escaped(name)[:LONGEST_NAME]} {count}" for name, count in few[:CLASSES_SHOWN])
+        shown = ", ".join(
+            f"{escaped(name)[:LONGEST_NAME]} {count}" for name, count in few[:CLASSES_SHOWN]
+        )
         more = f" and {len(few) - CLASSES_SHOWN} more" if len(few) > CLASSES_SHOWN else ""
         total = sum(count for _, count in few)
-        notes.append(f"{total} of these photos are left out, of classes with fewer than {min_count} (--min-count): {shown}{more}.")
-    kept = {split: {name: sorted(classes[name]) for name in names if name in classes} for split, classes in found.items()}
+        notes.append(
+            f"{total} of these photos are left out, of classes with fewer than {min_count} (--min-count): {shown}{more}."
+        )
+    kept = {
+        split: {name: sorted(classes[name]) for name in names if name in classes}
+        for split, classes in found.items()
+    }
     return Table({split: classes for split, classes in kept.items() if classes}, tuple(notes))
 
 
@@ -300,8 +390,14 @@ def alike(names: Iterable[str]) -> list[str]:
     for name in sorted(names):
         plain = " ".join(name.casefold().split())
         groups[Decimal(plain) if NUMBER.fullmatch(plain) else plain].append(name)
-    same = [" and ".join(f"'{shortened(name, LONGEST_EXAMPLE)}'" for name in group) for group in groups.values() if len(group) > 1]
+    same = [
+        " and ".join(f"'{shortened(name, LONGEST_EXAMPLE)}'" for name in group)
+        for group in groups.values()
+        if len(group) > 1
+    ]
     if not same:
         return []
     more = f", and {len(same) - CLASSES_SHOWN} more such names" if len(same) > CLASSES_SHOWN else ""
-    return [f"Classes that look alike: {', '.join(same[:CLASSES_SHOWN])}{more}. They count as different; give them one name if they are the same."]
+    return [
+        f"Classes that look alike: {', '.join(same[:CLASSES_SHOWN])}{more}. They count as different; give them one name if they are the same."
+    ]

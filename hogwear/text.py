@@ -9,7 +9,16 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 JOINERS = "\u200c\u200d"  # invisible, yet a part of how words are spelt in Persian and Hindi, and of emoji
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # what spreadsheets take a cell for that begins so
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)  # what spreadsheets take a cell for that begins so
 
 
 def escaped(text: str) -> str:
@@ -35,7 +44,9 @@ def composed(text: str) -> str:
 
 
 def is_shown(character: str) -> bool:
-    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
+    return (
+        character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
+    )
 
 
 def shortened(text: str, length: int) -> str:
@@ -51,7 +62,9 @@ def as_csv(rows: Iterable[Sequence[object]]) -> str:
     Texts are in quotes, so that none ends early for a program that takes other separators than ours. Numbers stay as they are.
     """
     table = io.StringIO()
-    csv.writer(table, quoting=csv.QUOTE_NONNUMERIC).writerows([as_cell(value) for value in row] for row in rows)
+    csv.writer(table, quoting=csv.QUOTE_NONNUMERIC).writerows(
+        [as_cell(value) for value in row] for row in rows
+    )
     return table.getvalue()
 
 

@@ -52,7 +52,12 @@ class Workers:
     answers True the cause has been dealt with, and the death does not count.
     """
 
-    def __init__(self, count: int, prepare: Callable[[int], Jobs], blame: Blame = lambda rank, exitcode: False) -> None:
+    def __init__(
+        self,
+        count: int,
+        prepare: Callable[[int], Jobs],
+        blame: Blame = lambda rank, exitcode: False,
+    ) -> None:
         self.prepare, self.blame = prepare, blame
         self.slots = [Slot() for _ in range(count)]
 
@@ -80,7 +85,9 @@ class Workers:
                 return
             meanwhile, do_meanwhile = lambda: None, meanwhile
             do_meanwhile()
-            for pipe in wait(list(busy), timeout=1.0):  # a dead worker's pipe is ready too, with EOF
+            for pipe in wait(
+                list(busy), timeout=1.0
+            ):  # a dead worker's pipe is ready too, with EOF
                 slot = busy[pipe]  # type: ignore[index]
                 try:
                     item, answer = slot.pipe.recv()
@@ -95,7 +102,9 @@ class Workers:
 
     def give(self, slot: Slot, job: str, item: int) -> None:
         slot.given.append((job, item))
-        with suppress(BrokenPipeError):  # it has just died; `run` will notice, and hands its items out again
+        with suppress(
+            BrokenPipeError
+        ):  # it has just died; `run` will notice, and hands its items out again
             slot.pipe.send((job, item))
 
     def start(self, slot: Slot) -> None:
@@ -114,12 +123,18 @@ class Workers:
 
     def work(self, rank: int, pipe: Connection) -> None:
         """A worker's life."""
-        for slot in self.slots:  # the parent's ends, inherited: while we hold them, nobody would see it go
+        for (
+            slot
+        ) in self.slots:  # the parent's ends, inherited: while we hold them, nobody would see it go
             with suppress(AttributeError, OSError):
                 slot.pipe.close()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # Ctrl-C reaches the whole terminal; the parent decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with suppress(OSError):  # where memory runs out, the kernel shall take us, and not the parent
+        with suppress(
+            OSError
+        ):  # where memory runs out, the kernel shall take us, and not the parent
             Path("/proc/self/oom_score_adj").write_text("500")
         jobs = answer(self.prepare, rank)
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -134,8 +149,12 @@ class Workers:
         code = slot.process.exitcode
         slot.deaths += not self.blame(self.slots.index(slot), code)
         if slot.deaths == DEATHS_IN_A_ROW:
-            hint = "; memory ran out: use fewer --workers or a smaller --batch-size" * (code == -signal.SIGKILL)
-            raise BadInput(f"a worker died {DEATHS_IN_A_ROW} times in a row ({last_words(code)}){hint}")
+            hint = "; memory ran out: use fewer --workers or a smaller --batch-size" * (
+                code == -signal.SIGKILL
+            )
+            raise BadInput(
+                f"a worker died {DEATHS_IN_A_ROW} times in a row ({last_words(code)}){hint}"
+            )
         given, slot.given = slot.given, deque()
         self.start(slot)
         for job, item in given:

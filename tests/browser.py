@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 class Browser:
@@ -19,28 +21,48 @@ class Browser:
 
     def __init__(self, folder: Path) -> None:
         there, ours = os.pipe(), os.pipe()  # to the browser, from it
-        self.write, self.read = os.fdopen(there[1], "wb", buffering=0), os.fdopen(ours[0], "rb", buffering=0)
+        self.write, self.read = (
+            os.fdopen(there[1], "wb", buffering=0),
+            os.fdopen(ours[0], "rb", buffering=0),
+        )
         self.numbers, self.rest = itertools.count(1), b""
         self.events: list[dict[str, Any]] = []
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--remote-debugging-pipe"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--remote-debugging-pipe",
+        ]
 
         def connect() -> None:  # in the child: the browser reads file descriptor 3 and writes 4
             os.dup2(there[0], 100), os.dup2(ours[1], 101)
             os.dup2(100, 3), os.dup2(101, 4)
 
         command = [str(CHROMIUM), *flags, f"--user-data-dir={folder}", "about:blank"]
-        self.process = subprocess.Popen(command, preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command,
+            preexec_fn=connect,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(there[0])
         os.close(ours[1])
         self.session = None
         [page] = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
-        self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> Any:
         number = next(self.numbers)
-        message = {"id": number, "method": method, "params": parameters} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": number, "method": method, "params": parameters} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         self.write.write(json.dumps(message).encode() + b"\0")
         while (answer := self.next()).get("id") != number:
             self.events.append(answer)
@@ -58,19 +80,34 @@ class Browser:
     def open(self, file: Path, width: int, height: int, dark: bool) -> None:
         """Show a file on a screen of so many pixels, and wait until all of it is there."""
         self.events.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         self.call("Emulation.setScrollbarsHidden", hidden=True)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.call("Page.navigate", url=file.absolute().as_uri())
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self.next())
 
     def evaluate(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)[
+            "result"
+        ].get("value")
 
     def screenshot(self, file: Path, whole: bool) -> None:
         """The page, all of it or what the screen shows."""
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
+        file.write_bytes(
+            base64.b64decode(
+                self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+            )
+        )
 
     def __enter__(self) -> "Browser":
         return self

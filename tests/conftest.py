@@ -41,7 +41,11 @@ SIZE = 64
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="as `make faults` does: long tests too, faults injected many times, docs/faults.md written")
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="as `make faults` does: long tests too, faults injected many times, docs/faults.md written",
+    )
 
 
 def pytest_report_header() -> str:
@@ -65,14 +69,20 @@ def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 @pytest.fixture
 def held(request: pytest.FixtureRequest) -> Callable[[str, int, str], None]:
     """held("SIGKILL of train", 100, "the next run went on"): a row of the table of faults, once a test has passed."""
-    return lambda fault, tried, what: request.node.user_properties.append(("held", (fault, tried, what)))
+    return lambda fault, tried, what: request.node.user_properties.append(
+        ("held", (fault, tried, what))
+    )
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The table: fault, times tried, what held."""
     if not config.getoption("--full"):
         return
-    rows = [f"| {fault} | {tried:,} | {what} |" for report in terminalreporter.getreports("passed") for fault, tried, what in held_in(report)]
+    rows = [
+        f"| {fault} | {tried:,} | {what} |"
+        for report in terminalreporter.getreports("passed")
+        for fault, tried, what in held_in(report)
+    ]
     table = "\n".join(["| fault | times tried | what held |", "| --- | --- | --- |", *rows])
     terminalreporter.write_line(f"\n{table}\n")
     whole = config.args == ["tests/faults"] and not config.getoption("keyword")
@@ -119,7 +129,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "test": {("eyewear", "handbag"): 3, ("topwear", "footwear"): 1},
     }
     for split, count in COUNTS.items():
-        photos = {name: sorted(p for p in (source / split / name).iterdir() if p.name not in LEAKED)[:count] for name in CLASSES}
+        photos = {
+            name: sorted(p for p in (source / split / name).iterdir() if p.name not in LEAKED)[
+                :count
+            ]
+            for name in CLASSES
+        }
         target = {photo: name for name in CLASSES for photo in photos[name]}
         for (right, wrong), number in misplaced[split].items():
             target |= dict.fromkeys(photos[right][:number], wrong)
@@ -144,8 +159,15 @@ class Script:
         env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
         with self.out.open("w") as out, self.err.open("w") as err:
-            files: dict[str, Any] = {"env": env, "stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
-            self.process = subprocess.Popen(command, cwd=folder, start_new_session=True, **files | options)
+            files: dict[str, Any] = {
+                "env": env,
+                "stdin": subprocess.DEVNULL,
+                "stdout": out,
+                "stderr": err,
+            }
+            self.process = subprocess.Popen(
+                command, cwd=folder, start_new_session=True, **files | options
+            )
 
     @property
     def pid(self) -> int:
@@ -178,12 +200,20 @@ class Script:
 
     def wait_for(self, line: str) -> None:
         """Until a line with this pattern is on stdout."""
-        wait_until(lambda: re.search(line, self.stdout, re.MULTILINE) or self.process.poll() is not None)
-        assert re.search(line, self.stdout, re.MULTILINE), f"no {line!r} in:\n{self.stdout}{self.stderr}"
+        wait_until(
+            lambda: re.search(line, self.stdout, re.MULTILINE) or self.process.poll() is not None
+        )
+        assert re.search(line, self.stdout, re.MULTILINE), (
+            f"no {line!r} in:\n{self.stdout}{self.stderr}"
+        )
 
     def wait_for_warning(self, text: str, times: int) -> None:
         """Until it is on stderr so many times."""
-        wait_until(lambda: self.stderr.count(f"Warning: {text}") >= times or self.process.poll() is not None)
+        wait_until(
+            lambda: (
+                self.stderr.count(f"Warning: {text}") >= times or self.process.poll() is not None
+            )
+        )
         assert self.stderr.count(f"Warning: {text}") == times, self.stdout + self.stderr
 
 
@@ -222,7 +252,9 @@ SMALL_RUN = ("--image-size", SIZE, "--epochs", 6, "--batch-size", 8)
 
 
 @pytest.fixture(scope="session")
-def trained(data: Path, start: Callable[..., Script], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(
+    data: Path, start: Callable[..., Script], tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     model, cache = folder / "model", folder / "cache"
     script = start("train.py", *SMALL_RUN, "--workers", 1, *at(data, model, cache)).ok()
@@ -249,12 +281,16 @@ Call = Callable[..., Answer]
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+def call(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Answer]:
     """call(eval, "--model-dir", folder): a script, without the seconds that a process takes to import torch."""
 
     def call(script: Any, *arguments: object, main: Callable[[Any], None] | None = None) -> Answer:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)  # this process is forked often, and the larger it is, the longer that takes
+        monkeypatch.setattr(
+            machine, "keep_freed_memory", lambda: None
+        )  # this process is forked often, and the larger it is, the longer that takes
         code = settings.exit_code(main or script.main, script.Settings)
         return Answer(code, *capfd.readouterr())
 
@@ -264,7 +300,15 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def pixels_of(images: Array, labels: Ints) -> Pixels:
     """As if they had come out of a cache."""
     count = len(images)
-    return Pixels(Path(), images, np.arange(count), labels, np.zeros((count, 16), np.uint8), {}, np.zeros((count, 256), np.uint8))
+    return Pixels(
+        Path(),
+        images,
+        np.arange(count),
+        labels,
+        np.zeros((count, 16), np.uint8),
+        {},
+        np.zeros((count, 256), np.uint8),
+    )
 
 
 @contextmanager
@@ -300,7 +344,10 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
+    return [
+        {name: value for name, value in row.items() if name != "images_per_second"}
+        for row in history
+    ]
 
 
 def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -359,7 +406,9 @@ class Elsewhere:
 @pytest.fixture(scope="session")
 def engine() -> None:
     if not engine_answers():
-        pytest.skip("NO DOCKER ENGINE ANSWERS (docker info, docker compose version): nothing here was tested")
+        pytest.skip(
+            "NO DOCKER ENGINE ANSWERS (docker info, docker compose version): nothing here was tested"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -370,7 +419,9 @@ def checkout(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         run("docker", "compose", "build", cwd=folder, timeout=1500)
         yield folder
     finally:
-        run("docker", "compose", "--profile", "*", "down", "--volumes", "--rmi", "local", cwd=folder)
+        run(
+            "docker", "compose", "--profile", "*", "down", "--volumes", "--rmi", "local", cwd=folder
+        )
 
 
 @pytest.fixture

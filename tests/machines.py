@@ -21,15 +21,22 @@ LOOPBACK = "0100007F"  # 127.0.0.1
 class Cluster:
     """Machines on the loopback interface, or in the namespaces of a simulated network. Number 0 is the rendezvous, too."""
 
-    def __init__(self, folder: Path, data: Path, *flags: object, net: network.Network | None = None) -> None:
+    def __init__(
+        self, folder: Path, data: Path, *flags: object, net: network.Network | None = None
+    ) -> None:
         self.folder, self.data, self.flags, self.net = folder, data, flags, net
         self.torchruns: dict[int, subprocess.Popen[str]] = {}
         self.seen: set[int] = set()  # every process there has been
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.endpoint = f"{self.address(0)}:{free.getsockname()[1]}"
-        self.rendezvous = self.run(0, "-m", "hogwear.rendezvous", self.endpoint, cwd=ROOT, stdout=subprocess.PIPE)
-        assert self.rendezvous.stdout and self.rendezvous.stdout.readline() == f"Rendezvous: {self.endpoint}\n"
+        self.rendezvous = self.run(
+            0, "-m", "hogwear.rendezvous", self.endpoint, cwd=ROOT, stdout=subprocess.PIPE
+        )
+        assert (
+            self.rendezvous.stdout
+            and self.rendezvous.stdout.readline() == f"Rendezvous: {self.endpoint}\n"
+        )
 
     def address(self, number: int) -> str:
         return network.address(number) if self.net else "127.0.0.1"
@@ -37,19 +44,47 @@ class Cluster:
     def run(self, number: int, *arguments: object, **options: Any) -> subprocess.Popen[str]:
         """Python on a machine."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
-        env |= {"GLOO_SOCKET_IFNAME": "line0" if self.net else "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONUNBUFFERED": "1"}
+        env |= {
+            "GLOO_SOCKET_IFNAME": "line0" if self.net else "lo",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
         command = [sys.executable, *map(str, arguments)]
-        return subprocess.Popen(self.net.inside(number, *command) if self.net else command, env=env, text=True, start_new_session=True, **options)
+        return subprocess.Popen(
+            self.net.inside(number, *command) if self.net else command,
+            env=env,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
 
-    def start(self, number: int, *flags: object, nnodes: str = "1:4", restarts: int = 5) -> subprocess.Popen[str]:
+    def start(
+        self, number: int, *flags: object, nnodes: str = "1:4", restarts: int = 5
+    ) -> subprocess.Popen[str]:
         torchrun = [
             f"--nnodes={nnodes}", "--nproc-per-node=1", f"--max-restarts={restarts}", "--monitor-interval=0.2", "--rdzv-id=test", "--rdzv-backend=c10d",
             f"--rdzv-endpoint={self.endpoint}", "--rdzv-conf=is_host=false,last_call_timeout=3", f"--local-addr={self.address(number)}",
         ]  # fmt: skip
-        where: list[object] = ["--data-dir", self.data, "--model-dir", self.model(number), "--cache-dir", self.folder / f"cache-{number}"]
+        where: list[object] = [
+            "--data-dir",
+            self.data,
+            "--model-dir",
+            self.model(number),
+            "--cache-dir",
+            self.folder / f"cache-{number}",
+        ]
         with (self.folder / f"{number}.out").open("a") as out:
             self.torchruns[number] = self.run(
-                number, "-m", "torch.distributed.run", *torchrun, ROOT / "train.py", *where, *self.flags, *flags, stdout=out, stderr=subprocess.STDOUT
+                number,
+                "-m",
+                "torch.distributed.run",
+                *torchrun,
+                ROOT / "train.py",
+                *where,
+                *self.flags,
+                *flags,
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
         return self.torchruns[number]
 
@@ -58,11 +93,19 @@ class Cluster:
 
     def output(self, number: int | None = None) -> str:
         """Of one machine, or of all."""
-        return "".join(file.read_text() for file in sorted(self.folder.glob("*.out")) if number is None or file.stem == str(number))
+        return "".join(
+            file.read_text()
+            for file in sorted(self.folder.glob("*.out"))
+            if number is None or file.stem == str(number)
+        )
 
     def first(self) -> int:
         """The machine that is rank 0."""
-        [number] = [number for number in self.torchruns if "this is rank 0" in self.output(number).rpartition("Cluster:")[2]]
+        [number] = [
+            number
+            for number in self.torchruns
+            if "this is rank 0" in self.output(number).rpartition("Cluster:")[2]
+        ]
         return number
 
     def wait_for(self, pattern: str, seconds: float = 120) -> None:
@@ -73,7 +116,11 @@ class Cluster:
             raise AssertionError(f"no {pattern!r} in:\n{self.output()}") from None
 
     def look(self) -> "Cluster":
-        self.seen |= {pid for torchrun in self.torchruns.values() for pid in {torchrun.pid, *descendants(torchrun.pid)}}
+        self.seen |= {
+            pid
+            for torchrun in self.torchruns.values()
+            for pid in {torchrun.pid, *descendants(torchrun.pid)}
+        }
         return self
 
     def kill(self, number: int) -> None:
@@ -90,7 +137,9 @@ class Cluster:
         inodes = set()
         for pid in {self.rendezvous.pid, *self.seen}:
             with suppress(OSError):
-                inodes |= {str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
+                inodes |= {
+                    str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()
+                }
         found = set()
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -102,7 +151,12 @@ class Cluster:
     def codes(self, seconds: float = 180) -> dict[int, int]:
         """How each machine ended, once all have."""
         try:
-            wait_until(lambda: all(torchrun.poll() is not None for torchrun in self.look().torchruns.values()), seconds)
+            wait_until(
+                lambda: all(
+                    torchrun.poll() is not None for torchrun in self.look().torchruns.values()
+                ),
+                seconds,
+            )
         except AssertionError:
             raise AssertionError(f"still at work:\n{self.output()}") from None
         return {number: torchrun.returncode for number, torchrun in self.torchruns.items()}
@@ -113,7 +167,11 @@ class Cluster:
 
     def result(self) -> dict[str, Any]:
         """The newest checkpoint of a finished run."""
-        states = [saved(folder) for folder in sorted(self.folder.glob("model-*")) if (folder / "checkpoint.pt").exists()]
+        states = [
+            saved(folder)
+            for folder in sorted(self.folder.glob("model-*"))
+            if (folder / "checkpoint.pt").exists()
+        ]
         return max(states, key=lambda state: (len(state["history"]), state["finished"]))
 
     def end(self) -> None:

@@ -13,7 +13,10 @@ from containers import ROOT
 
 RANGE = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.1"}]}
 Audit = Callable[[str, str], "subprocess.CompletedProcess[str]"]
-FLAW = {"id": "PYSEC-2026-1", "affected": [{"package": {"name": "leaky", "ecosystem": "PyPI"}, "ranges": [RANGE]}]}
+FLAW = {
+    "id": "PYSEC-2026-1",
+    "affected": [{"package": {"name": "leaky", "ecosystem": "PyPI"}, "ranges": [RANGE]}],
+}
 
 
 class Service(BaseHTTPRequestHandler):
@@ -23,7 +26,9 @@ class Service(BaseHTTPRequestHandler):
         query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps({"vulns": [FLAW]} if query["package"]["name"] == "leaky" else {}).encode())
+        self.wfile.write(
+            json.dumps({"vulns": [FLAW]} if query["package"]["name"] == "leaky" else {}).encode()
+        )
 
 
 @pytest.fixture
@@ -39,13 +44,29 @@ def audit(tmp_path: Path) -> Audit:
     def audit(requirement: str, service: str) -> "subprocess.CompletedProcess[str]":
         file = tmp_path / "requirements.txt"
         file.write_text(requirement)
-        flags = ("--requirement", file, "--no-deps", "--disable-pip", "--vulnerability-service", "osv", "--osv-url", service)
-        return subprocess.run([sys.executable, ROOT / ".ci" / "audit", *flags], check=False, capture_output=True, text=True)
+        flags = (
+            "--requirement",
+            file,
+            "--no-deps",
+            "--disable-pip",
+            "--vulnerability-service",
+            "osv",
+            "--osv-url",
+            service,
+        )
+        return subprocess.run(
+            [sys.executable, ROOT / ".ci" / "audit", *flags],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
 
     return audit
 
 
-def test_a_vulnerability_is_named_and_ends_the_audit_with_an_error(audit: Audit, service: str) -> None:
+def test_a_vulnerability_is_named_and_ends_the_audit_with_an_error(
+    audit: Audit, service: str
+) -> None:
     done = audit("leaky==1.0", service)
     assert done.returncode == 1
     assert done.stderr == "leaky 1.0: PYSEC-2026-1, fixed in 1.1\n"

@@ -49,10 +49,14 @@ Plan = Callable[..., Budget]
 @pytest.fixture
 def planned(clock: Clock) -> Plan:
     """planned(60): the plan for so many seconds from now on."""
-    return lambda seconds, photos=1000, sizes=SIZES: plan(SPEED, clock.now + seconds, photos, photos // 4, 500, sizes)
+    return lambda seconds, photos=1000, sizes=SIZES: plan(
+        SPEED, clock.now + seconds, photos, photos // 4, 500, sizes
+    )
 
 
-def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(data: Path, tmp_path: Path) -> None:
+def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(
+    data: Path, tmp_path: Path
+) -> None:
     def probed() -> Speed:
         torch.set_num_threads(4)
         threads = torch.tensor([0]).share_memory_()
@@ -114,7 +118,9 @@ def test_a_size_that_was_asked_for_stays(planned: Plan) -> None:
 def test_what_is_left_to_do_follows_the_speed_and_leaves_time_to_validate(clock: Clock) -> None:
     budget = Budget(clock.now + 100, 128, 5000, validation=10)
     assert budget.more(images=100, seconds=1, per_epoch=1000) is None, "too few to judge by"
-    slow, fast = (budget.more(images=1000, seconds=seconds, per_epoch=1000) for seconds in (20.0, 10.0))
+    slow, fast = (
+        budget.more(images=1000, seconds=seconds, per_epoch=1000) for seconds in (20.0, 10.0)
+    )
     assert slow is not None and fast is not None
     # 100 s less the last validation and the save; 10 or 20 ms an image, and the 10 s of validation every 1,000
     assert slow == int(89.7 / (0.020 + 0.010))
@@ -122,7 +128,9 @@ def test_what_is_left_to_do_follows_the_speed_and_leaves_time_to_validate(clock:
     assert Budget(clock.now - 1, 128, 5000, validation=10).more(1000, 10.0, 1000) == 0
 
 
-def test_a_run_goes_on_until_its_time_is_over(data: Path, call: Call, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_until_its_time_is_over(
+    data: Path, call: Call, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a machine that was probed as eight times faster than it then is."""
     show, started = TrainingBar.show, clock.now
 
@@ -142,5 +150,9 @@ def test_a_run_goes_on_until_its_time_is_over(data: Path, call: Call, tmp_path: 
 
 
 def test_epochs_and_a_budget_exclude_each_other(data: Path, call: Call, tmp_path: Path) -> None:
-    answer = call(train, "--epochs", 2, "--time-budget", 60, *at(data, tmp_path, tmp_path / "cache"))
-    assert answer.code == 2 and "--epochs and --time-budget exclude each other" in refusal(answer.stderr)
+    answer = call(
+        train, "--epochs", 2, "--time-budget", 60, *at(data, tmp_path, tmp_path / "cache")
+    )
+    assert answer.code == 2 and "--epochs and --time-budget exclude each other" in refusal(
+        answer.stderr
+    )

@@ -22,7 +22,13 @@ def state(number: int = 0, size: int = 1000) -> dict[str, Any]:
         np.full(size, number, np.float32)
     )  # NumPy has no threads, which a forked process would lack
     weights = {"w": full, "b": torch.arange(3, dtype=torch.float64)}
-    return {"number": number, "weights": weights, "class_names": ["a", "b"], "best": None, "history": [{"epoch": 1}]}
+    return {
+        "number": number,
+        "weights": weights,
+        "class_names": ["a", "b"],
+        "best": None,
+        "history": [{"epoch": 1}],
+    }
 
 
 def write_with_checksum(folder: Path, body: bytes) -> None:
@@ -40,7 +46,9 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_what_a_killed_save_left_is_cleared_away_and_a_file_of_the_user_with_a_like_name_is_not(tmp_path: Path) -> None:
+def test_what_a_killed_save_left_is_cleared_away_and_a_file_of_the_user_with_a_like_name_is_not(
+    tmp_path: Path,
+) -> None:
     for name in ("backup", "unfinished-x1_abcde", "unfinished-previous"):
         (tmp_path / f".checkpoint.pt.{name}").write_bytes(b"old")
     checkpoint.save(tmp_path, state(1))
@@ -59,7 +67,10 @@ def test_a_new_checkpoint_replaces_the_old_one_and_its_hash(tmp_path: Path) -> N
     checkpoint.save(tmp_path, state(2))
     assert checkpoint.load(tmp_path).state["number"] == 2
     assert checkpoint.load(tmp_path).sha256 != first
-    assert checkpoint.load(tmp_path).sha256 == hashlib.sha256((tmp_path / "checkpoint.pt").read_bytes()).hexdigest()
+    assert (
+        checkpoint.load(tmp_path).sha256
+        == hashlib.sha256((tmp_path / "checkpoint.pt").read_bytes()).hexdigest()
+    )
 
 
 def test_whoever_reads_the_old_checkpoint_reads_it_to_its_end(tmp_path: Path) -> None:
@@ -79,7 +90,13 @@ def test_one_changed_byte_anywhere_is_noticed(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state())
     file = tmp_path / "checkpoint.pt"
     content = file.read_bytes()
-    places = [0, 1, len(content) // 2, *range(-34, 0), *random.Random(0).sample(range(len(content)), 50)]
+    places = [
+        0,
+        1,
+        len(content) // 2,
+        *range(-34, 0),
+        *random.Random(0).sample(range(len(content)), 50),
+    ]
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 1 << random.Random(place).randrange(8)
@@ -104,9 +121,13 @@ def test_a_cut_or_longer_file_is_refused(tmp_path: Path, cut: Damage) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [{"format": 0}, {"weights": {}}, [1, 2], torch.zeros(3)], ids=["old", "foreign", "list", "tensor"]
+    "content",
+    [{"format": 0}, {"weights": {}}, [1, 2], torch.zeros(3)],
+    ids=["old", "foreign", "list", "tensor"],
 )
-def test_a_file_of_another_kind_is_refused_though_its_checksum_is_right(tmp_path: Path, content: object) -> None:
+def test_a_file_of_another_kind_is_refused_though_its_checksum_is_right(
+    tmp_path: Path, content: object
+) -> None:
     body = io.BytesIO()
     torch.save(content, body)
     write_with_checksum(tmp_path, body.getvalue())
@@ -114,13 +135,17 @@ def test_a_file_of_another_kind_is_refused_though_its_checksum_is_right(tmp_path
         checkpoint.load(tmp_path)
 
 
-def test_bytes_that_torch_cannot_read_are_refused_though_their_checksum_is_right(tmp_path: Path) -> None:
+def test_bytes_that_torch_cannot_read_are_refused_though_their_checksum_is_right(
+    tmp_path: Path,
+) -> None:
     write_with_checksum(tmp_path, b"not a checkpoint")
     with pytest.raises(BadInput, match=r"checkpoint\.pt"):
         checkpoint.load(tmp_path)
 
 
 def test_no_checkpoint_is_an_error_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(NoCheckpoint, match=r"checkpoint\.pt: no checkpoint; run train first") as error:
+    with pytest.raises(
+        NoCheckpoint, match=r"checkpoint\.pt: no checkpoint; run train first"
+    ) as error:
         checkpoint.load(tmp_path)
     assert error.value.exit_code == 3

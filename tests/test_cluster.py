@@ -21,12 +21,27 @@ Refuse = Callable[..., str]
 
 @pytest.fixture
 def cluster(tmp_path: Path, data: Path) -> Iterator[Cluster]:
-    machines = Cluster(tmp_path, data, "--image-size", SIZE, "--batch-size", 8, "--workers", 1, "--sync-every", 40, "--epochs", 4)
+    machines = Cluster(
+        tmp_path,
+        data,
+        "--image-size",
+        SIZE,
+        "--batch-size",
+        8,
+        "--workers",
+        1,
+        "--sync-every",
+        40,
+        "--epochs",
+        4,
+    )
     yield machines
     machines.end()
 
 
-def test_two_machines_train_one_model_and_rank_0_saves_it(cluster: Cluster, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_machines_train_one_model_and_rank_0_saves_it(
+    cluster: Cluster, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(2):
         cluster.start(number, nnodes="2")
     cluster.wait_for("epoch 1/")
@@ -36,13 +51,23 @@ def test_two_machines_train_one_model_and_rank_0_saves_it(cluster: Cluster, call
     state = cluster.result()
     assert folder.parent == cluster.model(cluster.first())
     assert state["finished"] and state["machines"] == 2 and state["images_seen"] == 480
-    assert [row["images"] for row in state["history"]] == [120] * 4 and state["best"]["val_acc"] >= 0.7
-    assert re.search(r"Averages: 12, for each of which every machine sent \d+\.\d MB", cluster.output())
+    assert [row["images"] for row in state["history"]] == [120] * 4 and state["best"][
+        "val_acc"
+    ] >= 0.7
+    assert re.search(
+        r"Averages: 12, for each of which every machine sent \d+\.\d MB", cluster.output()
+    )
     assert cluster.output().count("Done: ") == 1, "the others say nothing"
     cluster.require_nothing_left()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")  # one of them is started once more, for the same job
+    monkeypatch.setenv(
+        "TORCHELASTIC_RUN_ID", "test"
+    )  # one of them is started once more, for the same job
     again = call(train, *at(cluster.data, folder.parent, cluster.folder / "cache-0"))
-    assert again.code == 0 and "Job test is done" in again.stdout and cluster.result()["images_seen"] == 480
+    assert (
+        again.code == 0
+        and "Job test is done" in again.stdout
+        and cluster.result()["images_seen"] == 480
+    )
 
 
 @pytest.mark.long
@@ -58,7 +83,9 @@ def test_machines_go_on_from_real_photos_only_and_measure_the_best_weights_again
     state = saved(cluster.model(0))
     later = [row | {"epoch": 6 + epoch} for epoch, row in enumerate(state["history"], start=1)]
     photos = state["photos"] | {"is_sample": True}
-    checkpoint.save(cluster.model(0), state | {"history": state["history"] + later, "photos": photos})
+    checkpoint.save(
+        cluster.model(0), state | {"history": state["history"] + later, "photos": photos}
+    )
     before = saved(cluster.model(1))["best"]
     assert call(eval, *at(cluster.data, cluster.model(1), trained.cache)).code == 0
     measured = json.loads((cluster.model(1) / "eval_results.json").read_text())["test_acc"]
@@ -69,20 +96,31 @@ def test_machines_go_on_from_real_photos_only_and_measure_the_best_weights_again
     assert "finished run" in output and "40 photos to validate with before, 35 now" in output
     assert f"accuracy {measured:.4f}, before {before['val_acc']:.4f}." in output
     state = saved(cluster.model(cluster.first()))
-    assert [row["epoch"] for row in state["history"]] == [1, 2, 3, 4, 5, 6, 7] and not state["photos"]["is_sample"] and state["photos"]["val"]["count"] == 35
+    assert (
+        [row["epoch"] for row in state["history"]] == [1, 2, 3, 4, 5, 6, 7]
+        and not state["photos"]["is_sample"]
+        and state["photos"]["val"]["count"] == 35
+    )
 
 
 @pytest.mark.long
-def test_machines_whose_data_folder_is_empty_leave_a_checkpoint_of_real_photos_alone(cluster: Cluster, trained: Trained, tmp_path: Path) -> None:
+def test_machines_whose_data_folder_is_empty_leave_a_checkpoint_of_real_photos_alone(
+    cluster: Cluster, trained: Trained, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     cluster.data = tmp_path / "empty"
     for number in range(2):
         shutil.copytree(trained.model, cluster.model(number))
         cluster.start(number, nnodes="2", restarts=0)
     assert 0 not in cluster.codes(120).values()
-    assert re.search(r"train.py: .*/empty: empty, but the checkpoint was trained on real photos", cluster.output())
+    assert re.search(
+        r"train.py: .*/empty: empty, but the checkpoint was trained on real photos",
+        cluster.output(),
+    )
     for number in range(2):
-        assert (cluster.model(number) / "checkpoint.pt").read_bytes() == (trained.model / "checkpoint.pt").read_bytes()
+        assert (cluster.model(number) / "checkpoint.pt").read_bytes() == (
+            trained.model / "checkpoint.pt"
+        ).read_bytes()
 
 
 @pytest.fixture
@@ -90,7 +128,16 @@ def refuse(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(*flags: object, **environment: object) -> str:
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
-        answer: Answer = call(train, "--data-dir", data, "--model-dir", tmp_path / "model", "--cache-dir", tmp_path / "cache", *flags)
+        answer: Answer = call(
+            train,
+            "--data-dir",
+            data,
+            "--model-dir",
+            tmp_path / "model",
+            "--cache-dir",
+            tmp_path / "cache",
+            *flags,
+        )
         assert answer.code == 2 and not (tmp_path / "model").exists()
         return refusal(answer.stderr)
 

@@ -63,7 +63,11 @@ def splits(photos: Photos) -> dict[str, set[str]]:
 def listed(photos: Photos) -> list[tuple[str, Path, int]]:
     """Every photo with its split and label, in order."""
     found = [split for split in (photos.train, photos.val, photos.test) if split]
-    return [(s.name, path, label) for s in found for path, label in zip(s.paths, s.labels.tolist(), strict=True)]
+    return [
+        (s.name, path, label)
+        for s in found
+        for path, label in zip(s.paths, s.labels.tolist(), strict=True)
+    ]
 
 
 def per_class(split: Split | None) -> dict[str, int]:
@@ -80,11 +84,24 @@ def test_split_folders_are_used_as_they_are(data: Path, cache: Path, val: str) -
     assert photos.train.labels.tolist() == [0, 0, 1, 1, 1]
     assert names(photos.val) == ["a/000.jpg", "b/000.jpg"]
     assert all(path.is_relative_to(data / val) for path in photos.val.paths)
-    assert photos.evaluated is photos.test and names(photos.evaluated) == ["a/000.jpg", "b/000.jpg", "b/001.jpg"]
+    assert photos.evaluated is photos.test and names(photos.evaluated) == [
+        "a/000.jpg",
+        "b/000.jpg",
+        "b/001.jpg",
+    ]
 
 
-@pytest.mark.parametrize(("train", "val", "test"), [("Training", "Valid", "Testing"), ("TRAIN", "VALIDATION", "TEST"), ("training", "Val", "Test")])
-def test_split_folders_are_recognised_in_any_case(data: Path, cache: Path, train: str, val: str, test: str) -> None:
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Training", "Valid", "Testing"),
+        ("TRAIN", "VALIDATION", "TEST"),
+        ("training", "Val", "Test"),
+    ],
+)
+def test_split_folders_are_recognised_in_any_case(
+    data: Path, cache: Path, train: str, val: str, test: str
+) -> None:
     make(data, {f"{split}/{name}": 2 for split in (train, val, test) for name in "ab"})
     photos = dataset.find(data, cache)
     assert photos.class_names == ("a", "b") and photos.test
@@ -93,8 +110,13 @@ def test_split_folders_are_recognised_in_any_case(data: Path, cache: Path, train
 
 
 def test_folders_beside_the_splits_are_not_used_and_that_is_said(data: Path, cache: Path) -> None:
-    photos = dataset.find(make(data, {"Train/a": 2, "Train/b": 2, "val/a": 1, "val/b": 1, "boots": 3, "dev/a": 2}), cache)
-    assert photos.class_names == ("a", "b") and photos.notes == ("Not used, because they are beside Train, val: boots, dev.",)
+    photos = dataset.find(
+        make(data, {"Train/a": 2, "Train/b": 2, "val/a": 1, "val/b": 1, "boots": 3, "dev/a": 2}),
+        cache,
+    )
+    assert photos.class_names == ("a", "b") and photos.notes == (
+        "Not used, because they are beside Train, val: boots, dev.",
+    )
 
 
 def test_folders_that_hogwear_writes_to_are_not_classes(data: Path, cache: Path) -> None:
@@ -104,54 +126,82 @@ def test_folders_that_hogwear_writes_to_are_not_classes(data: Path, cache: Path)
     (data / "results").mkdir()
     Record(data).write(data / "results" / "1.png", b"")
     (data / "link").symlink_to("weights")
-    photos = dataset.find(data, cache, own=(Path(os.path.relpath(data / "weights")), data / "cache"))
+    photos = dataset.find(
+        data, cache, own=(Path(os.path.relpath(data / "weights")), data / "cache")
+    )
     assert photos.class_names == ("a", "b")
-    assert photos.notes == ("Not classes, because Hogwear writes to them: cache, earlier, link, out, results, weights.",)
+    assert photos.notes == (
+        "Not classes, because Hogwear writes to them: cache, earlier, link, out, results, weights.",
+    )
 
 
 @pytest.mark.parametrize("script", [train, eval, infer, doctor], ids=lambda script: script.__name__)
-def test_every_script_knows_its_own_folders_in_a_data_folder(script: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_script_knows_its_own_folders_in_a_data_folder(
+    script: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(make(data, {"a": 4, "b": 4, "model": 1, "cache/pixels": 1}))
-    assert settings.parse(script.Settings, ["--data-dir", ".", "--cache-dir", "cache"]).photos(Divider()).class_names == ("a", "b")
+    assert settings.parse(script.Settings, ["--data-dir", ".", "--cache-dir", "cache"]).photos(
+        Divider()
+    ).class_names == ("a", "b")
 
 
-def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(
+    data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for split in ("train", "val", "test"):
         monkeypatch.setitem(sample.PHOTOS_PER_CLASS, split, 2)
     assert dataset.find(make(data, {"model": 1}), cache, own=(data / "model",)).is_sample
 
 
-def test_a_class_may_have_the_name_of_a_folder_of_ours(data: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_class_may_have_the_name_of_a_folder_of_ours(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
     make(tmp_path, {"model": 1})
-    photos = dataset.find(make(data, {"model": 4, "responses": 4}), cache, own=(tmp_path / "model",))
+    photos = dataset.find(
+        make(data, {"model": 4, "responses": 4}), cache, own=(tmp_path / "model",)
+    )
     assert photos.class_names == ("model", "responses") and photos.notes == ()
 
 
 @pytest.mark.parametrize("layout", ["", "train/"])
 def test_a_class_in_two_unicode_forms_is_one(data: Path, cache: Path, layout: str) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
-    photos = dataset.find(make(data, {f"{layout}{composed}": 5, f"{layout}{decomposed}": 5, f"{layout}b": 4}), cache)
+    photos = dataset.find(
+        make(data, {f"{layout}{composed}": 5, f"{layout}{decomposed}": 5, f"{layout}b": 4}), cache
+    )
     assert photos.class_names == ("b", composed)
     found = {path: photos.class_names[label] for _, path, label in listed(photos)}
-    assert found == {path: "b" if path.parent.name == "b" else composed for path in data.glob("**/*.jpg")} and len(found) == 14
+    assert (
+        found
+        == {path: "b" if path.parent.name == "b" else composed for path in data.glob("**/*.jpg")}
+        and len(found) == 14
+    )
     assert listed(dataset.find(data, cache)) == listed(photos), "and its photos stay where they are"
 
 
 def test_splits_may_write_a_class_in_different_unicode_forms(data: Path, cache: Path) -> None:
-    photos = dataset.find(make(data, {"train/cafe\u0301": 2, "train/b": 2, "val/caf\u00e9": 1, "val/b": 1}), cache)
+    photos = dataset.find(
+        make(data, {"train/cafe\u0301": 2, "train/b": 2, "val/caf\u00e9": 1, "val/b": 1}), cache
+    )
     assert photos.class_names == ("b", "caf\u00e9") and photos.train.labels.tolist() == [0, 0, 1, 1]
     assert all(path.exists() for path in (*photos.train.paths, *photos.val.paths))
 
 
 def test_class_names_may_have_joiners_and_non_breaking_spaces(data: Path, cache: Path) -> None:
-    names = ("top\u00a0wear", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937")
+    names = (
+        "top\u00a0wear",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\u0915\u094d\u200d\u0937",
+    )
     assert set(dataset.find(make(data, dict.fromkeys(names, 4)), cache).class_names) == set(names)
 
 
 def test_classes_that_look_alike_stay_two_and_are_pointed_out(data: Path, cache: Path) -> None:
     photos = dataset.find(make(data, {"eyewear": 4, "EYEWEAR": 4, "boots": 4}), cache)
     assert photos.class_names == ("EYEWEAR", "boots", "eyewear")
-    assert photos.notes == ("Classes that look alike: 'EYEWEAR' and 'eyewear'. They count as different; give them one name if they are the same.",)
+    assert photos.notes == (
+        "Classes that look alike: 'EYEWEAR' and 'eyewear'. They count as different; give them one name if they are the same.",
+    )
 
 
 def test_without_a_test_folder_val_is_evaluated(data: Path, cache: Path) -> None:
@@ -159,7 +209,9 @@ def test_without_a_test_folder_val_is_evaluated(data: Path, cache: Path) -> None
     assert photos.test is None and photos.evaluated is photos.val
 
 
-def test_without_a_val_folder_some_of_train_is_set_aside_the_same_way_every_time(data: Path, cache: Path) -> None:
+def test_without_a_val_folder_some_of_train_is_set_aside_the_same_way_every_time(
+    data: Path, cache: Path
+) -> None:
     make(data, {"train/a": 20, "train/b": 2, "test/a": 1, "test/b": 1})
     photos = dataset.find(data, cache)
     assert (per_class(photos.train), per_class(photos.val)) == ({"a": 17, "b": 1}, {"a": 3, "b": 1})
@@ -172,7 +224,9 @@ def test_class_folders_are_split_by_class(data: Path, cache: Path) -> None:
     assert per_class(photos.train) == {"a": 70, "b": 14, "c": 1}
     assert per_class(photos.val) == per_class(photos.test) == {"a": 15, "b": 3, "c": 1}
     assert len(set().union(*splits(photos).values())) == 123
-    assert [photos.class_names[label] for label in photos.val.labels] == [path.parent.name for path in photos.val.paths]
+    assert [photos.class_names[label] for label in photos.val.labels] == [
+        path.parent.name for path in photos.val.paths
+    ]
 
 
 def test_the_split_of_class_folders_is_written_down_and_used_again(data: Path, cache: Path) -> None:
@@ -181,7 +235,9 @@ def test_the_split_of_class_folders_is_written_down_and_used_again(data: Path, c
     told = json.loads(file.read_text())
     moved, kept = min(known["test"]), min(known["train"])
     for name, side in {moved: "train", kept: "test"}.items():
-        told["split"][hashlib.blake2b((data / name).read_bytes(), digest_size=16).hexdigest()] = side
+        told["split"][hashlib.blake2b((data / name).read_bytes(), digest_size=16).hexdigest()] = (
+            side
+        )
     file.write_text(json.dumps(told))
     assert splits(find(data, cache)) == known | {
         "train": known["train"] - {kept} | {moved}, "test": known["test"] - {moved} | {kept},
@@ -192,7 +248,10 @@ def test_the_written_split_does_not_change_while_the_photos_do_not(data: Path, c
     make(data, {"a": 20, "b": 20})
     first = find(data, cache)
     written = (cache.parent / "split.json").stat()
-    assert listed(find(data, cache)) == listed(first) and (cache.parent / "split.json").stat() == written
+    assert (
+        listed(find(data, cache)) == listed(first)
+        and (cache.parent / "split.json").stat() == written
+    )
 
 
 @pytest.mark.parametrize("added", [1, 3, 40])
@@ -209,12 +268,16 @@ def test_adding_photos_never_moves_one(data: Path, cache: Path, added: int) -> N
     )
 
 
-@pytest.mark.parametrize("layout", [("train/a", "train/b", "val/a", "val/b"), ("a", "b")], ids=["split", "flat"])
+@pytest.mark.parametrize(
+    "layout", [("train/a", "train/b", "val/a", "val/b"), ("a", "b")], ids=["split", "flat"]
+)
 def test_names_of_any_bytes_survive(data: Path, cache: Path, layout: tuple[str, ...]) -> None:
     make(data, dict.fromkeys(layout, 2))
     for folder in layout:
         for name in (b"\xff.jpg", "zażółć.jpg".encode(), b"\n.jpg"):
-            Path(os.fsdecode(os.fsencode(data / folder) + b"/" + name)).write_bytes(name + folder.encode())
+            Path(os.fsdecode(os.fsencode(data / folder) + b"/" + name)).write_bytes(
+                name + folder.encode()
+            )
     for _ in range(2):  # flat, the second time by split.json
         found = [path for _, path, _ in listed(find(data, cache))]
         assert sorted(found) == sorted(data.glob("**/*.jpg")) and len(found) == 5 * len(layout)
@@ -225,12 +288,18 @@ def test_paths_come_out_as_they_went_in(tmp_path: Path) -> None:
     paths = Paths(files)
     assert list(paths) == files == [paths[i] for i in range(len(paths))] and paths[-1] == files[-1]
     assert list(Paths([])) == [] and len(Paths([])) == 0
-    assert list(paths.where(np.array([True, False, True, True]))) == [files[0], *files[2:]] and list(paths.where(np.zeros(4, bool))) == []
+    assert (
+        list(paths.where(np.array([True, False, True, True]))) == [files[0], *files[2:]]
+        and list(paths.where(np.zeros(4, bool))) == []
+    )
     assert list(Paths.joined([paths, Paths(), paths])) == 2 * files and list(Paths.joined([])) == []
 
 
 def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
-    files = [Paths(f"{name}/{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000)) for name in "ab"]
+    files = [
+        Paths(f"{name}/{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000))
+        for name in "ab"
+    ]
     folder = Path("/data/photos/of/somebody")
     tracemalloc.start()
     paths, labels = dataset.labelled(folder, files)
@@ -268,7 +337,11 @@ def test_an_empty_folder_means_the_built_in_sample(
     for name in hidden:
         (data / name).touch()
     photos = dataset.find(data, cache)
-    assert photos.is_sample and photos.folder == cache / "sample" and photos.class_names == sample.CLASS_NAMES
+    assert (
+        photos.is_sample
+        and photos.folder == cache / "sample"
+        and photos.class_names == sample.CLASS_NAMES
+    )
     assert [len(split) for split in (photos.train, photos.val, photos.evaluated)] == [10, 5, 5]
 
 
@@ -313,7 +386,9 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_fix(
 
 
 def test_a_missing_folder_is_named_with_the_fix(data: Path, cache: Path) -> None:
-    with pytest.raises(BadInput, match=r"data: no such folder; make it and put photos in .*data/CLASS/"):
+    with pytest.raises(
+        BadInput, match=r"data: no such folder; make it and put photos in .*data/CLASS/"
+    ):
         dataset.find(data, cache)
 
 
@@ -328,7 +403,9 @@ def test_a_disk_that_refuses_names_the_file_that_was_to_be_written(tmp_path: Pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert error.value.filename == str(file)
-    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("metrics.csv", b"old")]
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [
+        ("metrics.csv", b"old")
+    ]
 
 
 def test_a_photo_in_two_classes_is_pointed_out(data: Path, cache: Path) -> None:
@@ -342,4 +419,6 @@ def test_a_photo_in_two_classes_is_pointed_out(data: Path, cache: Path) -> None:
     assert not dataset.find(data, cache).notes
     shutil.copy(first, second)
     names = f"{first.relative_to(data).with_name('again.jpg')} and {second.relative_to(data)}"
-    assert dataset.find(data, cache).notes == (f"In two classes: 1 photos, such as {names}; the doctor lists them.",)
+    assert dataset.find(data, cache).notes == (
+        f"In two classes: 1 photos, such as {names}; the doctor lists them.",
+    )

@@ -13,7 +13,11 @@ import pytest
 from containers import PROJECT, ROOT, SERVICES, image, python_processes, run, wait_for_output
 
 LONG = pytest.mark.long
-OWNERS = pytest.mark.parametrize("owner", [pytest.param(1000, marks=LONG), 1234, pytest.param(0, marks=LONG)], ids=["uid1000", "uid1234", "root"])
+OWNERS = pytest.mark.parametrize(
+    "owner",
+    [pytest.param(1000, marks=LONG), 1234, pytest.param(0, marks=LONG)],
+    ids=["uid1000", "uid1234", "root"],
+)
 
 
 def dependency_stage(service: str) -> str:
@@ -33,13 +37,20 @@ def test_dockerfiles_differ_only_in_their_entry_points() -> None:
 
 def test_nothing_is_copied_to_the_mount_point() -> None:
     for service in SERVICES:
-        copies = re.findall(r"^(?:COPY|ADD) .*", (ROOT / f"Dockerfile.{service}").read_text(), re.MULTILINE)
+        copies = re.findall(
+            r"^(?:COPY|ADD) .*", (ROOT / f"Dockerfile.{service}").read_text(), re.MULTILINE
+        )
         assert copies and not [line for line in copies if "/opt/mount" in line]
 
 
 @pytest.mark.engine
 def test_images_share_all_their_layers(checkout: Path) -> None:
-    layers = [json.loads(run("docker", "image", "inspect", image(s), "--format", "{{json .RootFS.Layers}}")) for s in SERVICES]
+    layers = [
+        json.loads(
+            run("docker", "image", "inspect", image(s), "--format", "{{json .RootFS.Layers}}")
+        )
+        for s in SERVICES
+    ]
     assert layers[0] == layers[1] == layers[2]
 
 
@@ -53,19 +64,45 @@ def test_code_in_the_image_belongs_to_root_and_only_root_writes_it(checkout: Pat
 @pytest.mark.engine
 @LONG
 def test_the_sbom_lists_what_is_installed_in_the_image(checkout: Path, tmp_path: Path) -> None:
-    run("make", "--assume-old=.venv/tools", "--assume-old=build", "sbom", f"SBOM={tmp_path / 'sbom.json'}")
+    run(
+        "make",
+        "--assume-old=.venv/tools",
+        "--assume-old=build",
+        "sbom",
+        f"SBOM={tmp_path / 'sbom.json'}",
+    )
     components = json.loads((tmp_path / "sbom.json").read_text())["components"]
-    listed = {f"{component['name'].lower()}=={component['version'].partition('+')[0]}" for component in components}
-    pinned = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-weights.txt").read_text()
+    listed = {
+        f"{component['name'].lower()}=={component['version'].partition('+')[0]}"
+        for component in components
+    }
+    pinned = (ROOT / "requirements.txt").read_text() + (
+        ROOT / "requirements-weights.txt"
+    ).read_text()
     pins = set(re.findall(r"^[\w-]+==[\w.]+", pinned, re.MULTILINE))
     assert len(pins) == 10 and pins <= listed
-    assert {"jinja2", "filelock"} <= {pin.partition("==")[0] for pin in listed}, "what torch brings with it, too"
+    assert {"jinja2", "filelock"} <= {pin.partition("==")[0] for pin in listed}, (
+        "what torch brings with it, too"
+    )
 
 
 @pytest.mark.engine
 @OWNERS
-def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders: list[Path], owner: int, container: str) -> None:
-    run("docker", "compose", "run", "--detach", "--name", container, "train", "--epochs", "1000", cwd=checkout)
+def test_a_script_is_its_folders_owner_and_no_more(
+    checkout: Path, owned_folders: list[Path], owner: int, container: str
+) -> None:
+    run(
+        "docker",
+        "compose",
+        "run",
+        "--detach",
+        "--name",
+        container,
+        "train",
+        "--epochs",
+        "1000",
+        cwd=checkout,
+    )
     wait_for_output(container, r"epoch 1/")
     processes = python_processes(container)
     assert len(processes) >= 2, "the script and at least one worker"
@@ -73,7 +110,9 @@ def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders
         assert set(status["Uid"].split()) == {str(owner)}
         assert set(status["Gid"].split()) == {str(owner)}
         assert status["Groups"].split() == []
-        assert [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
+        assert [
+            int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        ] == [0] * 5
         assert status["NoNewPrivs"] == "1"
 
     run("docker", "stop", container)
@@ -81,20 +120,45 @@ def test_a_script_is_its_folders_owner_and_no_more(checkout: Path, owned_folders
         run("docker", "compose", "run", "--rm", service, cwd=checkout)
     _, model, responses = owned_folders
     written = [*model.rglob("*"), *responses.rglob("*")]
-    names = {"checkpoint.pt", "eval_results.json", "report.html", "predictions.json", "contact_sheet.png", "doctor.json", "model.onnx"}
+    names = {
+        "checkpoint.pt",
+        "eval_results.json",
+        "report.html",
+        "predictions.json",
+        "contact_sheet.png",
+        "doctor.json",
+        "model.onnx",
+    }
     assert names <= {file.name for file in written}
     assert {(file.stat().st_uid, file.stat().st_gid) for file in written} == {(owner, owner)}
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("owner", [1000])
-@pytest.mark.parametrize("stop", [["stop"], pytest.param(["kill", "--signal", "INT"], marks=LONG)], ids=" ".join)
-def test_a_stopped_run_saves_and_the_next_goes_on(checkout: Path, owned_folders: list[Path], container: str, stop: list[str]) -> None:
-    run("docker", "compose", "run", "--detach", "--name", container, "train", "--epochs", "1000", cwd=checkout)
+@pytest.mark.parametrize(
+    "stop", [["stop"], pytest.param(["kill", "--signal", "INT"], marks=LONG)], ids=" ".join
+)
+def test_a_stopped_run_saves_and_the_next_goes_on(
+    checkout: Path, owned_folders: list[Path], container: str, stop: list[str]
+) -> None:
+    run(
+        "docker",
+        "compose",
+        "run",
+        "--detach",
+        "--name",
+        container,
+        "train",
+        "--epochs",
+        "1000",
+        cwd=checkout,
+    )
     wait_for_output(container, r"epoch 1/")
     run("docker", *stop, container)
     code = run("docker", "wait", container).strip()
-    assert code == ("130" if "INT" in stop else "143"), "within its grace period, or it would be 137"
+    assert code == ("130" if "INT" in stop else "143"), (
+        "within its grace period, or it would be 137"
+    )
     saved = re.search(r"Stopped after (\d+) images", run("docker", "logs", container))
     assert saved
 
@@ -108,10 +172,21 @@ def test_started_as_another_user_the_script_stays_that_user(checkout: Path) -> N
     probe = "import os; print(os.getuid(), os.environ['HOGWEAR_CACHE_DIR'])"
     (checkout / "probe.py").write_text(probe)
     run("docker", "compose", "down", "--volumes", cwd=checkout)
-    command = ["docker", "compose", "run", "--rm", "--volume", f"{checkout / 'probe.py'}:/app/train.py:ro"]
+    command = [
+        "docker",
+        "compose",
+        "run",
+        "--rm",
+        "--volume",
+        f"{checkout / 'probe.py'}:/app/train.py:ro",
+    ]
     assert run(*command, "--user", "4321", "train", cwd=checkout).endswith("4321 /tmp/4321\n")
-    assert run(*command, "train", cwd=checkout).endswith(f"{os.getuid()} /opt/mount/.cache/{os.getuid()}\n")
-    assert run(*command, "--user", "4321", "train", cwd=checkout).endswith("4321 /opt/mount/.cache/4321\n")
+    assert run(*command, "train", cwd=checkout).endswith(
+        f"{os.getuid()} /opt/mount/.cache/{os.getuid()}\n"
+    )
+    assert run(*command, "--user", "4321", "train", cwd=checkout).endswith(
+        "4321 /opt/mount/.cache/4321\n"
+    )
 
 
 @pytest.mark.engine
@@ -122,7 +197,9 @@ def test_a_rebuilt_image_runs_the_new_code_on_the_old_volume(checkout: Path) -> 
             script.write_text(f"print({version!r})\n")
             run("docker", "rmi", image("train"))
             run("docker", "compose", "build", "train", cwd=checkout)
-            assert run("docker", "compose", "run", "--rm", "train", cwd=checkout).endswith(f"{version}\n")
+            assert run("docker", "compose", "run", "--rm", "train", cwd=checkout).endswith(
+                f"{version}\n"
+            )
     finally:
         script.write_text(code)
         run("docker", "compose", "build", "train", cwd=checkout)  # other tests share it
@@ -131,12 +208,34 @@ def test_a_rebuilt_image_runs_the_new_code_on_the_old_volume(checkout: Path) -> 
 @pytest.mark.engine
 @LONG
 @pytest.mark.parametrize("owner", [1234])
-def test_two_nodes_train_one_model_one_is_killed_and_comes_back(checkout: Path, owned_folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_nodes_train_one_model_one_is_killed_and_comes_back(
+    checkout: Path, owned_folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOGWEAR_EPOCHS", "12")
     one, other = (f"{PROJECT}-node-{number}" for number in (1, 2))
     try:
-        run("docker", "compose", "--profile", "cluster", "up", "--detach", "--scale", "node=2", cwd=checkout)
-        started = run("docker", "compose", "--profile", "*", "ps", "--all", "--format", "{{.Name}}", cwd=checkout)
+        run(
+            "docker",
+            "compose",
+            "--profile",
+            "cluster",
+            "up",
+            "--detach",
+            "--scale",
+            "node=2",
+            cwd=checkout,
+        )
+        started = run(
+            "docker",
+            "compose",
+            "--profile",
+            "*",
+            "ps",
+            "--all",
+            "--format",
+            "{{.Name}}",
+            cwd=checkout,
+        )
         assert set(started.split()) == {one, other, f"{PROJECT}-rendezvous-1"}, "nothing else"
         wait_for_output(one, r"Cluster: 2 machines")
         first = one if "rank 0" in run("docker", "logs", one) else other
@@ -144,9 +243,15 @@ def test_two_nodes_train_one_model_one_is_killed_and_comes_back(checkout: Path, 
         run("docker", "kill", one)
         wait_for_output(other, r"Resuming the interrupted run in model/checkpoint.pt after [1-9]")
         run("docker", "start", one)
-        assert run("docker", "wait", one, other, timeout=120).split() == ["0", "0"], run("docker", "logs", other)
-        assert run("docker", "logs", other).count("Cluster: 2 machines") >= 2, "with the one that came back"
+        assert run("docker", "wait", one, other, timeout=120).split() == ["0", "0"], run(
+            "docker", "logs", other
+        )
+        assert run("docker", "logs", other).count("Cluster: 2 machines") >= 2, (
+            "with the one that came back"
+        )
     finally:
         run("docker", "compose", "--profile", "cluster", "down", cwd=checkout)
     run("docker", "compose", "run", "--rm", "eval", cwd=checkout)
-    assert {(file.stat().st_uid, file.stat().st_gid) for file in owned_folders[1].rglob("*")} == {(1234, 1234)}
+    assert {(file.stat().st_uid, file.stat().st_gid) for file in owned_folders[1].rglob("*")} == {
+        (1234, 1234)
+    }

@@ -19,7 +19,17 @@ from hogwear.cache import PhotoCache
 from hogwear.decoding import decode
 from hogwear.similar import near_pairs
 
-LISTS = ("leaked", "conflicting", "duplicates", "near_duplicates", "unreadable", "tiny", "misnamed", "rotated", "near_empty")
+LISTS = (
+    "leaked",
+    "conflicting",
+    "duplicates",
+    "near_duplicates",
+    "unreadable",
+    "tiny",
+    "misnamed",
+    "rotated",
+    "near_empty",
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,11 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("bottomwear", "handbag", "topwear"):
         photos = sorted((source / "train" / name).iterdir())
         photos = photos[:: len(photos) // 24]
-        for split, some in {"train": photos[:8], "val": photos[8:16], "test": photos[16:24]}.items():
+        for split, some in {
+            "train": photos[:8],
+            "val": photos[8:16],
+            "test": photos[16:24],
+        }.items():
             (folder / "data" / split / name).mkdir(parents=True)
             for photo in some:
                 shutil.copy(photo, folder / "data" / split / name / photo.name)
@@ -71,15 +85,25 @@ def names(entries: list[Any]) -> list[set[str]]:
 def test_a_clean_folder_gets_a_clean_bill(clean: Path, examine: Examine) -> None:
     report, text = examine(clean)
     assert {name: report[name] for name in LISTS} == {name: [] for name in LISTS}
-    assert report["schema"] == 1 and report["missing_classes"] == {} and report["under_represented"] == []
-    assert report["counts"] == {split: {"bottomwear": 8, "handbag": 8, "topwear": 8} for split in ("train", "val", "test")}
+    assert (
+        report["schema"] == 1
+        and report["missing_classes"] == {}
+        and report["under_represented"] == []
+    )
+    assert report["counts"] == {
+        split: {"bottomwear": 8, "handbag": 8, "topwear": 8} for split in ("train", "val", "test")
+    }
     assert "No faults found.\n" in text and "LEAKAGE" not in text and "(train," not in text
 
 
-def test_every_planted_fault_is_found_under_its_heading_and_nothing_else(planted: Path, examine: Examine) -> None:
+def test_every_planted_fault_is_found_under_its_heading_and_nothing_else(
+    planted: Path, examine: Examine
+) -> None:
     shutil.copy(nth(planted, "train/topwear", 0), planted / "test/topwear/same.jpg")
     with Image.open(nth(planted, "train/topwear", 1)) as image:
-        image.convert("RGB").resize((100, 100)).save(planted / "val/topwear/smaller.jpg", quality=50)
+        image.convert("RGB").resize((100, 100)).save(
+            planted / "val/topwear/smaller.jpg", quality=50
+        )
     shutil.copy(nth(planted, "val/handbag", 2), planted / "val/bottomwear/flipped.jpg")
     with Image.open(nth(planted, "train/handbag", 3)) as image:
         exif = Image.Exif()
@@ -110,52 +134,115 @@ def test_every_planted_fault_is_found_under_its_heading_and_nothing_else(planted
         "rotated": [{inside(nth(planted, "train/handbag", 3))}],
         "near_empty": [{"train/handbag/pixel.png"}, {"train/topwear/white.jpg"}],
     }
-    assert [(e["exact"], names([e["in_train"]])) for e in report["leaked"]] == [(False, [{second}]), (True, [{first}])]
+    assert [(e["exact"], names([e["in_train"]])) for e in report["leaked"]] == [
+        (False, [{second}]),
+        (True, [{first}]),
+    ]
     assert report["missing_classes"] == {"test": ["bottomwear"]}
-    assert "truncated" in report["unreadable"][0]["reason"] and report["misnamed"][0]["format"] == "PNG"
+    assert (
+        "truncated" in report["unreadable"][0]["reason"]
+        and report["misnamed"][0]["format"] == "PNG"
+    )
     assert text.startswith("LEAKAGE: photos of val (1) and test (1) are in train too")
     assert "MISSING from test: bottomwear." in text and "No faults" not in text
-    headings = [line.partition(" (")[0] for line in text.splitlines() if line[:1].isupper() and "): " in line]
-    assert headings == ["CONFLICTING", "UNREADABLE", "DUPLICATES", "NEAR DUPLICATES", "TINY", "NEAR EMPTY", "MISNAMED", "ROTATED"]
+    headings = [
+        line.partition(" (")[0]
+        for line in text.splitlines()
+        if line[:1].isupper() and "): " in line
+    ]
+    assert headings == [
+        "CONFLICTING",
+        "UNREADABLE",
+        "DUPLICATES",
+        "NEAR DUPLICATES",
+        "TINY",
+        "NEAR EMPTY",
+        "MISNAMED",
+        "ROTATED",
+    ]
 
 
-def test_a_class_with_few_photos_is_called_under_represented(planted: Path, examine: Examine) -> None:
+def test_a_class_with_few_photos_is_called_under_represented(
+    planted: Path, examine: Examine
+) -> None:
     for photo in sorted((planted / "train/handbag").iterdir())[1:]:
         photo.unlink()
     report, text = examine(planted)
-    assert report["under_represented"] == ["handbag"] and "UNDER-REPRESENTED" in text and ": handbag." in text
+    assert (
+        report["under_represented"] == ["handbag"]
+        and "UNDER-REPRESENTED" in text
+        and ": handbag." in text
+    )
 
 
 def test_names_of_any_bytes_are_told_and_written(planted: Path, examine: Examine) -> None:
     odd = planted / "train/topwear" / "\udcff\n.jpg"
     odd.write_bytes(b"")
     report, text = examine(planted)
-    assert report["unreadable"][0]["file"] == str(odd) and "\\udcff\\n.jpg (train, topwear): empty file" in text
+    assert (
+        report["unreadable"][0]["file"] == str(odd)
+        and "\\udcff\\n.jpg (train, topwear): empty file" in text
+    )
 
 
-def test_a_trained_network_contradicts_a_flipped_label(clean: Path, planted: Path, trained: Trained, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "SURE", 0.5)  # the small network of the tests has learnt from wrong classes, too, and is sure of little
+def test_a_trained_network_contradicts_a_flipped_label(
+    clean: Path,
+    planted: Path,
+    trained: Trained,
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        doctor, "SURE", 0.5
+    )  # the small network of the tests has learnt from wrong classes, too, and is sure of little
     folder = Path(shutil.copytree(trained.model, tmp_path / "model"))
     answer = call(doctor, *at(planted, folder, tmp_path / "cache"))
     report = json.loads((folder / "doctor.json").read_text())
-    assert answer.code == 0 and report["contradicted"] is None and "but the checkpoint was trained on" in report["network"] and report["network"] in answer.stdout
+    assert (
+        answer.code == 0
+        and report["contradicted"] is None
+        and "but the checkpoint was trained on" in report["network"]
+        and report["network"] in answer.stdout
+    )
 
     for name in set(CLASSES) - {"bottomwear", "handbag", "topwear"}:
         for split in ("train", "val"):
             shutil.copytree(clean / split / "handbag", planted / split / name)
     answer = call(doctor, *at(planted, folder, tmp_path / "cache"))
     report = json.loads((folder / "doctor.json").read_text())
-    assert {"eyewear", "footwear"} <= {e["class"] for e in report["contradicted"] if e["predicted"] == "handbag"}, "those are handbags"
-    assert all(e["probability"] >= doctor.SURE and e["predicted"] != e["class"] for e in report["contradicted"])
+    assert {"eyewear", "footwear"} <= {
+        e["class"] for e in report["contradicted"] if e["predicted"] == "handbag"
+    }, "those are handbags"
+    assert all(
+        e["probability"] >= doctor.SURE and e["predicted"] != e["class"]
+        for e in report["contradicted"]
+    )
     assert "CONTRADICTED" in answer.stdout and ": handbag, " in answer.stdout
 
 
 def test_the_command_is_one_of_the_dataset(clean: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hogwear.dataset"]
-    done = subprocess.run([*command, "doctor", *map(str, at(clean, tmp_path, tmp_path))], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "No faults found." in done.stdout and (tmp_path / "doctor.json").exists() and done.stderr == ""
-    wrong = subprocess.run([*command, "docter"], cwd=ROOT, check=False, capture_output=True, text=True)
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "expected: python -m hogwear.dataset doctor" in wrong.stderr
+    done = subprocess.run(
+        [*command, "doctor", *map(str, at(clean, tmp_path, tmp_path))],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        "No faults found." in done.stdout
+        and (tmp_path / "doctor.json").exists()
+        and done.stderr == ""
+    )
+    wrong = subprocess.run(
+        [*command, "docter"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert (
+        wrong.returncode == 2
+        and wrong.stderr.count("\n") == 1
+        and "expected: python -m hogwear.dataset doctor" in wrong.stderr
+    )
 
 
 # --- near duplicates
@@ -190,13 +277,23 @@ def test_among_many_signatures_the_pairs_are_those_of_comparing_all_with_all() -
         bits = rng.choice(8 * similar.BITS, int(rng.integers(20, 40)), replace=False)
         np.bitwise_xor.at(signatures[1000 + row], bits // 8, (1 << bits % 8).astype(np.uint8))
     unpacked = np.unpackbits(signatures[:, : similar.BITS], axis=1).astype(np.float32)
-    differing = (unpacked[:1000, None].sum(2) + unpacked[None].sum(2) - 2 * unpacked[:1000] @ unpacked.T).astype(int)
-    expected = [[one, other] for one, other in np.argwhere(differing <= similar.FARTHEST).tolist() if one < other]
+    differing = (
+        unpacked[:1000, None].sum(2) + unpacked[None].sum(2) - 2 * unpacked[:1000] @ unpacked.T
+    ).astype(int)
+    expected = [
+        [one, other]
+        for one, other in np.argwhere(differing <= similar.FARTHEST).tolist()
+        if one < other
+    ]
     assert near_pairs(signatures).tolist() == expected and 80 < len(expected) < 200
-    assert near_pairs(signatures, border=1050).tolist() == [pair for pair in expected if pair[1] >= 1050]
+    assert near_pairs(signatures, border=1050).tolist() == [
+        pair for pair in expected if pair[1] >= 1050
+    ]
 
 
-def test_photos_all_alike_are_one_group_and_compared_in_proportion_to_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_all_alike_are_one_group_and_compared_in_proportion_to_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     compared: Counter[int] = Counter()  # pairs, by the number of photos
     distances, colours_alike = similar.distances, similar.colours_alike
 
@@ -239,13 +336,20 @@ def test_leakage_is_said_in_one_line_and_only_where_there_is_some(
     (planted / "train/topwear/0.jpg").write_bytes(b"no photo, and the first row")
     photos = dataset.find(planted, cache)
     assert photos.test and PhotoCache(cache).at_hand(photos.train, 64) is None
-    train, val, test = (PhotoCache(cache, processes=2).open(split, 64) for split in (photos.train, photos.val, photos.test))
+    train, val, test = (
+        PhotoCache(cache, processes=2).open(split, 64)
+        for split in (photos.train, photos.val, photos.test)
+    )
     again = PhotoCache(cache).at_hand(photos.train, 64)
     assert again and np.array_equal(again.signatures, train.signatures)
-    assert np.array_equal(train.signatures, [similar.signature(image) for image in train.images[train.rows]])
+    assert np.array_equal(
+        train.signatures, [similar.signature(image) for image in train.images[train.rows]]
+    )
     progress.warn_of_leakage(train, val, "val")
     assert capsys.readouterr().err == ""
     for _ in range(2):  # the second time out of the cache
         progress.warn_of_leakage(train, test, "test")
-        assert capsys.readouterr().err.startswith("Warning: leakage: test shares 2 of its 26 photos with train")
+        assert capsys.readouterr().err.startswith(
+            "Warning: leakage: test shares 2 of its 26 photos with train"
+        )
     assert len(list(test.folder.glob("leaked-*.json"))) == 1

@@ -23,8 +23,19 @@ import train
 from hogwear import doctor, export, rendezvous
 
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "bench" / "RESULTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SCRIPTS: dict[str, ModuleType] = {"train": train, "eval": eval, "infer": infer, "doctor": doctor, "export": export}
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "bench" / "RESULTS.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+SCRIPTS: dict[str, ModuleType] = {
+    "train": train,
+    "eval": eval,
+    "infer": infer,
+    "doctor": doctor,
+    "export": export,
+}
 
 
 def table(heading: str) -> list[list[str]]:
@@ -44,29 +55,47 @@ def code(text: str) -> list[str]:
 # --- flags
 
 
-def test_the_readme_has_every_flag_of_every_script_with_the_default_that_help_tells(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_has_every_flag_of_every_script_with_the_default_that_help_tells(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     told = []
     for name, script in SCRIPTS.items():
         text = re.sub(r"\n {3,}", " ", call(script, "--help").stdout)  # an option a line
-        told += [(name, flag, default) for flag, default in re.findall(r"^  (--[\w-]+)(?:.*\(default: (.*)\)$)?", text, re.MULTILINE)]
+        told += [
+            (name, flag, default)
+            for flag, default in re.findall(
+                r"^  (--[\w-]+)(?:.*\(default: (.*)\)$)?", text, re.MULTILINE
+            )
+        ]
     documented = []
     for whose, flag, default, _ in table("Flags"):
-        documented += [(name, flag.strip("`"), default.replace("`", "")) for name in (SCRIPTS if whose == "all" else [whose])]
+        documented += [
+            (name, flag.strip("`"), default.replace("`", ""))
+            for name in (SCRIPTS if whose == "all" else [whose])
+        ]
     assert sorted(documented) == sorted(told)
 
 
 # --- Compose
 
-COMPOSE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+COMPOSE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())[
+    "services"
+]
 RUN_BY = {  # each service
     "train": ("train.py", train), "node": ("train.py", train), "eval": ("eval.py", eval), "infer": ("infer.py", infer),
     "doctor": ("hogwear/doctor.py", doctor), "export": ("hogwear/export.py", export), "rendezvous": ("hogwear/rendezvous.py", rendezvous),
 }  # fmt: skip
-MOUNTED = dict.fromkeys(("data_dir", "model_dir", "cache_dir", "responses_dir"), "compose mounts these folders in one place")
+MOUNTED = dict.fromkeys(
+    ("data_dir", "model_dir", "cache_dir", "responses_dir"),
+    "compose mounts these folders in one place",
+)
 NOT_HANDED_ON = {  # {service: {setting: why not}}
     "train": {"sync_every": "a machine alone has no others to average with"},
-    "node": {"time_budget": "train refuses it in a cluster", "fresh": "train refuses it in a cluster"},
+    "node": {
+        "time_budget": "train refuses it in a cluster",
+        "fresh": "train refuses it in a cluster",
+    },
 }
 
 
@@ -80,11 +109,19 @@ def entry_point(service: dict[str, Any]) -> list[str]:
 def test_compose_hands_on_the_variable_of_every_flag(service: str) -> None:
     file, script = RUN_BY[service]
     assert entry_point(COMPOSE[service])[:3] == ["/bin/sh", "/app/docker/entrypoint", file]
-    flags = {field.name for field in fields(script.Settings)} if hasattr(script, "Settings") else set()
+    flags = (
+        {field.name for field in fields(script.Settings)} if hasattr(script, "Settings") else set()
+    )
     exceptions = NOT_HANDED_ON.get(service, {})
     assert exceptions.keys() <= flags, "an exception that is none"
-    handed_on = [line for line in COMPOSE[service].get("environment", []) if re.fullmatch("HOGWEAR_[A-Z_]+", line)]
-    assert sorted(handed_on) == sorted(f"HOGWEAR_{flag.upper()}" for flag in flags - exceptions.keys() - MOUNTED.keys())
+    handed_on = [
+        line
+        for line in COMPOSE[service].get("environment", [])
+        if re.fullmatch("HOGWEAR_[A-Z_]+", line)
+    ]
+    assert sorted(handed_on) == sorted(
+        f"HOGWEAR_{flag.upper()}" for flag in flags - exceptions.keys() - MOUNTED.keys()
+    )
 
 
 # --- exit codes, and what a run leaves behind
@@ -107,19 +144,56 @@ class Runs:
 def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """All at once: most of their time goes into importing torch."""
     folder = tmp_path_factory.mktemp("runs")
-    small = "--arch", "tinyvgg", "--image-size", 32, "--batch-size", 8, "--epochs", 10_000, "--workers", 1
+    small = (
+        "--arch",
+        "tinyvgg",
+        "--image-size",
+        32,
+        "--batch-size",
+        8,
+        "--epochs",
+        10_000,
+        "--workers",
+        1,
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    machine = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    machine = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "1",
+    }
 
     def run(name: str, **environment: str) -> Script:
-        env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")} | environment
-        return start("train.py", *small, *at(data, folder / f"model-{name}", folder / f"cache-{name}"), env=env)
+        env = {
+            key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")
+        } | environment
+        return start(
+            "train.py",
+            *small,
+            *at(data, folder / f"model-{name}", folder / f"cache-{name}"),
+            env=env,
+        )
 
-    found = Runs(run("terminated"), run("interrupted", **machine, RANK="0"), run("left_alone", **machine, RANK="1"), folder)
-    for script, name, number in (found.terminated, "terminated", signal.SIGTERM), (found.interrupted, "interrupted", signal.SIGINT):
-        wait_until(lambda script=script, name=name: (folder / f"model-{name}" / "checkpoint.pt").exists() or script.process.poll() is not None)  # type: ignore[misc]
+    found = Runs(
+        run("terminated"),
+        run("interrupted", **machine, RANK="0"),
+        run("left_alone", **machine, RANK="1"),
+        folder,
+    )
+    for script, name, number in (
+        (found.terminated, "terminated", signal.SIGTERM),
+        (found.interrupted, "interrupted", signal.SIGINT),
+    ):
+        wait_until(
+            lambda script=script, name=name: (  # type: ignore[misc]
+                (folder / f"model-{name}" / "checkpoint.pt").exists()
+                or script.process.poll() is not None
+            )
+        )
         assert script.process.poll() is None, script.stderr
         os.kill(script.pid, number)
     for script in (found.terminated, found.interrupted, found.left_alone):
@@ -127,13 +201,17 @@ def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     return found
 
 
-def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(runs: Runs, data: Path, call: Call, start: Start, tmp_path: Path) -> None:
+def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(
+    runs: Runs, data: Path, call: Call, start: Start, tmp_path: Path
+) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     unread = start("eval.py", *runs.at("terminated", data), stdout=writing)
     os.close(writing)
     produced = {
-        0: call(infer, *runs.at("terminated", data), "--responses-dir", tmp_path / "responses").code,
+        0: call(
+            infer, *runs.at("terminated", data), "--responses-dir", tmp_path / "responses"
+        ).code,
         1: runs.left_alone.code(),
         2: call(train, "--epochs", 0).code,
         3: call(eval, *at(data, tmp_path / "model", tmp_path / "cache")).code,
@@ -145,22 +223,37 @@ def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(runs: Runs, d
     assert produced == {code: code for code in map(int, re.findall(r"\d+", sentence))}
     assert "another machine is gone" in runs.left_alone.stderr
     for script, name in (runs.terminated, "terminated"), (runs.interrupted, "interrupted"):
-        assert f"Stopped after {saved(runs.folder / f'model-{name}')['images_seen']} images" in script.stdout, "after saving"
+        assert (
+            f"Stopped after {saved(runs.folder / f'model-{name}')['images_seen']} images"
+            in script.stdout
+        ), "after saving"
 
 
-def test_what_comes_out_is_what_the_readme_says(runs: Runs, data: Path, call: Call, tmp_path: Path) -> None:
+def test_what_comes_out_is_what_the_readme_says(
+    runs: Runs, data: Path, call: Call, tmp_path: Path
+) -> None:
     model, responses = runs.folder / "model-terminated", tmp_path / "responses"
     for script in (eval, doctor, export, infer):
-        answer = call(script, *runs.at("terminated", data), *(("--responses-dir", responses) if script is infer else ()))
+        answer = call(
+            script,
+            *runs.at("terminated", data),
+            *(("--responses-dir", responses) if script is infer else ()),
+        )
         assert answer.code == 0, answer
     written = {f"model/{file.name}" for file in model.iterdir() if not file.name.startswith(".")}
     written |= {f"responses/{file.relative_to(responses)}" for file in responses.rglob("*.*")}
     documented = set()
     for cell, _ in table("What comes out"):
         names = re.findall(r"`(.+?)`", cell)
-        documented |= {name if "/" in name else str(Path(names[0]).with_name(name)) for name in names}
-    assert {pattern for pattern in documented if not any(fnmatch(file, pattern) for file in written)} == set()
-    assert {file for file in written if not any(fnmatch(file, pattern) for pattern in documented)} == set()
+        documented |= {
+            name if "/" in name else str(Path(names[0]).with_name(name)) for name in names
+        }
+    assert {
+        pattern for pattern in documented if not any(fnmatch(file, pattern) for file in written)
+    } == set()
+    assert {
+        file for file in written if not any(fnmatch(file, pattern) for pattern in documented)
+    } == set()
 
 
 # --- files, links, commands
@@ -175,12 +268,22 @@ YOURS = {  # what a reader may have
     ".env", "ca.pem", "data/boots/*.jpg", "data/images", "data/sandals/*.jpg", "data/test/...", "data/train/boots/*.jpg", "data/val/boots/*.jpg",
     "images", "new", "styles.csv", "train",
 }  # fmt: skip
-SUFFIXES = {".csv", ".jpeg", ".jpg", ".png", "70/15/15"}  # and what else looks like a path and is none
+SUFFIXES = {
+    ".csv",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    "70/15/15",
+}  # and what else looks like a path and is none
 PATH = re.compile(r"(?<![\w./:$*-])((?:[\w.*-]+/)+[\w.*-]*|[\w*-]*\.[a-z]\w*)(?![\w/])")
 
 
 def test_every_file_that_the_readme_names_exists_or_is_made_by_a_command() -> None:
-    named = {path.rstrip("/") for text in code(README) for path in PATH.findall(re.sub(r"-m \S+", "", text))} - SUFFIXES
+    named = {
+        path.rstrip("/")
+        for text in code(README)
+        for path in PATH.findall(re.sub(r"-m \S+", "", text))
+    } - SUFFIXES
     assert len(named) > 50, "found"
     assert {path for path in named - MADE - YOURS if not (ROOT / path).exists()} == set()
     assert (MADE | YOURS) - named == set(), "the lists have what is no longer named"
@@ -193,17 +296,29 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_links_lead_to_files_and_headings_that_exist() -> None:
-    links = [(document, link) for document in DOCUMENTS for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()) if ":" not in link]
+    links = [
+        (document, link)
+        for document in DOCUMENTS
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+        if ":" not in link
+    ]
     assert len(links) > 20, "found"
     for document, link in links:
         path, _, heading = link.partition("#")
         target = document.parent / path if path else document
-        assert target.exists() and (not heading or heading in anchors(target)), f"{document.relative_to(ROOT)}: {link}"
+        assert target.exists() and (not heading or heading in anchors(target)), (
+            f"{document.relative_to(ROOT)}: {link}"
+        )
 
 
 def commands(pattern: str) -> set[str]:
     """What the documents have where the pattern's group is, in code."""
-    return {found for document in DOCUMENTS for text in code(document.read_text()) for found in re.findall(pattern, text)}
+    return {
+        found
+        for document in DOCUMENTS
+        for text in code(document.read_text())
+        for found in re.findall(pattern, text)
+    }
 
 
 def test_every_target_of_make_that_is_named_exists() -> None:
@@ -213,13 +328,27 @@ def test_every_target_of_make_that_is_named_exists() -> None:
 
 
 def test_make_clean_keeps_what_is_the_users(tmp_path: Path) -> None:
-    theirs = [f"{folder}/__pycache__/photo.jpg" for folder in ("data", "data/train", "model", "responses")] + [".my_cache/file", "notes/file"]
-    ours = ["hogwear/__pycache__/file.pyc", ".cache/pixels/file", ".mypy_cache/file", ".venv/bin/python", "mutants/file"]
+    theirs = [
+        f"{folder}/__pycache__/photo.jpg" for folder in ("data", "data/train", "model", "responses")
+    ] + [".my_cache/file", "notes/file"]
+    ours = [
+        "hogwear/__pycache__/file.pyc",
+        ".cache/pixels/file",
+        ".mypy_cache/file",
+        ".venv/bin/python",
+        "mutants/file",
+    ]
     for name in theirs + ours:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
-    subprocess.run(["make", "--silent", "--file", ROOT / "Makefile", "clean", "ENGINE=false"], cwd=tmp_path, check=True)
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(theirs)
+    subprocess.run(
+        ["make", "--silent", "--file", ROOT / "Makefile", "clean", "ENGINE=false"],
+        cwd=tmp_path,
+        check=True,
+    )
+    assert {
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    } == set(theirs)
 
 
 def test_every_module_that_is_to_be_run_with_python_exists_and_can_be_run() -> None:
@@ -229,4 +358,6 @@ def test_every_module_that_is_to_be_run_with_python_exists_and_can_be_run() -> N
         found = importlib.util.find_spec(name)
         if found and found.submodule_search_locations:  # a package: its __main__.py is run
             found = importlib.util.find_spec(f"{name}.__main__")
-        assert found and found.origin and '__name__ == "__main__"' in Path(found.origin).read_text(), name
+        assert (
+            found and found.origin and '__name__ == "__main__"' in Path(found.origin).read_text()
+        ), name

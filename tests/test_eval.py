@@ -12,7 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, FAST, SIZE, Answer, Call, Script, Trained, at, refusal, saved, wait_until, without_test
+from conftest import (
+    CLASSES,
+    FAST,
+    SIZE,
+    Answer,
+    Call,
+    Script,
+    Trained,
+    at,
+    refusal,
+    saved,
+    wait_until,
+    without_test,
+)
 
 import eval
 import model
@@ -37,7 +50,9 @@ def results_in(folder: Path) -> dict[str, Any]:
 
 def test_the_results_say_what_was_measured(results: dict[str, Any], trained: Trained) -> None:
     assert results["class_names"] == list(CLASSES) and results["num_examples"] == 40
-    assert (results["split"], results["skipped"]) == ("test", 0) and results["images_per_second"] > 0
+    assert (results["split"], results["skipped"]) == ("test", 0) and results[
+        "images_per_second"
+    ] > 0
     assert results["checkpoint"] == {
         "sha256": hashlib.sha256((trained.model / "checkpoint.pt").read_bytes()).hexdigest(),
         "epoch": saved(trained.model)["best"]["epoch"], "arch": "efficientnet_lite0", "image_size": SIZE,
@@ -69,7 +84,9 @@ def test_the_figures_are_those_of_photos_predicted_one_by_one(
         label = CLASSES.index(photo.parent.name)
         matrix[label, int(logits.argmax())] += 1
         losses.append(-float(logits.log_softmax(0)[label]))
-    assert np.abs(matrix - results["confusion_matrix"]).sum() <= 2, "one photo may be on the edge in bfloat16"
+    assert np.abs(matrix - results["confusion_matrix"]).sum() <= 2, (
+        "one photo may be on the edge in bfloat16"
+    )
     assert results["test_loss"] == pytest.approx(np.mean(losses), abs=0.02)
     assert (matrix.sum(axis=0) > 0).sum() >= 3, "not the same answer to everything"
 
@@ -86,7 +103,8 @@ def test_the_table_is_readable(evaluated: Script, results: dict[str, Any]) -> No
             str(row["support"]),
         ]
     assert (
-        f"test accuracy {results['test_acc']:.4f} ({round(40 * results['test_acc'])} of 40 photos)" in evaluated.stdout
+        f"test accuracy {results['test_acc']:.4f} ({round(40 * results['test_acc'])} of 40 photos)"
+        in evaluated.stdout
     )
     assert evaluated.stderr == ""
 
@@ -96,22 +114,35 @@ def test_train_and_eval_agree_where_there_is_no_test_split(
 ) -> None:
     folder = Path(shutil.copytree(trained.model, tmp_path / "model"))
     answer = call(eval, *at(without_test(data, tmp_path / "data"), folder, trained.cache))
-    assert answer.code == 0 and "has no test split; these figures are of val" in refusal(answer.stderr)
+    assert answer.code == 0 and "has no test split; these figures are of val" in refusal(
+        answer.stderr
+    )
     results, best = results_in(folder), saved(folder)["best"]
     assert results["split"] == "val" and results["num_examples"] == 40
     assert results["test_acc"] == pytest.approx(best["val_acc"], abs=1e-6)
     assert results["test_loss"] == pytest.approx(best["val_loss"], abs=1e-6)
 
 
-def test_an_unreadable_photo_is_named_and_left_out(data: Path, trained: Trained, call: Call, tmp_path: Path) -> None:
-    folder, photos = Path(shutil.copytree(trained.model, tmp_path / "model")), without_test(data, tmp_path / "data")
+def test_an_unreadable_photo_is_named_and_left_out(
+    data: Path, trained: Trained, call: Call, tmp_path: Path
+) -> None:
+    folder, photos = (
+        Path(shutil.copytree(trained.model, tmp_path / "model")),
+        without_test(data, tmp_path / "data"),
+    )
     shutil.copytree(data / "test", photos / "test")
     broken = sorted(photos.glob("test/handbag/*"))[0]
     broken.write_bytes(b"")
     answer = call(eval, *at(photos, folder, tmp_path / "cache"))
-    assert answer.code == 0 and str(broken) in refusal(answer.stderr) and "empty file" in answer.stderr
+    assert (
+        answer.code == 0 and str(broken) in refusal(answer.stderr) and "empty file" in answer.stderr
+    )
     results = results_in(folder)
-    assert (results["num_examples"], results["skipped"], results["per_class"]["handbag"]["support"]) == (39, 1, 10)
+    assert (
+        results["num_examples"],
+        results["skipped"],
+        results["per_class"]["handbag"]["support"],
+    ) == (39, 1, 10)
 
 
 def test_other_classes_than_the_checkpoints_are_refused(
@@ -129,9 +160,13 @@ def test_other_classes_than_the_checkpoints_are_refused(
     )
 
 
-def test_without_a_checkpoint_it_asks_for_a_training_run(data: Path, call: Call, tmp_path: Path) -> None:
+def test_without_a_checkpoint_it_asks_for_a_training_run(
+    data: Path, call: Call, tmp_path: Path
+) -> None:
     answer = call(eval, *at(data, tmp_path, tmp_path / "cache"))
-    assert answer == Answer(3, "", f"eval.py: {tmp_path}/checkpoint.pt: no checkpoint; run train first\n")
+    assert answer == Answer(
+        3, "", f"eval.py: {tmp_path}/checkpoint.pt: no checkpoint; run train first\n"
+    )
 
 
 def test_an_interrupt_while_torch_is_imported_is_one_line(

@@ -61,12 +61,17 @@ def test_an_epoch_holds_every_photo_exactly_once(course: Course) -> None:
 
 
 def test_a_later_run_does_not_repeat_the_shuffles_of_an_earlier_one(course: Course) -> None:
-    assert seen(replace(course, first_epoch=2), range(8)) not in (seen(course, range(8)), seen(course, range(8, 16)))
+    assert seen(replace(course, first_epoch=2), range(8)) not in (
+        seen(course, range(8)),
+        seen(course, range(8, 16)),
+    )
     assert seen(replace(course, first_epoch=1), range(8)) == seen(course, range(8, 16))
 
 
 def test_labels_stay_with_their_photos(course: Course) -> None:
-    photos = np.broadcast_to(np.arange(120, dtype=np.uint8)[:, None, None, None], (120, 8, 8, 3))  # photo n is all n
+    photos = np.broadcast_to(
+        np.arange(120, dtype=np.uint8)[:, None, None, None], (120, 8, 8, 3)
+    )  # photo n is all n
     for step in (0, 7, 9):
         pixels, labels = replace(course, crop=8, images=photos).batch(step)
         assert labels.tolist() == [course.labels[int(photo[0, 0, 0])] for photo in pixels]
@@ -74,7 +79,9 @@ def test_labels_stay_with_their_photos(course: Course) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 40, 120, 500])
-def test_images_before_and_step_at_are_inverse_also_with_a_short_last_batch(course: Course, batch_size: int) -> None:
+def test_images_before_and_step_at_are_inverse_also_with_a_short_last_batch(
+    course: Course, batch_size: int
+) -> None:
     course = replace(course, batch_size=batch_size)
     counts = [course.images_before(step) for step in range(course.steps + 1)]
     assert counts[0] == 0 and counts[course.steps_per_epoch] == 120 and counts[-1] == 240
@@ -87,10 +94,16 @@ def test_the_learning_rate_warms_up_and_ends_near_zero(course: Course) -> None:
     course = replace(course, batch_size=1)
     rates = [course.lr_at(step) for step in range(course.steps)]
     peak = rates.index(max(rates))
-    assert peak == pytest.approx(0.1 * course.steps, abs=2) and max(rates) == pytest.approx(0.01, rel=0.01)
+    assert peak == pytest.approx(0.1 * course.steps, abs=2) and max(rates) == pytest.approx(
+        0.01, rel=0.01
+    )
     assert 0 < rates[0] <= 0.001 and 0 <= rates[-1] < 1e-5
-    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[int(0.55 * course.steps)] == pytest.approx(0.005, rel=0.02), "half-way down a cosine"
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(
+        rates[peak:], reverse=True
+    )
+    assert rates[int(0.55 * course.steps)] == pytest.approx(0.005, rel=0.02), (
+        "half-way down a cosine"
+    )
 
 
 def test_the_order_is_numpys_permutation_for_the_seed_and_the_epoch(course: Course) -> None:
@@ -100,7 +113,9 @@ def test_the_order_is_numpys_permutation_for_the_seed_and_the_epoch(course: Cour
         assert seen(course, range(step, step + 1)) == sorted(order[16 * batch : 16 * batch + 16])
 
 
-def test_an_epoch_is_shuffled_once_and_not_for_every_batch(course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_is_shuffled_once_and_not_for_every_batch(
+    course: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shuffled: list[int] = []
 
     class Counting(np.random.Generator):
@@ -158,7 +173,9 @@ def train_in_workers(
     """Train on the steps of `parts`, one after the other; `momentum` as saved."""
     hogwild.share(net)
     buffers = hogwild.share_momentum(net, count, momentum)
-    with Workers(count, lambda rank: {"train": hogwild.trainer(net, buffers[rank], course)}) as workers:
+    with Workers(
+        count, lambda rank: {"train": hogwild.trainer(net, buffers[rank], course)}
+    ) as workers:
         answers = [answer for steps in parts for answer in workers.run("train", steps)]
     assert len({step for step, _ in answers}) == len(answers)
     return Trained(dict(answers), flat(net.state_dict()), buffers.clone())
@@ -168,7 +185,12 @@ def plain_sgd(net: Any, course: Course, steps: range) -> tuple[Any, list[float]]
     """The loop that one worker must equal: no processes, no shared memory."""
     trained = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
-        trained, lr=1, momentum=course.momentum, nesterov=True, weight_decay=hogwild.WEIGHT_DECAY, fused=True
+        trained,
+        lr=1,
+        momentum=course.momentum,
+        nesterov=True,
+        weight_decay=hogwild.WEIGHT_DECAY,
+        fused=True,
     )
     losses = []
     for step in steps:
@@ -186,22 +208,33 @@ def plain_sgd(net: Any, course: Course, steps: range) -> tuple[Any, list[float]]
     return flat(net.state_dict()).numpy(), losses
 
 
-@pytest.mark.parametrize(("counts", "strong"), [((30, 30, 20), False), ((99, 50, 10), False), ((100, 50, 10), True)])
-def test_rare_classes_weigh_as_much_as_others_where_sizes_differ_strongly(counts: tuple[int, ...], strong: bool) -> None:
+@pytest.mark.parametrize(
+    ("counts", "strong"), [((30, 30, 20), False), ((99, 50, 10), False), ((100, 50, 10), True)]
+)
+def test_rare_classes_weigh_as_much_as_others_where_sizes_differ_strongly(
+    counts: tuple[int, ...], strong: bool
+) -> None:
     labels = np.repeat(np.arange(3), counts)
     prior = log_prior(labels, 3)
     logits = torch.zeros(len(labels), 3, requires_grad=True)
     F.cross_entropy(logits + prior, torch.from_numpy(labels)).backward()
     assert logits.grad is not None
-    pull = logits.grad.sum(0).abs().max()  # of undecided logits: towards the large classes, or towards none
+    pull = (
+        logits.grad.sum(0).abs().max()
+    )  # of undecided logits: towards the large classes, or towards none
     assert (pull < 1e-6) == strong
 
 
 def test_a_gradient_is_clipped_to_a_share_of_the_weights_it_moves() -> None:
-    large, small = torch.nn.Parameter(torch.full((4,), 3.0)), torch.nn.Parameter(torch.full((4,), 3.0))
+    large, small = (
+        torch.nn.Parameter(torch.full((4,), 3.0)),
+        torch.nn.Parameter(torch.full((4,), 3.0)),
+    )
     large.grad, small.grad = torch.full((4,), -50.0), torch.full((4,), 0.001)
     hogwild.adaptive_clip_grad([large, small])
-    assert torch.allclose(large.grad, torch.full((4,), -3.0 * hogwild.CLIP)), "shortened, not turned"
+    assert torch.allclose(large.grad, torch.full((4,), -3.0 * hogwild.CLIP)), (
+        "shortened, not turned"
+    )
     assert torch.equal(small.grad, torch.full((4,), 0.001)), "left alone"
 
 
@@ -369,7 +402,9 @@ def test_a_worker_that_dies_with_every_answer_still_loses_no_item(log: Path) -> 
     note = log_to(log)
 
     def job(item: int) -> int:
-        if f"{item}\n" not in log.read_text():  # each item kills one worker, and is then done by the next
+        if (
+            f"{item}\n" not in log.read_text()
+        ):  # each item kills one worker, and is then done by the next
             note(str(item))
             os.kill(os.getpid(), signal.SIGKILL)
         return item
@@ -388,7 +423,9 @@ def test_a_worker_that_dies_with_every_answer_still_loses_no_item(log: Path) -> 
         (lambda: os._exit(7), "a worker died 3 times in a row (exit code 7)"),
     ],
 )
-def test_three_deaths_in_a_row_are_given_up_on(last_words: Callable[[], None], said: str, log: Path) -> None:
+def test_three_deaths_in_a_row_are_given_up_on(
+    last_words: Callable[[], None], said: str, log: Path
+) -> None:
     note = log_to(log)
 
     def job(item: int) -> None:
@@ -435,7 +472,9 @@ def test_a_death_that_is_accounted_for_does_not_count(log: Path) -> None:
 
 
 def test_where_memory_runs_out_the_kernel_takes_a_worker_first() -> None:
-    with Workers(1, lambda rank: {"score": lambda item: Path("/proc/self/oom_score_adj").read_text()}) as workers:
+    with Workers(
+        1, lambda rank: {"score": lambda item: Path("/proc/self/oom_score_adj").read_text()}
+    ) as workers:
         assert list(workers.run("score", range(1))) == [(0, "500\n")]
     assert int(Path("/proc/self/oom_score_adj").read_text()) < 500
 

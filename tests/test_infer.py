@@ -24,7 +24,10 @@ Infer = Callable[..., Answer]
 
 @pytest.fixture(scope="module")
 def five(
-    data: Path, trained: Trained, start: Callable[..., Script], tmp_path_factory: pytest.TempPathFactory
+    data: Path,
+    trained: Trained,
+    start: Callable[..., Script],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Script]:
     """responses/ after a run with the default settings, over pictures of an earlier one; and the process."""
     folder = tmp_path_factory.mktemp("responses")
@@ -50,25 +53,37 @@ def pictures_in(folder: Path) -> set[str]:
     return {file.name for file in (folder / "results").iterdir()}
 
 
-def test_five_photos_of_the_test_split_give_five_pictures_that_open(five: tuple[Path, Script], data: Path) -> None:
+def test_five_photos_of_the_test_split_give_five_pictures_that_open(
+    five: tuple[Path, Script], data: Path
+) -> None:
     folder, script = five
     answers = answers_in(folder)
     assert len(answers) == len({answer["file"] for answer in answers}) == 5
     assert all(Path(answer["file"]).is_relative_to(data / "test") for answer in answers)
-    assert pictures_in(folder) == {f"{Path(answer['file']).stem}_{answer['predicted']}.png" for answer in answers}
-    assert pictures_in(folder) == {answer["picture"] for answer in answers}, "those of the run before are gone"
+    assert pictures_in(folder) == {
+        f"{Path(answer['file']).stem}_{answer['predicted']}.png" for answer in answers
+    }
+    assert pictures_in(folder) == {answer["picture"] for answer in answers}, (
+        "those of the run before are gone"
+    )
     for name in pictures_in(folder):
         with Image.open(folder / "results" / name) as picture:
             picture.load()
             assert picture.format == "PNG" and min(picture.size) > 300
-    assert f"5 pictures in {folder}/results" in script.stdout and script.stderr == "" and "Kept in" not in script.stdout
+    assert (
+        f"5 pictures in {folder}/results" in script.stdout
+        and script.stderr == ""
+        and "Kept in" not in script.stdout
+    )
 
 
-def test_answers_are_probabilities_with_the_likeliest_class_on_top(five: tuple[Path, Script]) -> None:
+def test_answers_are_probabilities_with_the_likeliest_class_on_top(
+    five: tuple[Path, Script],
+) -> None:
     for answer in answers_in(five[0]):
-        assert set(answer["probabilities"]) == set(CLASSES) and sum(answer["probabilities"].values()) == pytest.approx(
-            1
-        )
+        assert set(answer["probabilities"]) == set(CLASSES) and sum(
+            answer["probabilities"].values()
+        ) == pytest.approx(1)
         assert (
             answer["probability"]
             == max(answer["probabilities"].values())
@@ -92,7 +107,9 @@ def test_a_seed_gives_the_same_photos_again_and_another_gives_others(
     assert answers_in(tmp_path) == answers_in(five[0])
     assert predict("--seed", 4, "--num-images", 2).code == 0
     assert len(pictures_in(tmp_path)) == len(answers_in(tmp_path)) == 2
-    assert not {answer["file"] for answer in answers_in(tmp_path)} <= {answer["file"] for answer in answers_in(five[0])}
+    assert not {answer["file"] for answer in answers_in(tmp_path)} <= {
+        answer["file"] for answer in answers_in(five[0])
+    }
 
 
 def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path) -> None:
@@ -122,7 +139,9 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     assert {f"shoe_{shoe['predicted']}.png", f"shoe_{shoe['predicted']}_2.png"} <= pictures
 
 
-def test_the_first_photos_get_pictures_and_all_an_answer(data: Path, predict: Infer, tmp_path: Path) -> None:
+def test_the_first_photos_get_pictures_and_all_an_answer(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
     (tmp_path / "new").mkdir()
     for i, photo in enumerate(sorted((data / "test" / "handbag").iterdir())[:6]):
         shutil.copy(photo, tmp_path / "new" / f"{i}.jpg")
@@ -137,20 +156,37 @@ def test_the_first_photos_get_pictures_and_all_an_answer(data: Path, predict: In
     with (tmp_path / "predictions.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
-        assert sheet.size == (pictures.GAP + 3 * (pictures.CELL + pictures.GAP), pictures.GAP + pictures.CELL + pictures.CAPTION + pictures.GAP)
+        assert sheet.size == (
+            pictures.GAP + 3 * (pictures.CELL + pictures.GAP),
+            pictures.GAP + pictures.CELL + pictures.CAPTION + pictures.GAP,
+        )
     assert all(row["file"] in answer.stdout for row in rows)
-    assert "2 pictures in " in answer.stdout and ", of the first 3 photos of 6 (--pictures)" in answer.stdout
+    assert (
+        "2 pictures in " in answer.stdout
+        and ", of the first 3 photos of 6 (--pictures)" in answer.stdout
+    )
 
 
-def test_without_pictures_there_are_only_answers(data: Path, predict: Infer, tmp_path: Path) -> None:
+def test_without_pictures_there_are_only_answers(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
     assert predict("--num-images", 2).code == 0
     answer = predict("--images", data / "test" / "handbag", "--pictures", 0)
     assert answer.code == 0 and "of the first 0 photos" in answer.stdout
-    assert {row["picture"] for row in answers_in(tmp_path)} == {None} and pictures_in(tmp_path) == set()
-    assert {path.name for path in tmp_path.iterdir()} == {"results", "predictions.json", "predictions.csv", ".hogwear.sha256"}
+    assert {row["picture"] for row in answers_in(tmp_path)} == {None} and pictures_in(
+        tmp_path
+    ) == set()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results",
+        "predictions.json",
+        "predictions.csv",
+        ".hogwear.sha256",
+    }
 
 
-def test_what_is_too_much_for_one_sheet_is_on_the_next(data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_much_for_one_sheet_is_on_the_next(
+    data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pictures, "SHEET", 3)
     assert predict("--images", data / "test" / "footwear", "--pictures", 4).code == 0
     wide = []
@@ -172,12 +208,20 @@ def test_a_photo_that_is_called_like_a_formula_is_text_in_the_table_and_called_s
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == [f"'{name}" for name in names]
-    assert all(0 <= float(row[f"probability_{n}"]) <= 1 and row[f"class_{n}"] in CLASSES for row in rows for n in range(1, 6))
+    assert all(
+        0 <= float(row[f"probability_{n}"]) <= 1 and row[f"class_{n}"] in CLASSES
+        for row in rows
+        for n in range(1, 6)
+    )
 
 
-def test_a_photo_in_the_wrong_folder_is_marked_wrong(data: Path, predict: Infer, tmp_path: Path) -> None:
+def test_a_photo_in_the_wrong_folder_is_marked_wrong(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
     (tmp_path / "eyewear").mkdir()
-    shutil.copy(sorted((data / "test" / "bottomwear").iterdir())[0], tmp_path / "eyewear" / "skirt.jpg")
+    shutil.copy(
+        sorted((data / "test" / "bottomwear").iterdir())[0], tmp_path / "eyewear" / "skirt.jpg"
+    )
     answer = predict("--images", tmp_path / "eyewear")
     [row] = answers_in(tmp_path)
     assert row["predicted"] != row["true_class"] == "eyewear"
@@ -192,12 +236,18 @@ def test_right_and_wrong_pictures_look_different(
     assert (prediction.predicted, prediction.is_wrong) == ("a", wrong)
     png = pictures.draw_prediction(prediction, decode(photo_files[0], pictures.PHOTO_SIDE))
     with Image.open(io.BytesIO(png)) as picture:
-        colours = {colour for count, colour in picture.convert("RGB").getcolors(1 << 24) or () if count > 1000}
+        colours = {
+            colour
+            for count, colour in picture.convert("RGB").getcolors(1 << 24) or ()
+            if count > 1000
+        }
     right, warning = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
     assert (right in colours, warning in colours) == (not wrong, wrong)
 
 
-def test_the_longest_names_a_disk_can_hold_get_their_picture(photo_files: list[Path], tmp_path: Path) -> None:
+def test_the_longest_names_a_disk_can_hold_get_their_picture(
+    photo_files: list[Path], tmp_path: Path
+) -> None:
     prediction = Prediction(Path("写" * 83 + ".jpg"), None, None, {"バッグ" * 28: 1.0})
     taken: set[str] = set()
     for _ in range(2):
@@ -227,10 +277,16 @@ def test_without_one_readable_photo_it_is_refused_and_the_old_pictures_stay(
 
 def contents(folder: Path) -> dict[str, bytes]:
     """{path: content} of all files below."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-def test_only_what_infer_made_is_deleted_and_the_rest_is_counted(data: Path, predict: Infer, tmp_path: Path) -> None:
+def test_only_what_infer_made_is_deleted_and_the_rest_is_counted(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
     assert predict("--num-images", 4, "--seed", 1).code == 0
     made = sorted((tmp_path / "results").iterdir())
     Image.new("RGB", (8, 8)).save(made[0])  # overwritten by its user ...
@@ -244,16 +300,36 @@ def test_only_what_infer_made_is_deleted_and_the_rest_is_counted(data: Path, pre
               {made[1].name, made[3].name, "link.png", "contact_sheet.png", "predictions.json", "predictions.csv", ".hogwear.sha256"}}  # fmt: skip
     assert len(theirs) == 5
     answer = predict("--num-images", 3, "--seed", 2)
-    assert answer.code == 0 and f"Kept in {tmp_path}, because infer did not make them or they were changed since: 6 files." in answer.stdout
-    assert {name: content for name, content in contents(tmp_path).items() if name in theirs} == theirs
-    assert (tmp_path / "results" / "link.png").is_symlink() and not made[1].exists() and not made[3].exists()
+    assert (
+        answer.code == 0
+        and f"Kept in {tmp_path}, because infer did not make them or they were changed since: 6 files."
+        in answer.stdout
+    )
+    assert {
+        name: content for name, content in contents(tmp_path).items() if name in theirs
+    } == theirs
+    assert (
+        (tmp_path / "results" / "link.png").is_symlink()
+        and not made[1].exists()
+        and not made[3].exists()
+    )
     pictures = {row["picture"] for row in answers_in(tmp_path)}
-    assert len(pictures) == 3 and pictures_in(tmp_path) == pictures | {made[0].name, "copy.png", "renamed.png", "link.png", "sorted"}
+    assert len(pictures) == 3 and pictures_in(tmp_path) == pictures | {
+        made[0].name,
+        "copy.png",
+        "renamed.png",
+        "link.png",
+        "sorted",
+    }
     again = predict("--num-images", 2, "--seed", 3)
-    assert again.code == 0 and "since: 6 files" in again.stdout and len(pictures_in(tmp_path)) == 2 + 5
+    assert (
+        again.code == 0 and "since: 6 files" in again.stdout and len(pictures_in(tmp_path)) == 2 + 5
+    )
 
 
-def test_a_name_that_a_file_of_the_user_has_is_not_taken_from_it(data: Path, predict: Infer, tmp_path: Path) -> None:
+def test_a_name_that_a_file_of_the_user_has_is_not_taken_from_it(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
     photo = next((data / "test" / "topwear").iterdir())
     arguments = "--images", photo
     assert predict(*arguments).code == 0
@@ -262,22 +338,34 @@ def test_a_name_that_a_file_of_the_user_has_is_not_taken_from_it(data: Path, pre
     (tmp_path / "contact_sheet.png").write_bytes(b"mine")
     assert predict(*arguments).code == 0
     stem = row["picture"].removesuffix(".png")
-    assert answers_in(tmp_path) == [row | {"picture": f"{stem}_2.png"}] and pictures_in(tmp_path) == {row["picture"], f"{stem}_2.png"}
+    assert answers_in(tmp_path) == [row | {"picture": f"{stem}_2.png"}] and pictures_in(
+        tmp_path
+    ) == {row["picture"], f"{stem}_2.png"}
     with Image.open(tmp_path / "contact_sheet_2.png") as sheet:
         sheet.load()
-    assert (tmp_path / "results" / row["picture"]).read_bytes() == (tmp_path / "contact_sheet.png").read_bytes() == b"mine"
+    assert (
+        (tmp_path / "results" / row["picture"]).read_bytes()
+        == (tmp_path / "contact_sheet.png").read_bytes()
+        == b"mine"
+    )
 
 
 @pytest.mark.parametrize("name", ["predictions.json", "predictions.csv"])
 @pytest.mark.parametrize("ours", [False, True], ids=["their own", "edited"])
-def test_answers_that_infer_did_not_write_or_that_were_edited_are_not_overwritten(name: str, ours: bool, predict: Infer, tmp_path: Path) -> None:
+def test_answers_that_infer_did_not_write_or_that_were_edited_are_not_overwritten(
+    name: str, ours: bool, predict: Infer, tmp_path: Path
+) -> None:
     if ours:
         assert predict("--num-images", 1).code == 0
     with (tmp_path / name).open("a") as file:
         file.write("mine")
     before = contents(tmp_path)
     answer = predict("--num-images", 1)
-    assert answer.code == 2 and f"{tmp_path / name}: infer did not write this, or it was changed since; move it away" in refusal(answer.stderr)
+    assert (
+        answer.code == 2
+        and f"{tmp_path / name}: infer did not write this, or it was changed since; move it away"
+        in refusal(answer.stderr)
+    )
     assert contents(tmp_path) == before
     (tmp_path / name).unlink()
     assert predict("--num-images", 1).code == 0
@@ -289,7 +377,9 @@ PLACES: dict[str, Callable[[Path], Path]] = {  # of photos, where results/ is th
     "around results": lambda folder: folder,
     "a pattern that finds some": lambda folder: folder / "**" / "*.png",
     "a link to results": lambda folder: linked(folder / "link", folder / "results"),
-    "a link in an album": lambda folder: linked(folder / "album" / "photo.png", folder / "results" / "photo0.png").parent,
+    "a link in an album": lambda folder: (
+        linked(folder / "album" / "photo.png", folder / "results" / "photo0.png").parent
+    ),
 }
 
 
@@ -316,19 +406,46 @@ def test_photos_that_lie_where_results_are_written_are_refused_and_nothing_is_to
 ) -> None:
     given, before = place(project), contents(project)
     answer = predict("--images", given)
-    assert answer.code == 2 and "--images: " in refusal(answer.stderr) and "choose another --responses-dir" in answer.stderr
+    assert (
+        answer.code == 2
+        and "--images: " in refusal(answer.stderr)
+        and "choose another --responses-dir" in answer.stderr
+    )
     assert contents(project) == before
 
 
-@pytest.mark.parametrize(("folder", "responses"), [("data", "data"), ("data", "data/train"), ("data", "data/train/topwear"), ("results", "."), ("results/mine", ".")])
+@pytest.mark.parametrize(
+    ("folder", "responses"),
+    [
+        ("data", "data"),
+        ("data", "data/train"),
+        ("data", "data/train/topwear"),
+        ("results", "."),
+        ("results/mine", "."),
+    ],
+)
 def test_photos_of_a_data_folder_that_lie_where_results_are_written_are_refused(
-    folder: str, responses: str, data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path
+    folder: str,
+    responses: str,
+    data: Path,
+    trained: Trained,
+    call: Callable[..., Answer],
+    tmp_path: Path,
 ) -> None:
     for split in ("train", "val"):
         shutil.copytree(data / "test", tmp_path / folder / split, copy_function=os.link)
     before = contents(tmp_path / folder)
-    answer = call(infer, "--responses-dir", tmp_path / responses, *at(tmp_path / folder, trained.model, tmp_path / "cache"))
-    assert answer.code == 2 and "where infer writes its results; choose another --responses-dir" in refusal(answer.stderr)
+    answer = call(
+        infer,
+        "--responses-dir",
+        tmp_path / responses,
+        *at(tmp_path / folder, trained.model, tmp_path / "cache"),
+    )
+    assert (
+        answer.code == 2
+        and "where infer writes its results; choose another --responses-dir"
+        in refusal(answer.stderr)
+    )
     assert contents(tmp_path / folder) == before
 
 
@@ -339,15 +456,26 @@ def test_results_may_lie_around_a_data_folder_and_beside_its_photos(
     for split in ("train", "val"):
         shutil.copytree(data / "test", tmp_path / "data" / split, copy_function=os.link)
     for _ in range(2):
-        answer = call(infer, "--responses-dir", tmp_path / responses, "--num-images", 1, *at(tmp_path / "data", trained.model, tmp_path / "cache"))
+        answer = call(
+            infer,
+            "--responses-dir",
+            tmp_path / responses,
+            "--num-images",
+            1,
+            *at(tmp_path / "data", trained.model, tmp_path / "cache"),
+        )
         assert answer.code == 0 and "Kept in" not in answer.stdout
 
 
-def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_is(data: Path, predict: Infer, tmp_path: Path) -> None:
+def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_is(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
     shutil.copy(next((data / "test" / "topwear").iterdir()), tmp_path / "shirt.jpg")
     for _ in range(2):
         assert predict("--images", tmp_path / "shirt.jpg").code == 0
-    assert f"--images: {tmp_path / 'contact_sheet.png'} " in refusal(predict("--images", tmp_path / "contact_sheet.png").stderr)
+    assert f"--images: {tmp_path / 'contact_sheet.png'} " in refusal(
+        predict("--images", tmp_path / "contact_sheet.png").stderr
+    )
 
 
 def test_without_a_checkpoint_it_asks_for_a_training_run(
@@ -357,8 +485,12 @@ def test_without_a_checkpoint_it_asks_for_a_training_run(
     assert answer.code == 3 and "no checkpoint; run train first" in refusal(answer.stderr)
 
 
-def test_a_certain_answer_is_not_cut_off_at_the_edge(photo_files: list[Path], tmp_path: Path) -> None:
+def test_a_certain_answer_is_not_cut_off_at_the_edge(
+    photo_files: list[Path], tmp_path: Path
+) -> None:
     certain = Prediction(photo_files[0], None, None, {"topwear": 1.0, "footwear": 0.0})
     png = pictures.draw_prediction(certain, decode(photo_files[0], pictures.PHOTO_SIDE))
     with Image.open(io.BytesIO(png)) as picture:
-        assert (np.asarray(picture.convert("L"))[:, -5:] == 255).all(), "an empty margin on the right"
+        assert (np.asarray(picture.convert("L"))[:, -5:] == 255).all(), (
+            "an empty margin on the right"
+        )

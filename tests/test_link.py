@@ -63,7 +63,9 @@ def test_all_begin_with_rank_0s_parameters_and_settle_on_the_mean() -> None:
     assert together(machine, machine, machine) == [(0.0, 2.0)] * 3
 
 
-def test_what_is_learnt_while_an_average_is_under_way_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_learnt_while_an_average_is_under_way_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     snapshot, taken = Link.snapshot, [FORK.Event(), FORK.Event()]
 
     def slowly(others: Link) -> torch.Tensor:
@@ -100,14 +102,27 @@ def test_a_machine_whose_parameters_are_no_numbers_takes_the_others() -> None:
 def test_arrays_and_messages_of_all_are_gathered_in_the_order_of_their_ranks() -> None:
     def machine(others: Link) -> tuple[Any, ...]:
         rank = others.rank
-        rows, names = others.gather([np.full((rank + 1, 2), rank, np.float32), np.array([10 * rank])])
+        rows, names = others.gather(
+            [np.full((rank + 1, 2), rank, np.float32), np.array([10 * rank])]
+        )
         [total] = others.total([np.array([1.0, rank])])
-        return rows[:, 0].tolist(), names.tolist(), total.tolist(), others.tell(b"x" * rank), others.hand_on(1, b"of 1" if rank == 1 else b"")
+        return (
+            rows[:, 0].tolist(),
+            names.tolist(),
+            total.tolist(),
+            others.tell(b"x" * rank),
+            others.hand_on(1, b"of 1" if rank == 1 else b""),
+        )
 
-    assert together(machine, machine, machine) == [([0, 1, 1, 2, 2, 2], [0, 10, 20], [3.0, 3.0], [b"", b"x", b"xx"], b"of 1")] * 3
+    assert (
+        together(machine, machine, machine)
+        == [([0, 1, 1, 2, 2, 2], [0, 10, 20], [3.0, 3.0], [b"", b"x", b"xx"], b"of 1")] * 3
+    )
 
 
-def test_a_machine_that_is_late_is_waited_for_as_long_as_it_does_something(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_is_late_is_waited_for_as_long_as_it_does_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(link, "STALLED", 1.5)
 
     def late(others: Link) -> None:

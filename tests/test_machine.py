@@ -32,23 +32,35 @@ def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("eight_cpus")
-@pytest.mark.parametrize(("quota", "cpus"), [("max", 8), ("400000", 4), ("150000", 1), ("50000", 1), ("1600000", 8)])
-def test_a_version_2_quota_limits_the_cpus_and_is_floored(tmp_path: Path, quota: str, cpus: int) -> None:
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("max", 8), ("400000", 4), ("150000", 1), ("50000", 1), ("1600000", 8)]
+)
+def test_a_version_2_quota_limits_the_cpus_and_is_floored(
+    tmp_path: Path, quota: str, cpus: int
+) -> None:
     assert cpus_under(tmp_path, {"cpu.max": f"{quota} 100000"}, "0::/") == cpus
 
 
 @pytest.mark.usefixtures("eight_cpus")
 @pytest.mark.parametrize(("quota", "cpus"), [("-1", 8), ("300000", 3), ("150000", 1), ("50000", 1)])
-def test_a_version_1_quota_limits_the_cpus_and_is_floored(tmp_path: Path, quota: str, cpus: int) -> None:
-    files = {"cpu,cpuacct/docker/1/cpu.cfs_quota_us": quota, "cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000"}
+def test_a_version_1_quota_limits_the_cpus_and_is_floored(
+    tmp_path: Path, quota: str, cpus: int
+) -> None:
+    files = {
+        "cpu,cpuacct/docker/1/cpu.cfs_quota_us": quota,
+        "cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000",
+    }
     assert cpus_under(tmp_path, files, "5:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n0::/") == cpus
 
 
 @pytest.mark.usefixtures("eight_cpus")
 @pytest.mark.parametrize(
-    ("outer", "inner", "cpus"), [("200000", "500000", 2), ("500000", "300000", 3), ("max", "600000", 6)]
+    ("outer", "inner", "cpus"),
+    [("200000", "500000", 2), ("500000", "300000", 3), ("max", "600000", 6)],
 )
-def test_of_nested_quotas_the_smallest_counts(tmp_path: Path, outer: str, inner: str, cpus: int) -> None:
+def test_of_nested_quotas_the_smallest_counts(
+    tmp_path: Path, outer: str, inner: str, cpus: int
+) -> None:
     files = {"pod/cpu.max": f"{outer} 100000", "pod/container/cpu.max": f"{inner} 100000"}
     assert cpus_under(tmp_path, files, "0::/pod/container") == cpus
 
@@ -79,7 +91,13 @@ def test_without_cgroups_affinity_decides(tmp_path: Path) -> None:
     [
         ({"memory.max": "max", "box/memory.max": "419430400"}, "0::/box"),
         ({"box/memory.max": "max", "memory.max": "419430400"}, "0::/box"),
-        ({"memory/docker/1/memory.limit_in_bytes": "419430400", "memory/memory.limit_in_bytes": "9223372036854771712"}, "4:memory:/docker/1\n0::/"),
+        (
+            {
+                "memory/docker/1/memory.limit_in_bytes": "419430400",
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            "4:memory:/docker/1\n0::/",
+        ),
     ],
     ids=["version 2", "the outer one", "version 1"],
 )
@@ -89,7 +107,10 @@ def test_a_limit_of_memory_is_found_and_too_low_a_one_refused(
     folders = tree(tmp_path, files, membership)
     assert machine.memory_limit(*folders) == 400 << 20
     monkeypatch.setattr(machine, "memory_limit", lambda: 400 << 20)
-    with pytest.raises(BadInput, match=r"400 MiB of memory, training with 2 workers needs more than \d+: .*HOGWEAR_MEMORY"):
+    with pytest.raises(
+        BadInput,
+        match=r"400 MiB of memory, training with 2 workers needs more than \d+: .*HOGWEAR_MEMORY",
+    ):
         machine.require_memory(2)
 
 
@@ -101,7 +122,9 @@ def test_without_a_limit_memory_is_not_refused(tmp_path: Path) -> None:
 def test_too_little_shared_memory_is_refused_with_the_fix() -> None:
     filesystem = os.statvfs("/dev/shm")
     machine.require_shared_memory(1)
-    with pytest.raises(BadInput, match=r"/dev/shm has \d+ MiB free, training needs \d+ MiB: .*--shm-size"):
+    with pytest.raises(
+        BadInput, match=r"/dev/shm has \d+ MiB free, training needs \d+ MiB: .*--shm-size"
+    ):
         machine.require_shared_memory(filesystem.f_blocks * filesystem.f_frsize + 1)
 
 

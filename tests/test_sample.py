@@ -35,7 +35,11 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def draw_elsewhere(folder: Path, train: int) -> subprocess.Popen[bytes]:
@@ -59,9 +63,9 @@ def unfinished(folder: Path) -> Iterator[Path]:
 def test_five_classes_in_three_splits_with_equal_counts(drawn: Path) -> None:
     assert sample.CLASS_NAMES == ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
     for split, count in {"train": 60, "val": 15, "test": 15}.items():
-        assert {path.name: len(list(path.glob("*.jpg"))) for path in (drawn / split).iterdir()} == dict.fromkeys(
-            sample.CLASS_NAMES, count
-        )
+        assert {
+            path.name: len(list(path.glob("*.jpg"))) for path in (drawn / split).iterdir()
+        } == dict.fromkeys(sample.CLASS_NAMES, count)
     assert len(contents(drawn)) == 450
 
 
@@ -79,7 +83,9 @@ def test_no_two_photos_of_a_class_are_the_same(drawn: Path, class_name: str) -> 
 
 
 @pytest.mark.usefixtures("few")
-def test_a_seed_gives_the_same_bytes_however_many_photos_are_drawn(drawn: Path, tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_bytes_however_many_photos_are_drawn(
+    drawn: Path, tmp_path: Path
+) -> None:
     again, whole = contents(sample.ensure(tmp_path / "again")), contents(drawn)
     assert len(again) == 5 * sum(FEW.values())
     assert again.items() <= whole.items()
@@ -92,12 +98,17 @@ def test_another_seed_gives_other_photos(drawn: Path, tmp_path: Path) -> None:
 
 
 def test_a_complete_sample_is_not_drawn_again(drawn: Path) -> None:
-    before = drawn.parent.stat().st_mtime_ns, drawn.stat().st_ino  # drawing makes a folder beside it, then renames
+    before = (
+        drawn.parent.stat().st_mtime_ns,
+        drawn.stat().st_ino,
+    )  # drawing makes a folder beside it, then renames
     assert sample.ensure(drawn, seed=1) == drawn
     assert (drawn.parent.stat().st_mtime_ns, drawn.stat().st_ino) == before
 
 
-def test_two_processes_at_once_leave_one_complete_sample_and_nothing_else(drawn: Path, tmp_path: Path) -> None:
+def test_two_processes_at_once_leave_one_complete_sample_and_nothing_else(
+    drawn: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "new" / "sample"
     first, second = draw_elsewhere(folder, 8), draw_elsewhere(folder, 8)
     both_drew = wait_until(lambda: len(list(unfinished(folder))) == 2, first, second)
@@ -112,7 +123,9 @@ def test_two_processes_at_once_leave_one_complete_sample_and_nothing_else(drawn:
 def test_a_killed_draw_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     process = draw_elsewhere(folder, 60)
-    half_drawn = wait_until(lambda: sum(1 for path in unfinished(folder) for _ in path.rglob("*.jpg")) > 5, process)
+    half_drawn = wait_until(
+        lambda: sum(1 for path in unfinished(folder) for _ in path.rglob("*.jpg")) > 5, process
+    )
     process.kill()
     process.wait()
     assert half_drawn
@@ -121,8 +134,12 @@ def test_a_killed_draw_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few")
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"])
-def test_an_incomplete_sample_is_refused_and_left_alone(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["missing", "empty"]
+)
+def test_an_incomplete_sample_is_refused_and_left_alone(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
     folder = sample.ensure(tmp_path / "sample")
     damage(folder / "val" / "handbag" / "000.jpg")
     before = contents(folder)

@@ -26,7 +26,21 @@ from hogwear.errors import BadInput
 State = dict[str, Any]
 Key = tuple[Any, ...]  # the way through the dicts and lists of a state
 REMOVED, EXTRA = object(), object()
-NEVER = [-1, -0.5, 10**5000, math.nan, math.inf, b"x", ["x", "x"], {"x": 1}, {1: 1}, torch.zeros(2, 3), torch.zeros(0), REMOVED, EXTRA]
+NEVER = [
+    -1,
+    -0.5,
+    10**5000,
+    math.nan,
+    math.inf,
+    b"x",
+    ["x", "x"],
+    {"x": 1},
+    {1: 1},
+    torch.zeros(2, 3),
+    torch.zeros(0),
+    REMOVED,
+    EXTRA,
+]
 OPTIONAL = ("job",), ("length",), ("choices", "lr"), ("choices", "time_budget")  # which may be None
 
 
@@ -45,7 +59,19 @@ class Written:
 def written(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Interrupted in its second epoch, and gone on with to its end."""
     folder, states = tmp_path_factory.mktemp("written"), {}
-    small = "--arch", "tinyvgg", "--image-size", 32, "--epochs", 2, "--batch-size", 8, "--workers", 2, *at(data, folder / "model", folder / "cache")
+    small = (
+        "--arch",
+        "tinyvgg",
+        "--image-size",
+        32,
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--workers",
+        2,
+        *at(data, folder / "model", folder / "cache"),
+    )
     with stopped_after(batches=20):
         train.main(settings.parse(train.Settings, [*map(str, small)]))
     states["interrupted"] = saved(folder / "model")
@@ -73,7 +99,13 @@ def changed(state: State, key: Key, value: object) -> State:
 
 def keys(value: Any, way: Key = ()) -> Iterator[Key]:
     """All keys of a state, and of what is in it."""
-    inside: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside: Any = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, part in inside:
         yield (*way, key)
         yield from keys(part, (*way, key))
@@ -100,7 +132,9 @@ def problem(state: State) -> str:
         model.checked(Checkpoint(Path("model/checkpoint.pt"), state, ""))
     except BadInput as error:
         assert str(error).isprintable() and len(str(error)) < 400, error
-        assert str(error).startswith("model/checkpoint.pt: not what train writes (") and str(error).endswith("or train with --fresh")
+        assert str(error).startswith("model/checkpoint.pt: not what train writes (") and str(
+            error
+        ).endswith("or train with --fresh")
         return str(error)
     return ""
 
@@ -112,7 +146,9 @@ def test_what_a_run_has_written_is_accepted(name: str, written: Written) -> None
 
 
 @pytest.mark.parametrize("name", ["finished", "interrupted"])
-def test_whatever_is_odd_about_any_key_of_a_checkpoint_is_noticed_and_named(name: str, written: Written) -> None:
+def test_whatever_is_odd_about_any_key_of_a_checkpoint_is_noticed_and_named(
+    name: str, written: Written
+) -> None:
     state, tried, missed = written.state(name), 0, []
     for key in [key for key in keys(state) if key != ("format",)]:
         for value in odd_values(state, key):
@@ -147,16 +183,26 @@ EDGES: dict[str, Callable[[State], object]] = {
     "choices.lr is 10.0": put("choices", "lr", value=10.0),
     "choices.momentum is 1.0": put("choices", "momentum", value=1.0),
     "class_names is of type list": put("class_names", value=[*CLASSES[:4], CLASSES[0]]),
-    "class_names is of type list, expected a list of two or more different": put("class_names", value=["one"]),
+    "class_names is of type list, expected a list of two or more different": put(
+        "class_names", value=["one"]
+    ),
     "names that can be shown": put("class_names", 0, value="\x1b[2J"),
     "expected a list of two": put("class_names", 0, value=""),
-    "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (4, 640)": put("class_names", value=list(CLASSES[:4])),
-    "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (5, 2560)": put("choices", "image_size", value=64),
-    "weights.head.weight is float32 of shape (5, 640), expected finite": fill(*HEAD, value=math.nan),
+    "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (4, 640)": put(
+        "class_names", value=list(CLASSES[:4])
+    ),
+    "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (5, 2560)": put(
+        "choices", "image_size", value=64
+    ),
+    "weights.head.weight is float32 of shape (5, 640), expected finite": fill(
+        *HEAD, value=math.nan
+    ),
     "expected finite float32": fill("best", *HEAD, value=math.inf),
     "weights.head.weight is float64": cast(*HEAD, dtype=torch.float64),
     "weights.head.weight is bfloat16": cast("best", *HEAD, dtype=torch.bfloat16),
-    "weights.head.weight is float32 of shape (3200,)": lambda state: changed(state, HEAD, inner(state, HEAD).flatten()),
+    "weights.head.weight is float32 of shape (3200,)": lambda state: changed(
+        state, HEAD, inner(state, HEAD).flatten()
+    ),
     "best.temperature is 0.0": put("best", "temperature", value=0.0),
     "best.temperature is 1e-300": put("best", "temperature", value=1e-300),
     "best.sure_from is 1.02": put("best", "sure_from", value=1.02),
@@ -175,26 +221,38 @@ EDGES: dict[str, Callable[[State], object]] = {
 FINISHED: dict[str, Callable[[State], object]] = EDGES | {
     "momentum is None": put("finished", value=False),
     "momentum is float32 of shape (1, 1), expected None": put("momentum", value=torch.zeros(1, 1)),
-    "history is of type list, expected an epoch or more": lambda state: state.update(history=[], best={}, first_epoch=0),
+    "history is of type list, expected an epoch or more": lambda state: state.update(
+        history=[], best={}, first_epoch=0
+    ),
 }
 INTERRUPTED: dict[str, Callable[[State], object]] = {
     "momentum is float32 of shape (2, 6215), expected None": put("finished", value=True),
     "momentum is float32 of shape (2, 6215), expected finite": fill("momentum", value=math.nan),
-    "momentum is float32 of shape (6215,)": lambda state: changed(state, ("momentum",), state["momentum"][0]),
-    "momentum is float32 of shape (0, 6215)": lambda state: changed(state, ("momentum",), state["momentum"][:0]),
-    "momentum is float32 of shape (2, 6214)": lambda state: changed(state, ("momentum",), state["momentum"][:, 1:]),
+    "momentum is float32 of shape (6215,)": lambda state: changed(
+        state, ("momentum",), state["momentum"][0]
+    ),
+    "momentum is float32 of shape (0, 6215)": lambda state: changed(
+        state, ("momentum",), state["momentum"][:0]
+    ),
+    "momentum is float32 of shape (2, 6214)": lambda state: changed(
+        state, ("momentum",), state["momentum"][:, 1:]
+    ),
     "momentum is None": put("momentum", value=None),
 }
 
 
 @pytest.mark.parametrize(("said", "change"), FINISHED.items(), ids=list(FINISHED))
-def test_a_value_out_of_range_is_named_with_what_was_expected(said: str, change: Callable[[State], object], written: Written) -> None:
+def test_a_value_out_of_range_is_named_with_what_was_expected(
+    said: str, change: Callable[[State], object], written: Written
+) -> None:
     change(state := written.state("finished"))
     assert said in problem(state)
 
 
 @pytest.mark.parametrize(("said", "change"), INTERRUPTED.items(), ids=list(INTERRUPTED))
-def test_so_is_one_of_an_interrupted_run(said: str, change: Callable[[State], object], written: Written) -> None:
+def test_so_is_one_of_an_interrupted_run(
+    said: str, change: Callable[[State], object], written: Written
+) -> None:
     change(state := written.state("interrupted"))
     assert said in problem(state)
 
@@ -215,8 +273,14 @@ def of_the_issue(written: Written) -> dict[str, State]:
     states: dict[str, State] = {}
     for name in ("finished", "interrupted"):
         state = written.state(name)
-        tops = [key for key in keys(state) if len(key) == 1 or (key[0] in ("choices", "best", "tally", "photos") and len(key) == 2)]
-        states |= {f"{name} without {key}": changed(copy.deepcopy(state), key, REMOVED) for key in tops}
+        tops = [
+            key
+            for key in keys(state)
+            if len(key) == 1 or (key[0] in ("choices", "best", "tally", "photos") and len(key) == 2)
+        ]
+        states |= {
+            f"{name} without {key}": changed(copy.deepcopy(state), key, REMOVED) for key in tops
+        }
     for said, change in FINISHED.items():
         change(state := written.state("finished"))
         states[said] = state
@@ -230,21 +294,41 @@ def test_train_eval_and_infer_refuse_an_odd_checkpoint_in_one_line_that_names_it
     for number, (what, state) in enumerate(of_the_issue(written).items()):
         folder = write(state, tmp_path / str(number))
         places = at(data, folder, written.cache)
-        for script, more in (train, ()), (eval, ()), (infer, ("--responses-dir", tmp_path / "r", "--images", photo_files[0])):
+        for script, more in (
+            (train, ()),
+            (eval, ()),
+            (infer, ("--responses-dir", tmp_path / "r", "--images", photo_files[0])),
+        ):
             answer = call(script, *more, *places)
-            if answer.code != 2 or answer.stdout.count("\n") > 1 or f"{folder}/{CHECKPOINT}: not " not in refusal(answer.stderr):
+            if (
+                answer.code != 2
+                or answer.stdout.count("\n") > 1
+                or f"{folder}/{CHECKPOINT}: not " not in refusal(answer.stderr)
+            ):
                 wrong.append((what, script.__name__, answer))
-        assert [file.name for file in folder.iterdir() if file.name != ".lock"] == [CHECKPOINT], "nothing is moved, nothing written"
+        assert [file.name for file in folder.iterdir() if file.name != ".lock"] == [CHECKPOINT], (
+            "nothing is moved, nothing written"
+        )
     assert not wrong, wrong[:5]
 
 
-def test_any_changed_byte_under_a_right_digest_is_refused_or_does_no_harm(written: Written, tmp_path: Path) -> None:
-    folder, refused, random_ = write(written.state("interrupted"), tmp_path / "model"), 0, random.Random(0)
+def test_any_changed_byte_under_a_right_digest_is_refused_or_does_no_harm(
+    written: Written, tmp_path: Path
+) -> None:
+    folder, refused, random_ = (
+        write(written.state("interrupted"), tmp_path / "model"),
+        0,
+        random.Random(0),
+    )
     body = (folder / CHECKPOINT).read_bytes()[: -checkpoint.DIGEST_SIZE]
     for place in random_.sample(range(len(body)), 100) + random_.sample(range(5000), 200):
-        changed = body[:place] + bytes([body[place] ^ 1 << random_.randrange(8)]) + body[place + 1 :]
+        changed = (
+            body[:place] + bytes([body[place] ^ 1 << random_.randrange(8)]) + body[place + 1 :]
+        )
         try:
-            model.checked(checkpoint.parsed(folder / CHECKPOINT, changed + hashlib.sha256(changed).digest()))
+            model.checked(
+                checkpoint.parsed(folder / CHECKPOINT, changed + hashlib.sha256(changed).digest())
+            )
         except BadInput as error:
             assert f"{folder}/{CHECKPOINT}: not " in str(error)
             refused += 1
@@ -253,7 +337,12 @@ def test_any_changed_byte_under_a_right_digest_is_refused_or_does_no_harm(writte
 
 @pytest.mark.parametrize("script", [eval, infer, train])
 def test_weights_so_large_that_no_answer_is_a_number_are_refused(
-    script: Any, written: Written, data: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any,
+    written: Written,
+    data: Path,
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     state = written.state("finished")
     for name, weights in state["best"]["weights"].items():
@@ -261,4 +350,8 @@ def test_weights_so_large_that_no_answer_is_a_number_are_refused(
     state["photos"]["val"]["sha256"] = "0" * 64  # so that train measures them again, too
     monkeypatch.chdir(tmp_path)
     answer = call(script, *at(data, write(state, tmp_path / "model"), written.cache))
-    assert answer.code == 2 and "no finite numbers: its weights are useless" in answer.stderr and "nan" not in answer.stdout
+    assert (
+        answer.code == 2
+        and "no finite numbers: its weights are useless" in answer.stderr
+        and "nan" not in answer.stdout
+    )

@@ -42,13 +42,18 @@ def refuse(call: Callable[..., Answer]) -> Refuse:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_flag_beats_the_environment_which_beats_the_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_beats_the_environment_which_beats_the_default(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = VALUES[name]
     default = getattr(settings.parse(train.Settings, []), name)
     assert default not in (first, second)
     monkeypatch.setenv(f"HOGWEAR_{name.upper()}", str(first))
     assert getattr(settings.parse(train.Settings, []), name) == first
-    assert getattr(settings.parse(train.Settings, [f"--{name.replace('_', '-')}", str(second)]), name) == second
+    assert (
+        getattr(settings.parse(train.Settings, [f"--{name.replace('_', '-')}", str(second)]), name)
+        == second
+    )
 
 
 @pytest.mark.parametrize("name", [*VALUES, "fresh"])
@@ -57,14 +62,20 @@ def test_an_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.Monkey
     assert settings.parse(train.Settings, []) == train.Settings()
 
 
-@pytest.mark.parametrize(("word", "value"), [("1", True), ("yes", True), ("0", False), ("no", False)])
-def test_a_switch_is_a_word_in_the_environment(word: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("word", "value"), [("1", True), ("yes", True), ("0", False), ("no", False)]
+)
+def test_a_switch_is_a_word_in_the_environment(
+    word: str, value: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOGWEAR_FRESH", word)
     assert settings.parse(train.Settings, []).fresh is value
     assert settings.parse(train.Settings, ["--fresh"]).fresh
 
 
-def test_several_values_are_separated_by_colons_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_values_are_separated_by_colons_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HOGWEAR_IMAGES", "a.jpg:b")
     assert settings.parse(infer.Settings, []).images == (Path("a.jpg"), Path("b"))
     assert settings.parse(infer.Settings, ["--images", "c", "d"]).images == (Path("c"), Path("d"))
@@ -83,8 +94,12 @@ def test_a_wrong_value_is_named_in_one_line(
 
 
 @pytest.mark.parametrize("value", ["9" * 20, "-" + "9" * 20, "1e400"])
-@pytest.mark.parametrize("script", [train, eval, infer, doctor, export], ids=lambda script: script.__name__)
-def test_a_number_that_is_too_large_or_too_small_is_refused_in_one_line(script: Any, value: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "script", [train, eval, infer, doctor, export], ids=lambda script: script.__name__
+)
+def test_a_number_that_is_too_large_or_too_small_is_refused_in_one_line(
+    script: Any, value: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     numbers = [f.name for f in fields(script.Settings) if f.metadata["kind"] in (int, float)]
     assert "min_count" in numbers
     for name in numbers:
@@ -98,7 +113,9 @@ def test_a_number_that_is_too_large_or_too_small_is_refused_in_one_line(script: 
 
 
 @pytest.mark.parametrize("arguments", [["--epoch", "3"], ["--epochs"], ["photo.jpg"], ["--frehs"]])
-def test_an_unknown_or_incomplete_flag_is_named_in_one_line(arguments: list[str], refuse: Refuse) -> None:
+def test_an_unknown_or_incomplete_flag_is_named_in_one_line(
+    arguments: list[str], refuse: Refuse
+) -> None:
     line = refuse(*arguments)
     assert arguments[0] in line and "train.py --help" in line
 
@@ -136,12 +153,30 @@ OUT_OF_MEMORY = "memory ran out: use fewer --workers, a smaller --batch-size or 
             2,
             "train.py: photo.jpg: No such file or directory\n",
         ),
-        (OSError(28, "No space left on device", "a"), 2, "train.py: a: No space left on device; free some space, or choose another folder\n"),
+        (
+            OSError(28, "No space left on device", "a"),
+            2,
+            "train.py: a: No space left on device; free some space, or choose another folder\n",
+        ),
         (MemoryError(), 2, f"train.py: {OUT_OF_MEMORY}\n"),
-        (RuntimeError("alloc_cpu.cpp: can't allocate memory: you tried to allocate 9 bytes"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
-        (RuntimeError("unable to mmap 9 bytes from file </torch_1>: Cannot allocate memory (12)"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
+        (
+            RuntimeError("alloc_cpu.cpp: can't allocate memory: you tried to allocate 9 bytes"),
+            2,
+            f"train.py: {OUT_OF_MEMORY}\n",
+        ),
+        (
+            RuntimeError(
+                "unable to mmap 9 bytes from file </torch_1>: Cannot allocate memory (12)"
+            ),
+            2,
+            f"train.py: {OUT_OF_MEMORY}\n",
+        ),
         (RuntimeError("could not create a primitive\n"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
-        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            2,
+            f"train.py: {OUT_OF_MEMORY}\n",
+        ),
         (OSError(12, "Cannot allocate memory"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
     ],
 )

@@ -68,11 +68,16 @@ def content_of(file: Path) -> str:
 
 
 def of_two_classes(photo_files: list[Path]) -> dict[str, list[Path]]:
-    return {name: [file for file in photo_files if file.name.startswith(name)][:20] for name in ("footwear", "handbag")}
+    return {
+        name: [file for file in photo_files if file.name.startswith(name)][:20]
+        for name in ("footwear", "handbag")
+    }
 
 
 @pytest.fixture(scope="module")
-def divided(photo_files: list[Path], start: Start, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def divided(
+    photo_files: list[Path], start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Project:
     """Photos of ours to divide, 14 of each class, trained on once."""
     project = Project(tmp_path_factory.mktemp("divided"))
     for name, files in of_two_classes(photo_files).items():
@@ -84,7 +89,9 @@ def divided(photo_files: list[Path], start: Start, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def given(photo_files: list[Path], start: Start, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def given(
+    photo_files: list[Path], start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Project:
     """Photos that their owner has divided, trained on once."""
     project = Project(tmp_path_factory.mktemp("given"))
     for name, files in of_two_classes(photo_files).items():
@@ -96,7 +103,13 @@ def given(photo_files: list[Path], start: Start, tmp_path_factory: pytest.TempPa
     return project
 
 
-def of_model(call: Call, script: Any, project: Project, *arguments: object, main: Callable[[Any], None] | None = None) -> Answer:
+def of_model(
+    call: Call,
+    script: Any,
+    project: Project,
+    *arguments: object,
+    main: Callable[[Any], None] | None = None,
+) -> Answer:
     return call(script, *project.where, *arguments, main=main)
 
 
@@ -116,23 +129,38 @@ def test_test_photos_have_never_been_trained_on_though_classes_grow_and_the_cach
     start("train.py", *ONCE, *moved.where).ok()
     after = moved.split()
     assert before.items() < after.items() and list(after)[: len(before)] == list(before)
-    trained_on = set(contents.short(np.frombuffer(bytes.fromhex("".join(k for k, side in after.items() if side == "train")), np.uint8).reshape(-1, 16)).tolist())
+    trained_on = set(
+        contents.short(
+            np.frombuffer(
+                bytes.fromhex("".join(k for k, side in after.items() if side == "train")), np.uint8
+            ).reshape(-1, 16)
+        ).tolist()
+    )
     assert set(saved(moved.model)["trained_on"].tolist()) == trained_on
     answer = of_model(call, eval, moved)
     assert answer.code == 0 and answer.stderr == "", answer.stderr
-    assert moved.results()["num_examples"] == sizes(after)["test"] and moved.results()["trained_on"] == 0
+    assert (
+        moved.results()["num_examples"] == sizes(after)["test"]
+        and moved.results()["trained_on"] == 0
+    )
 
 
 def sizes(split: dict[str, str]) -> dict[str, int]:
     return {side: list(split.values()).count(side) for side in set(split.values())}
 
 
-def test_a_split_is_written_before_anything_is_trained(divided: Project, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_is_written_before_anything_is_trained(
+    divided: Project, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = Project(tmp_path)
     shutil.copytree(divided.data, project.data)
 
     def fit(run: Run, *arguments: object) -> None:
-        assert project.split() == divided.split() and run.split["count"] == 28 and len(run.trained_on) == 20
+        assert (
+            project.split() == divided.split()
+            and run.split["count"] == 28
+            and len(run.trained_on) == 20
+        )
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "fit", fit)
@@ -157,64 +185,106 @@ def test_without_the_split_that_a_checkpoint_was_trained_with_nothing_is_measure
         of_model(call, eval, project, main=export),
     ):  # fmt: skip
         what = "missing" if damage == "deleted" else "changed"
-        assert answer.code == 2 and f"{file}: {what} since the checkpoint was trained" in refusal(answer.stderr)
+        assert answer.code == 2 and f"{file}: {what} since the checkpoint was trained" in refusal(
+            answer.stderr
+        )
         assert "restore it, or train with --fresh" in answer.stderr
-    assert (file.read_bytes() if file.exists() else None) == before and not (project.model / eval.RESULTS).exists()
+    assert (file.read_bytes() if file.exists() else None) == before and not (
+        project.model / eval.RESULTS
+    ).exists()
     photo = next(project.data.glob("*/*"))
-    assert of_model(call, infer, project, "--responses-dir", tmp_path / "responses", "--images", photo).code == 0, "which needs no split"
+    assert (
+        of_model(
+            call, infer, project, "--responses-dir", tmp_path / "responses", "--images", photo
+        ).code
+        == 0
+    ), "which needs no split"
     fresh = start("train.py", *ONCE, "--fresh", *project.where).ok()
     assert fresh.stderr == "" and of_model(call, eval, project).code == 0
     if damage == "changed":
         assert before and project.split() == json.loads(before)["split"], "--fresh keeps it"
 
 
-def test_only_train_writes_the_split(divided: Project, photo_files: list[Path], call: Call, tmp_path: Path) -> None:
+def test_only_train_writes_the_split(
+    divided: Project, photo_files: list[Path], call: Call, tmp_path: Path
+) -> None:
     project = divided.copy(tmp_path / "project")
     written = (project.model / SPLIT).read_bytes()
     shutil.copy(of_two_classes(photo_files)["handbag"][19], project.data / "handbag" / "new.jpg")
-    for answer in of_model(call, eval, project), of_model(call, infer, project, "--responses-dir", tmp_path / "responses"):
+    for answer in (
+        of_model(call, eval, project),
+        of_model(call, infer, project, "--responses-dir", tmp_path / "responses"),
+    ):
         assert answer.code == 0
-        assert answer.stderr == f"Warning: 1 of 29 photos in {project.data} not in {project.model / SPLIT} yet, ignored; run train to assign them to a split\n"
-    assert (project.model / SPLIT).read_bytes() == written and project.results()["num_examples"] == sizes(project.split())["test"]
+        assert (
+            answer.stderr
+            == f"Warning: 1 of 29 photos in {project.data} not in {project.model / SPLIT} yet, ignored; run train to assign them to a split\n"
+        )
+    assert (project.model / SPLIT).read_bytes() == written and project.results()[
+        "num_examples"
+    ] == sizes(project.split())["test"]
 
 
 # --- one of the user's
 
 
-def test_test_photos_that_were_trained_on_are_left_out_and_counted(given: Project, call: Call, tmp_path: Path) -> None:
+def test_test_photos_that_were_trained_on_are_left_out_and_counted(
+    given: Project, call: Call, tmp_path: Path
+) -> None:
     project = given.copy(tmp_path / "project")
     moved = sorted(project.data.glob("train/*/*"))[:3]
     for file in moved:
         file.rename(project.data / "test" / file.parent.name / f"moved-{file.name}")
-    shutil.copy(next(project.data.glob("train/*/*")), project.data / "test" / "handbag" / "copy.jpg")
+    shutil.copy(
+        next(project.data.glob("train/*/*")), project.data / "test" / "handbag" / "copy.jpg"
+    )
     answer = of_model(call, eval, project)
-    assert answer.code == 0 and "Warning: 4 of 16 photos in test were used for training and are excluded\n" in answer.stderr
+    assert (
+        answer.code == 0
+        and "Warning: 4 of 16 photos in test were used for training and are excluded\n"
+        in answer.stderr
+    )
     assert (project.results()["num_examples"], project.results()["trained_on"]) == (12, 4)
     original = of_model(call, eval, given)
-    assert original.stderr == "" and project.results()["data"]["fingerprint"] == given.results()["data"]["fingerprint"], "the same twelve"
+    assert (
+        original.stderr == ""
+        and project.results()["data"]["fingerprint"] == given.results()["data"]["fingerprint"]
+    ), "the same twelve"
     of_model(call, infer, project, "--responses-dir", tmp_path / "responses", "--num-images", 16)
-    shown = [row["file"] for row in json.loads((tmp_path / "responses" / "predictions.json").read_text())]
+    shown = [
+        row["file"] for row in json.loads((tmp_path / "responses" / "predictions.json").read_text())
+    ]
     assert len(shown) == 12 and not any("moved" in file or "copy" in file for file in shown)
 
 
-def test_a_test_split_that_was_trained_on_is_refused(given: Project, call: Call, tmp_path: Path) -> None:
+def test_a_test_split_that_was_trained_on_is_refused(
+    given: Project, call: Call, tmp_path: Path
+) -> None:
     project = given.copy(tmp_path / "project")
     shutil.rmtree(project.data / "test")
     (project.data / "train").rename(project.data / "test")
     shutil.copytree(project.data / "val", project.data / "train")
-    assert "20 of 20 photos in test were used for training" in refusal(of_model(call, eval, project).stderr)
+    assert "20 of 20 photos in test were used for training" in refusal(
+        of_model(call, eval, project).stderr
+    )
     answer = of_model(call, infer, project, "--responses-dir", tmp_path / "responses")
-    assert answer.code == 2 and "all 20 photos in test were used for training" in refusal(answer.stderr)
+    assert answer.code == 2 and "all 20 photos in test were used for training" in refusal(
+        answer.stderr
+    )
 
 
 @pytest.mark.long
-def test_photos_that_are_moved_from_train_to_val_do_not_choose_the_weights(given: Project, start: Start, tmp_path: Path) -> None:
+def test_photos_that_are_moved_from_train_to_val_do_not_choose_the_weights(
+    given: Project, start: Start, tmp_path: Path
+) -> None:
     project = given.copy(tmp_path / "project")
     for file in sorted(project.data.glob("train/*/*"))[::4]:
         file.rename(project.data / "val" / file.parent.name / f"moved-{file.name}")
     before = saved(project.model)["trained_on"]
     further = start("train.py", *ONCE, *project.where).ok()
-    assert "Warning: 5 of 13 photos in val were used for training and are excluded\n" in further.stderr
+    assert (
+        "Warning: 5 of 13 photos in val were used for training and are excluded\n" in further.stderr
+    )
     assert saved(project.model)["trained_on"].tolist() == before.tolist(), "and nobody forgets"
     fresh = start("train.py", *ONCE, "--fresh", *project.where).ok()
     assert "trained on" not in fresh.stderr and len(saved(project.model)["trained_on"]) == 15
@@ -223,10 +293,16 @@ def test_photos_that_are_moved_from_train_to_val_do_not_choose_the_weights(given
 # --- the cache while train runs
 
 
-@pytest.mark.parametrize("replaced", [pytest.param(False, marks=pytest.mark.long), True], ids=["removed", "replaced"])
-def test_a_cache_that_is_removed_while_train_runs_does_not_end_it(replaced: bool, given: Project, start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "replaced", [pytest.param(False, marks=pytest.mark.long), True], ids=["removed", "replaced"]
+)
+def test_a_cache_that_is_removed_while_train_runs_does_not_end_it(
+    replaced: bool, given: Project, start: Start, tmp_path: Path
+) -> None:
     project = given.copy(tmp_path / "project")
-    script = start("train.py", *TINY, "--epochs", 10_000, "--batch-size", 4, "--fresh", *project.where)
+    script = start(
+        "train.py", *TINY, "--epochs", 10_000, "--batch-size", 4, "--fresh", *project.where
+    )
     script.wait_for("^epoch 1/")
     folders = list(project.cache.glob("pixels/*/*/pixels.npy"))
     shutil.rmtree(project.cache / "pixels")
@@ -237,7 +313,9 @@ def test_a_cache_that_is_removed_while_train_runs_does_not_end_it(replaced: bool
     [worker] = descendants(script.pid)
     os.kill(worker, signal.SIGKILL)
     epochs = script.stdout.count("\nepoch ")
-    wait_until(lambda: script.stdout.count("\nepoch ") > epochs + 3 or script.process.poll() is not None)
+    wait_until(
+        lambda: script.stdout.count("\nepoch ") > epochs + 3 or script.process.poll() is not None
+    )
     script.process.terminate()
     assert script.code() == 128 + signal.SIGTERM, script.stderr
 
@@ -253,7 +331,9 @@ def cluster(divided: Project, tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.long
-def test_machines_take_the_split_of_the_one_that_knows_one(cluster: Cluster, divided: Project) -> None:
+def test_machines_take_the_split_of_the_one_that_knows_one(
+    cluster: Cluster, divided: Project
+) -> None:
     told = json.loads((divided.model / SPLIT).read_text())
     sides = {"train": "val", "val": "test", "test": "train"}
     one, other = [photo for photo, side in told["split"].items() if side != "train"][:2]
@@ -263,5 +343,7 @@ def test_machines_take_the_split_of_the_one_that_knows_one(cluster: Cluster, div
     for number in (1, 0):  # the first one is rank 0, as long as numbers of processes grow
         cluster.start(number, nnodes="2")
     assert set(cluster.codes(120).values()) == {0}, cluster.output()
-    assert all(json.loads((cluster.model(number) / SPLIT).read_text()) == told for number in range(2))
+    assert all(
+        json.loads((cluster.model(number) / SPLIT).read_text()) == told for number in range(2)
+    )
     assert len(cluster.result()["trained_on"]) == sizes(told["split"])["train"]

@@ -57,7 +57,9 @@ def copy_of(folder: Path, name: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def twin(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def twin(
+    data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The model folder of the same run once more."""
     folder = tmp_path_factory.mktemp("twin")
     start("train.py", *SMALL_RUN, "--workers", 1, *at(data, folder, trained.cache)).ok()
@@ -69,31 +71,52 @@ def test_one_worker_and_one_seed_give_identical_weights_twice(trained: Trained, 
 
 
 @pytest.mark.long
-def test_another_seed_gives_another_run(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
+def test_another_seed_gives_another_run(
+    trained: Trained, data: Path, call: Call, tmp_path: Path
+) -> None:
     once = *SMALL_RUN, "--epochs", 1, "--workers", 1
     for seed in (0, 1):
-        assert call(train, *once, "--seed", seed, *at(data, tmp_path / str(seed), trained.cache)).code == 0
+        assert (
+            call(train, *once, "--seed", seed, *at(data, tmp_path / str(seed), trained.cache)).code
+            == 0
+        )
     first, second = (saved(tmp_path / str(seed))["history"] for seed in (0, 1))
     assert first[0]["train_loss"] != second[0]["train_loss"]
 
 
 def test_a_run_learns_and_says_a_line_an_epoch(trained: Trained) -> None:
     history = saved(trained.model)["history"]
-    assert history[-1]["val_acc"] > 0.5 and history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
-    lines = re.findall(r"^epoch (\d)/6: .*val loss ([\d.]+) accuracy ([\d.]+)", trained.stdout, re.MULTILINE)
-    assert lines == [(f"{row['epoch']}", f"{row['val_loss']:.4f}", f"{row['val_acc']:.4f}") for row in history]
+    assert (
+        history[-1]["val_acc"] > 0.5 and history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
+    )
+    lines = re.findall(
+        r"^epoch (\d)/6: .*val loss ([\d.]+) accuracy ([\d.]+)", trained.stdout, re.MULTILINE
+    )
+    assert lines == [
+        (f"{row['epoch']}", f"{row['val_loss']:.4f}", f"{row['val_acc']:.4f}") for row in history
+    ]
     assert trained.stderr == ""
 
 
 def test_the_plan_is_printed(trained: Trained) -> None:
-    for part in ("120 to train on, 40 to validate with", ", ".join(CLASSES), "6 epochs", "1 workers", f"{SIZE} px"):
+    for part in (
+        "120 to train on, 40 to validate with",
+        ", ".join(CLASSES),
+        "6 epochs",
+        "1 workers",
+        f"{SIZE} px",
+    ):
         assert part in trained.stdout
 
 
 def test_the_checkpoint_has_all_that_eval_and_infer_need(trained: Trained) -> None:
     state = saved(trained.model)
     choices = state["choices"]
-    assert (choices["arch"], state["class_names"], choices["image_size"]) == ("efficientnet_lite0", list(CLASSES), SIZE)
+    assert (choices["arch"], state["class_names"], choices["image_size"]) == (
+        "efficientnet_lite0",
+        list(CLASSES),
+        SIZE,
+    )
     assert state["finished"] and state["images_seen"] == 720
     assert choices["batch_size"] == 8 and choices["epochs"] == 6
 
@@ -111,7 +134,9 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
 def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later() -> None:
     val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
     photos = PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)])
-    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, photos)
+    run = Run(
+        model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, photos
+    )
     run.momentum = torch.zeros(1, 3)
     best = []
     for epoch, right in enumerate((2, 3, 1, 3, 2), start=1):
@@ -120,17 +145,30 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_late
         assert run.keep(LossWatch(5))
         logits = np.eye(5, dtype=np.float32)[[0, 1, 2, 3][:right] + [4] * (4 - right)]
         run.close_epoch(logits, val, lr=0.1)
-        best.append((run.best["epoch"], run.best["val_acc"], run.best["weights"]["head.bias"].tolist()[0]))
+        best.append(
+            (run.best["epoch"], run.best["val_acc"], run.best["weights"]["head.bias"].tolist()[0])
+        )
     assert best == [(1, 0.5, 1), (2, 0.75, 2), (2, 0.75, 2), (4, 0.75, 4), (4, 0.75, 4)]
 
 
 def test_an_epoch_without_one_sound_answer_leaves_a_checkpoint_that_can_be_read() -> None:
     val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
-    run = Run(model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)]))
+    run = Run(
+        model.build("tinyvgg", 5, 32),
+        Choices(arch="tinyvgg", image_size=32),
+        CLASSES,
+        PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)]),
+    )
     run.momentum, run.trained_on = share_momentum(run.net, 1, None), torch.arange(4)
     run.tally = Tally(images=4, loss=1.0, correct=4, seconds=1.0)
     assert run.keep(LossWatch(5))
-    run.close_epoch(np.array([[np.nan] * 5, [np.inf] * 5, [-np.inf] * 5, [np.inf, -np.inf, 0, 0, 0]], np.float32), val, lr=0.1)
+    run.close_epoch(
+        np.array(
+            [[np.nan] * 5, [np.inf] * 5, [-np.inf] * 5, [np.inf, -np.inf, 0, 0, 0]], np.float32
+        ),
+        val,
+        lr=0.1,
+    )
     model.checked(Checkpoint(Path("checkpoint.pt"), {"format": 3, **run.state()}, ""))
     run.momentum[0, -1] = np.nan
     assert not run.keep(LossWatch(5)), "what cannot be loaded is not saved"
@@ -140,11 +178,21 @@ def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
     with (trained.model / "metrics.csv").open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert rows == saved(trained.model)["history"]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6] and {row["images"] for row in rows} == {120}
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6] and {
+        row["images"] for row in rows
+    } == {120}
 
 
-def test_nothing_but_the_last_two_checkpoints_the_split_and_the_metrics_is_in_the_model_folder(twin: Path) -> None:
-    assert {file.name for file in twin.iterdir()} == {"checkpoint.pt", "checkpoint.previous.pt", "split.json", "metrics.csv", ".lock"}
+def test_nothing_but_the_last_two_checkpoints_the_split_and_the_metrics_is_in_the_model_folder(
+    twin: Path,
+) -> None:
+    assert {file.name for file in twin.iterdir()} == {
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        "split.json",
+        "metrics.csv",
+        ".lock",
+    }
 
 
 # --- interrupted and gone on with
@@ -160,7 +208,9 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def interrupted(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+def interrupted(
+    data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Interrupted:
     """The run of `trained` again, interrupted with Ctrl-C, then gone on with."""
     folder = tmp_path_factory.mktemp("interrupted")
     arguments = *SMALL_RUN, "--workers", 1, *at(data, folder / "model", trained.cache)
@@ -187,7 +237,9 @@ def test_resume_continues_from_the_saved_image_count(interrupted: Interrupted) -
     assert "epoch 2/" not in interrupted.rest and "epoch 6/6" in interrupted.rest
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(interrupted: Interrupted, trained: Trained) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(
+    interrupted: Interrupted, trained: Trained
+) -> None:
     assert same_run(saved(interrupted.after), saved(trained.model))
 
 
@@ -200,7 +252,9 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
-def stopped(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+def stopped(
+    data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory
+) -> Stopped:
     """A run on a terminal, terminated when its bar has begun to move: in its first epoch, of 120 steps."""
     folder, bar = tmp_path_factory.mktemp("stopped"), bytearray()
     terminal, theirs = pty.openpty()
@@ -225,27 +279,46 @@ def stopped(data: Path, trained: Trained, start: Start, tmp_path_factory: pytest
 def test_a_bar_on_a_terminal_shows_images_loss_speed_and_the_time_left(stopped: Stopped) -> None:
     last = re.split(r"[\r\n]", stopped.bar.rstrip())[-1]
     assert re.search(
-        r"training: +\d+%.* \d+/120 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+(s/ images| images/s), loss=\d+\.\d+\]", last
+        r"training: +\d+%.* \d+/120 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+(s/ images| images/s), loss=\d+\.\d+\]",
+        last,
     )
 
 
 def test_sigterm_does_not_wait_for_the_end_of_an_epoch(stopped: Stopped) -> None:
     assert stopped.code == 143 and "epoch 1/" not in stopped.stdout
     state = saved(stopped.model)
-    assert 0 < state["images_seen"] == state["tally"]["images"] < 120 and not state["finished"] and not state["history"]
+    assert (
+        0 < state["images_seen"] == state["tally"]["images"] < 120
+        and not state["finished"]
+        and not state["history"]
+    )
     assert f"Stopped after {state['images_seen']} images" in stopped.stdout
 
 
 @pytest.mark.parametrize(
-    "flag", [("--lr", "0.5"), ("--epochs", "7"), ("--image-size", "96"), ("--seed", "1"), ("--batch-size", "4")]
+    "flag",
+    [
+        ("--lr", "0.5"),
+        ("--epochs", "7"),
+        ("--image-size", "96"),
+        ("--seed", "1"),
+        ("--batch-size", "4"),
+    ],
 )
 def test_an_interrupted_run_refuses_other_settings(
-    flag: tuple[str, str], interrupted: Interrupted, data: Path, trained: Trained, call: Call, tmp_path: Path
+    flag: tuple[str, str],
+    interrupted: Interrupted,
+    data: Path,
+    trained: Trained,
+    call: Call,
+    tmp_path: Path,
 ) -> None:
     folder = copy_of(interrupted.before, tmp_path)
     before = (folder / "checkpoint.pt").read_bytes()
     answer = call(train, *flag, *at(data, folder, trained.cache))
-    assert answer.code == 2 and f"{flag[0]} is {flag[1]}, the interrupted run has " in refusal(answer.stderr)
+    assert answer.code == 2 and f"{flag[0]} is {flag[1]}, the interrupted run has " in refusal(
+        answer.stderr
+    )
     assert "--fresh" in answer.stderr and (folder / "checkpoint.pt").read_bytes() == before
 
 
@@ -300,11 +373,17 @@ def fresh(second_runs: tuple[Result, Result]) -> Result:
     return second_runs[1]
 
 
-def test_a_finished_run_trains_more_and_its_history_grows(continued: Result, trained: Trained) -> None:
+def test_a_finished_run_trains_more_and_its_history_grows(
+    continued: Result, trained: Trained
+) -> None:
     folder, script = continued
     before, after = saved(trained.model), saved(folder)
-    assert "a finished run with validation accuracy" in script.stdout and "epoch 7/7" in script.stdout
-    assert after["history"][:6] == before["history"] and [row["epoch"] for row in after["history"]] == [
+    assert (
+        "a finished run with validation accuracy" in script.stdout and "epoch 7/7" in script.stdout
+    )
+    assert after["history"][:6] == before["history"] and [
+        row["epoch"] for row in after["history"]
+    ] == [
         1,
         2,
         3,
@@ -318,15 +397,27 @@ def test_a_finished_run_trains_more_and_its_history_grows(continued: Result, tra
         assert len(list(csv.DictReader(file))) == 7
 
 
-def test_a_finished_run_goes_on_from_its_best_weights(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
+def test_a_finished_run_goes_on_from_its_best_weights(
+    trained: Trained, data: Path, call: Call, tmp_path: Path
+) -> None:
     folder = copy_of(trained.model, tmp_path)
-    assert call(train, "--epochs", 1, "--lr", "1e-7", "--workers", 1, *at(data, folder, trained.cache)).code == 0
+    assert (
+        call(
+            train, "--epochs", 1, "--lr", "1e-7", "--workers", 1, *at(data, folder, trained.cache)
+        ).code
+        == 0
+    )
     before, after = saved(trained.model), saved(folder)
-    for weights, near in (before["best"]["weights"], True), (before["weights"], before["best"]["epoch"] == 6):
+    for weights, near in (
+        (before["best"]["weights"], True),
+        (before["weights"], before["best"]["epoch"] == 6),
+    ):
         assert ((flat(after["weights"]) - flat(weights)).abs().max() < 1e-4) == near
 
 
-def test_the_better_weights_are_kept_when_training_further_makes_it_worse(continued: Result, trained: Trained) -> None:
+def test_the_better_weights_are_kept_when_training_further_makes_it_worse(
+    continued: Result, trained: Trained
+) -> None:
     before, after = saved(trained.model), saved(continued[0])
     assert after["history"][-1]["val_acc"] < before["best"]["val_acc"]
     assert {name: after["best"][name] for name in ("epoch", "val_acc", "val_loss")} == {
@@ -341,7 +432,16 @@ def test_the_checkpoint_is_evaluated_at_the_size_its_best_weights_were_measured_
 ) -> None:
     folder, photos = copy_of(trained.model, tmp_path), without_test(data, tmp_path / "data")
     answer = call(
-        train, "--image-size", 32, "--epochs", 1, "--lr", "1e-7", "--workers", 1, *at(photos, folder, trained.cache)
+        train,
+        "--image-size",
+        32,
+        "--epochs",
+        1,
+        "--lr",
+        "1e-7",
+        "--workers",
+        1,
+        *at(photos, folder, trained.cache),
     )
     assert answer.code in (0, 2), answer
     best = saved(folder)["best"]
@@ -352,10 +452,15 @@ def test_the_checkpoint_is_evaluated_at_the_size_its_best_weights_were_measured_
 # --- fresh, and from scratch
 
 
-def test_fresh_starts_over_and_keeps_the_old_checkpoint_beside(fresh: Result, trained: Trained) -> None:
+def test_fresh_starts_over_and_keeps_the_old_checkpoint_beside(
+    fresh: Result, trained: Trained
+) -> None:
     folder, script = fresh
     [kept] = folder.glob("checkpoint-*.pt")
-    assert kept.read_bytes() == (trained.model / "checkpoint.pt").read_bytes() and str(kept) in script.stdout
+    assert (
+        kept.read_bytes() == (trained.model / "checkpoint.pt").read_bytes()
+        and str(kept) in script.stdout
+    )
     assert len(saved(folder)["history"]) == 1
 
 
@@ -377,15 +482,27 @@ def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
     torch.manual_seed(0)
     initial = model.build("tinyvgg", 5, SIZE).state_dict()
     assert state["choices"]["arch"] == "tinyvgg"
-    assert [name for name, weights in state["weights"].items() if torch.equal(weights, initial[name])] == []
+    assert [
+        name for name, weights in state["weights"].items() if torch.equal(weights, initial[name])
+    ] == []
 
 
 @pytest.mark.parametrize(
     ("arch", "photos", "epochs"),
-    [("efficientnet_lite0", 1884, 2), ("efficientnet_lite0", 100_000, 1), ("tinyvgg", 1884, 11), ("tinyvgg", 100_000, 1)],
+    [
+        ("efficientnet_lite0", 1884, 2),
+        ("efficientnet_lite0", 100_000, 1),
+        ("tinyvgg", 1884, 11),
+        ("tinyvgg", 100_000, 1),
+    ],
 )
-def test_few_photos_are_seen_in_several_epochs_and_in_more_from_scratch(arch: str, photos: int, epochs: int) -> None:
-    assert choose(settings.parse(train.Settings, ["--arch", arch]), None, CLASSES, photos).epochs == epochs
+def test_few_photos_are_seen_in_several_epochs_and_in_more_from_scratch(
+    arch: str, photos: int, epochs: int
+) -> None:
+    assert (
+        choose(settings.parse(train.Settings, ["--arch", arch]), None, CLASSES, photos).epochs
+        == epochs
+    )
 
 
 @pytest.fixture
@@ -400,10 +517,25 @@ def well_sorted(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_two_workers_learn_from_scratch_what_real_photos_show(well_sorted: Path, start: Start, tmp_path: Path) -> None:
-    script = start("train.py", "--arch", "tinyvgg", "--image-size", 64, "--epochs", 20, "--workers", 2, *at(well_sorted, tmp_path / "model", tmp_path / "cache"))
+def test_two_workers_learn_from_scratch_what_real_photos_show(
+    well_sorted: Path, start: Start, tmp_path: Path
+) -> None:
+    script = start(
+        "train.py",
+        "--arch",
+        "tinyvgg",
+        "--image-size",
+        64,
+        "--epochs",
+        20,
+        "--workers",
+        2,
+        *at(well_sorted, tmp_path / "model", tmp_path / "cache"),
+    )
     script.ok()
-    assert saved(tmp_path / "model")["best"]["val_acc"] > 0.8, f"of five classes; chance is 0.2\n{script.stdout}"
+    assert saved(tmp_path / "model")["best"]["val_acc"] > 0.8, (
+        f"of five classes; chance is 0.2\n{script.stdout}"
+    )
 
 
 def test_the_first_weights_of_a_network_from_scratch_come_from_the_seed(
@@ -416,7 +548,9 @@ def test_the_first_weights_of_a_network_from_scratch_come_from_the_seed(
 
 def test_the_test_split_is_never_read(fresh: Result) -> None:
     folder, script = fresh
-    assert sorted(cache.name.split("-")[0] for cache in (folder.parents[1] / "cache" / "pixels").iterdir()) == [
+    assert sorted(
+        cache.name.split("-")[0] for cache in (folder.parents[1] / "cache" / "pixels").iterdir()
+    ) == [
         "train",
         "val",
     ]
@@ -446,18 +580,30 @@ def test_tinyvgg_needs_no_shared_memory_but_for_its_few_parameters(
 # --- refused
 
 
-def test_another_architecture_is_refused_naming_both(trained: Trained, data: Path, call: Call) -> None:
+def test_another_architecture_is_refused_naming_both(
+    trained: Trained, data: Path, call: Call
+) -> None:
     answer = call(train, "--arch", "tinyvgg", *at(data, trained.model, trained.cache))
-    assert answer.code == 2 and "tinyvgg" in refusal(answer.stderr) and "efficientnet_lite0" in answer.stderr
+    assert (
+        answer.code == 2
+        and "tinyvgg" in refusal(answer.stderr)
+        and "efficientnet_lite0" in answer.stderr
+    )
 
 
-def test_other_classes_are_refused_naming_both(trained: Trained, data: Path, call: Call, tmp_path: Path) -> None:
+def test_other_classes_are_refused_naming_both(
+    trained: Trained, data: Path, call: Call, tmp_path: Path
+) -> None:
     photos = tmp_path / "data"
     for split in ("train", "val"):
         for old, new in {"eyewear": "glasses", "handbag": "handbag"}.items():
             shutil.copytree(data / split / old, photos / split / new)
     answer = call(train, *at(photos, trained.model, trained.cache))
-    assert answer.code == 2 and "glasses, handbag" in refusal(answer.stderr) and ", ".join(CLASSES) in answer.stderr
+    assert (
+        answer.code == 2
+        and "glasses, handbag" in refusal(answer.stderr)
+        and ", ".join(CLASSES) in answer.stderr
+    )
 
 
 def lose_the_right_to_write_everywhere() -> None:
@@ -475,7 +621,11 @@ def test_a_model_folder_that_cannot_be_written_is_refused_before_training(
     )
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir(mode=0o555)
-    script = start("train.py", *at(data, model_dir, trained.cache), preexec_fn=lose_the_right_to_write_everywhere)
+    script = start(
+        "train.py",
+        *at(data, model_dir, trained.cache),
+        preexec_fn=lose_the_right_to_write_everywhere,
+    )
     assert script.code() == 2
     assert str(model_dir) in refusal(script.stderr) and script.stdout == ""
 
@@ -483,16 +633,25 @@ def test_a_model_folder_that_cannot_be_written_is_refused_before_training(
 def test_a_missing_data_folder_is_refused_before_training(start: Start, tmp_path: Path) -> None:
     script = start("train.py", *at(tmp_path / "nowhere", tmp_path / "model", tmp_path / "cache"))
     assert script.code() == 2
-    assert f"train.py: {tmp_path}/nowhere: no such folder; make it" in refusal(script.stderr) and script.stdout == ""
+    assert (
+        f"train.py: {tmp_path}/nowhere: no such folder; make it" in refusal(script.stderr)
+        and script.stdout == ""
+    )
 
 
-def test_a_cpu_that_lacks_bfloat16_trains_in_float32(data: Path, trained: Trained, start: Start, tmp_path: Path) -> None:
+def test_a_cpu_that_lacks_bfloat16_trains_in_float32(
+    data: Path, trained: Trained, start: Start, tmp_path: Path
+) -> None:
     few = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    script = start("train.py", *SMALL_RUN, "--epochs", 1, *at(data, tmp_path, trained.cache), env=few).ok()
+    script = start(
+        "train.py", *SMALL_RUN, "--epochs", 1, *at(data, tmp_path, trained.cache), env=few
+    ).ok()
     assert "Arithmetic: float32" in script.stdout and "epoch 1/1" in script.stdout
 
 
-def test_a_file_shows_each_line_at_once(data: Path, trained: Trained, start: Start, tmp_path: Path) -> None:
+def test_a_file_shows_each_line_at_once(
+    data: Path, trained: Trained, start: Start, tmp_path: Path
+) -> None:
     script = start("train.py", *SMALL_RUN, "--epochs", 1000, *at(data, tmp_path, trained.cache))
     script.wait_for("^Plan: ")
     assert "\nepoch 1/" not in script.stdout
@@ -502,7 +661,10 @@ def test_a_file_shows_each_line_at_once(data: Path, trained: Trained, start: Sta
 def test_a_wrong_flag_is_refused_by_the_real_process_in_one_line(start: Start) -> None:
     script = start("train.py", "--arch", "resnet50")
     assert script.code() == 2
-    assert refusal(script.stderr) == "train.py: --arch: 'resnet50' is not one of efficientnet_lite0, tinyvgg\n"
+    assert (
+        refusal(script.stderr)
+        == "train.py: --arch: 'resnet50' is not one of efficientnet_lite0, tinyvgg\n"
+    )
 
 
 def test_the_lock_does_not_empty_a_file_of_the_user(tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ class Tunnel(BaseHTTPRequestHandler):
         self.end_headers()
         self.index = self.path.partition(":")[0]
         self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
-        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
+        self.rfile, self.wfile = (
+            self.connection.makefile("rb"),
+            self.connection.makefile("wb", buffering=0),
+        )
         self.handle_one_request()
 
     def do_GET(self) -> None:
@@ -76,7 +79,9 @@ class Tunnel(BaseHTTPRequestHandler):
             answer = self.server.wheels.get(name.partition("-")[0], b"")
             self.server.served.add((self.index, name.partition("-")[0]))
         self.send_response(200)
-        self.send_header("Content-Type", "text/html" if answer[:1] == b"<" else "application/octet-stream")
+        self.send_header(
+            "Content-Type", "text/html" if answer[:1] == b"<" else "application/octet-stream"
+        )
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -103,33 +108,51 @@ def built(proxy: Proxy, ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory
     digest = hashlib.sha256(proxy.wheels["weights"]).hexdigest()
     (folder / "requirements-weights.txt").write_text(f"weights=={VERSION} --hash=sha256:{digest}\n")
     # So that the build reaches the proxy, which is on this machine.
-    (folder / "docker-compose.override.yml").write_text("services: {train: {build: {network: host}}}\n")
+    (folder / "docker-compose.override.yml").write_text(
+        "services: {train: {build: {network: host}}}\n"
+    )
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
     project = f"{PROJECT}-behind"
     build = ("docker", "compose", "build", "--build-arg", f"HTTPS_PROXY={proxy.url}", "train")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("TORCH_INDEX_URL", raising=False)  # it would win over the index that the proxy has
+        patch.delenv(
+            "TORCH_INDEX_URL", raising=False
+        )  # it would win over the index that the proxy has
         done = attempt(*build, cwd=folder, HOGWEAR_BUILD_CA="ca.pem", COMPOSE_PROJECT_NAME=project)
     try:
         assert done.returncode == 0, done.stdout + done.stderr
         yield f"{project}-train"
     finally:
-        attempt("docker", "compose", "down", "--rmi", "local", cwd=folder, COMPOSE_PROJECT_NAME=project)
+        attempt(
+            "docker", "compose", "down", "--rmi", "local", cwd=folder, COMPOSE_PROJECT_NAME=project
+        )
 
 
 def test_the_image_builds_behind_a_proxy_with_a_private_ca(built: str, proxy: Proxy) -> None:
-    installed = run("docker", "run", "--rm", "--network", "none", "--entrypoint", "pip", built, "freeze")
+    installed = run(
+        "docker", "run", "--rm", "--network", "none", "--entrypoint", "pip", built, "freeze"
+    )
     assert {f"{name}=={VERSION}" for name in proxy.wheels} <= set(installed.split())
     downloads = {(index, name) for index, name in proxy.served if name in proxy.wheels}
-    assert downloads == {("pypi.org", "weights"), ("pypi.org", "other"), ("download.pytorch.org", "torchlike")}
+    assert downloads == {
+        ("pypi.org", "weights"),
+        ("pypi.org", "other"),
+        ("download.pytorch.org", "torchlike"),
+    }
 
 
 def test_neither_the_proxys_password_nor_the_certificate_stays_in_the_image(
     built: str, proxy: Proxy, ca: trustme.CA, tmp_path: Path
 ) -> None:
-    confidential = (PASSWORD.encode(), proxy.url.rpartition("@")[2].encode(), ca.cert_pem.bytes().splitlines()[5])
+    confidential = (
+        PASSWORD.encode(),
+        proxy.url.rpartition("@")[2].encode(),
+        ca.cert_pem.bytes().splitlines()[5],
+    )
     archive = tmp_path / "image.tar"
     run("docker", "save", "--output", str(archive), built)
     content = archive.read_bytes()
-    assert b"compileall" in content, "every layer's files, the configuration and the history, not compressed"
+    assert b"compileall" in content, (
+        "every layer's files, the configuration and the history, not compressed"
+    )
     assert [secret for secret in confidential if secret in content] == []

@@ -58,7 +58,17 @@ def service(checkout: Path, container: str) -> Iterator[Service]:
         *arguments: object, override: dict[str, Any] | None = None, **variables: str
     ) -> "subprocess.CompletedProcess[str]":
         file.write_text(json.dumps({"services": {}, **(override or {})}))
-        command = ["docker", "compose", "--progress", "quiet", "run", "--rm", "-T", "--name", container]
+        command = [
+            "docker",
+            "compose",
+            "--progress",
+            "quiet",
+            "run",
+            "--rm",
+            "-T",
+            "--name",
+            container,
+        ]
         return attempt(*command, *map(str, arguments), cwd=checkout, timeout=120, **variables)
 
     yield service
@@ -93,17 +103,32 @@ def test_a_service_can_do_nothing_but_write_its_own_folders(
     seen = json.loads(done.stdout)
 
     assert set(seen["script"]["Uid"].split()) == {str(owner)}
-    assert [int(seen["script"][name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
-    assert int(seen["init"]["CapBnd"], 16) == sum(1 << number for number in (5, 6, 7, 8)), "KILL, SETGID, SETUID, SETPCAP"
+    assert [
+        int(seen["script"][name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+    ] == [0] * 5
+    assert int(seen["init"]["CapBnd"], 16) == sum(1 << number for number in (5, 6, 7, 8)), (
+        "KILL, SETGID, SETUID, SETPCAP"
+    )
     assert seen["script"]["NoNewPrivs"] == seen["init"]["NoNewPrivs"] == "1"
     assert seen["script"]["Seccomp"] == "2", "the engine's filter of system calls"
     assert seen["interfaces"] == ["lo"]
 
-    may_write = {"train": {"/tmp", "/opt/mount/model"}, "eval": {"/tmp", "/opt/mount/model"}, "infer": {"/tmp", "/opt/mount/responses"}}
-    assert {folder for folder, outcome in seen["write"].items() if outcome == "written"} == may_write[script]
-    assert {seen["write"][folder] for folder in ("/", "/app", "/etc", "/opt/venv")} <= {"EROFS", "EACCES"}
+    may_write = {
+        "train": {"/tmp", "/opt/mount/model"},
+        "eval": {"/tmp", "/opt/mount/model"},
+        "infer": {"/tmp", "/opt/mount/responses"},
+    }
+    assert {
+        folder for folder, outcome in seen["write"].items() if outcome == "written"
+    } == may_write[script]
+    assert {seen["write"][folder] for folder in ("/", "/app", "/etc", "/opt/venv")} <= {
+        "EROFS",
+        "EACCES",
+    }
     read_only = {"/", "/opt/mount/data"} | ({"/opt/mount/model"} if script == "infer" else set())
-    assert {folder for folder in read_only if "ro" in seen["mounts"][folder]} == read_only, "not by the owner alone"
+    assert {folder for folder in read_only if "ro" in seen["mounts"][folder]} == read_only, (
+        "not by the owner alone"
+    )
     assert {"noexec", "nosuid", "nodev", "size=1048576k"} <= set(seen["mounts"]["/tmp"])
     assert ("/opt/mount/responses" in seen["mounts"]) == (script == "infer")
 
@@ -111,7 +136,10 @@ def test_a_service_can_do_nothing_but_write_its_own_folders(
 def test_train_and_eval_see_no_responses(checkout: Path, service: Service) -> None:
     (checkout / "probe.py").write_text(PROBE)
     (checkout / "responses" / "secret.png").touch()
-    seen = {s: json.loads(service("--volume", f"{checkout / 'probe.py'}:/app/{s}.py:ro", s).stdout) for s in SERVICES}
+    seen = {
+        s: json.loads(service("--volume", f"{checkout / 'probe.py'}:/app/{s}.py:ro", s).stdout)
+        for s in SERVICES
+    }
     assert seen["infer"]["responses"] == ["secret.png"]
     assert not seen["train"]["responses"] and not seen["eval"]["responses"]
 
@@ -122,9 +150,26 @@ def test_out_of_processes_train_ends_with_the_reason(service: Service, model: Pa
     assert is_intact(model)
 
 
-@pytest.mark.parametrize("memory, batch_size", [("700m", 300), pytest.param("400m", 32, marks=LONG)], ids=["for workers", "even to begin"])
-def test_out_of_memory_train_ends_with_the_reason(service: Service, model: Path, memory: str, batch_size: int) -> None:
-    done = service("train", "--epochs", 1, "--image-size", 160, "--workers", 2, "--batch-size", batch_size, HOGWEAR_MEMORY=memory)
+@pytest.mark.parametrize(
+    "memory, batch_size",
+    [("700m", 300), pytest.param("400m", 32, marks=LONG)],
+    ids=["for workers", "even to begin"],
+)
+def test_out_of_memory_train_ends_with_the_reason(
+    service: Service, model: Path, memory: str, batch_size: int
+) -> None:
+    done = service(
+        "train",
+        "--epochs",
+        1,
+        "--image-size",
+        160,
+        "--workers",
+        2,
+        "--batch-size",
+        batch_size,
+        HOGWEAR_MEMORY=memory,
+    )
     assert "memory" in reason(done, "train")
     assert is_intact(model)
     if memory == "700m":
@@ -133,11 +178,27 @@ def test_out_of_memory_train_ends_with_the_reason(service: Service, model: Path,
 
 
 @pytest.mark.parametrize("cpus", [pytest.param("1", marks=LONG), "1.5"])
-def test_no_more_threads_compute_than_the_quota_has_cpus(checkout: Path, container: str, cpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_threads_compute_than_the_quota_has_cpus(
+    checkout: Path, container: str, cpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if int(run("docker", "info", "--format", "{{.NCPU}}")) < 2:
         pytest.skip("the engine has one CPU: every quota is all of it")
     monkeypatch.setenv("HOGWEAR_CPUS", cpus)
-    run("docker", "compose", "run", "--detach", "--name", container, "train", "--fresh", "--image-size", "64", "--epochs", "1000", cwd=checkout)
+    run(
+        "docker",
+        "compose",
+        "run",
+        "--detach",
+        "--name",
+        container,
+        "train",
+        "--fresh",
+        "--image-size",
+        "64",
+        "--epochs",
+        "1000",
+        cwd=checkout,
+    )
     wait_for_output(container, r"(?s)1 workers of one thread on 1 CPUs.*epoch 1/")
     before = cpu_time(container)
     time.sleep(3)
@@ -146,8 +207,12 @@ def test_no_more_threads_compute_than_the_quota_has_cpus(checkout: Path, contain
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=LONG), 2])
-def test_the_default_shared_memory_is_enough_for_a_few_workers(service: Service, model: Path, workers: int) -> None:
-    succeeded(service("train", *QUICK, "--workers", workers, override=changed("train", shm_size="64m")))
+def test_the_default_shared_memory_is_enough_for_a_few_workers(
+    service: Service, model: Path, workers: int
+) -> None:
+    succeeded(
+        service("train", *QUICK, "--workers", workers, override=changed("train", shm_size="64m"))
+    )
 
 
 def test_too_little_shared_memory_is_refused_with_the_fix(service: Service, model: Path) -> None:
@@ -160,10 +225,33 @@ def test_too_little_shared_memory_is_refused_with_the_fix(service: Service, mode
 def small_disk(checkout: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A volume of so many MB. Its files are gone when no container mounts it, so that one does all the while."""
     name, holder = f"{PROJECT}-small", f"{PROJECT}-holder"
-    run("docker", "volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", f"o=size={request.param}m", name)
+    run(
+        "docker",
+        "volume",
+        "create",
+        "--opt",
+        "type=tmpfs",
+        "--opt",
+        "device=tmpfs",
+        "--opt",
+        f"o=size={request.param}m",
+        name,
+    )
     try:
         mounts = ("--volume", f"{name}:/small", "--volume", f"{checkout}:/checkout")
-        run("docker", "run", "--detach", "--init", "--name", holder, *mounts, "--entrypoint", "sleep", image("train"), "inf")
+        run(
+            "docker",
+            "run",
+            "--detach",
+            "--init",
+            "--name",
+            holder,
+            *mounts,
+            "--entrypoint",
+            "sleep",
+            image("train"),
+            "inf",
+        )
         yield name
     finally:
         run("docker", "rm", "--force", holder)
@@ -171,7 +259,9 @@ def small_disk(checkout: Path, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("small_disk", [20], indirect=True)
-def test_on_a_full_disk_the_previous_checkpoint_survives(service: Service, small_disk: str, model: Path) -> None:
+def test_on_a_full_disk_the_previous_checkpoint_survives(
+    service: Service, small_disk: str, model: Path
+) -> None:
     held = ("docker", "exec", f"{PROJECT}-holder", "cp", "-r")
     run(*held, "/checkout/model/checkpoint.pt", "/small")
     done = service("train", *QUICK, override=on(small_disk, "/opt/mount/model"))
@@ -180,19 +270,28 @@ def test_on_a_full_disk_the_previous_checkpoint_survives(service: Service, small
     run(*held, "/small/.", "/checkout/model")
     assert is_intact(model)
     left = {file.name for file in model.iterdir()}
-    assert not [name for name in left if name.startswith(".checkpoint")], "no half of a file that keeps the disk full"
+    assert not [name for name in left if name.startswith(".checkpoint")], (
+        "no half of a file that keeps the disk full"
+    )
 
 
 @pytest.mark.parametrize("small_disk", [pytest.param(1, marks=LONG), 12], indirect=True)
-def test_no_room_for_the_cache_ends_train_with_the_reason(service: Service, small_disk: str, model: Path) -> None:
+def test_no_room_for_the_cache_ends_train_with_the_reason(
+    service: Service, small_disk: str, model: Path
+) -> None:
     done = service("train", "--image-size", 160, override=on(small_disk, "/opt/mount"))
     line = reason(done, "train")
     assert "No space left on device" in line and ".cache" in line
     assert is_intact(model)
 
 
-@pytest.mark.parametrize("script, folder", [("train", "model"), pytest.param("eval", "model", marks=LONG), ("infer", "responses")])
-def test_a_read_only_folder_is_named_in_one_line(service: Service, model: Path, script: str, folder: str) -> None:
+@pytest.mark.parametrize(
+    "script, folder",
+    [("train", "model"), pytest.param("eval", "model", marks=LONG), ("infer", "responses")],
+)
+def test_a_read_only_folder_is_named_in_one_line(
+    service: Service, model: Path, script: str, folder: str
+) -> None:
     done = service(script, override=changed(script, volumes=[f"./{folder}:/opt/mount/{folder}:ro"]))
     assert done.stderr.count("\n") == 1, done.stderr
     assert folder in reason(done, script)
@@ -204,7 +303,9 @@ def changed(script: str, **settings: object) -> dict[str, Any]:
 
 
 def on(volume: str, folder: str) -> dict[str, Any]:
-    return changed("train", volumes=[f"{volume}:{folder}"]) | {"volumes": {volume: {"name": volume, "external": True}}}
+    return changed("train", volumes=[f"{volume}:{folder}"]) | {
+        "volumes": {volume: {"name": volume, "external": True}}
+    }
 
 
 def reason(done: "subprocess.CompletedProcess[str]", script: str) -> str:

@@ -59,18 +59,31 @@ class Recorder:
     """In place of training and of the network: it takes down the photos that they were given."""
 
     pixels: dict[str, Array]  # {content: (SIZE, SIZE, 3)}, of all photos there are
-    fitted: list[tuple[list[Photo], list[Photo]]]  # what fit was given to train on, and to validate with
+    fitted: list[
+        tuple[list[Photo], list[Photo]]
+    ]  # what fit was given to train on, and to validate with
     predicted: list[list[str]]  # contents
     forbidden: set[str]  # paths that may not be opened
     interrupts = False  # whether the next fit stops half-way
     cache: Path | None = None  # to remove while the next fit runs
 
-    def fit(self, run: Run, fit_on: Pixels, val: Pixels, workers: int, model_dir: Path, stop: machine.Stop, *others: object) -> None:
+    def fit(
+        self,
+        run: Run,
+        fit_on: Pixels,
+        val: Pixels,
+        workers: int,
+        model_dir: Path,
+        stop: machine.Stop,
+        *others: object,
+    ) -> None:
         if self.cache:
             shutil.rmtree(self.cache)
         self.fitted.append((self.photos(run, fit_on), self.photos(run, val)))
         run.epoch_images = len(fit_on)
-        run.momentum = torch.zeros(1, sum(p.numel() for p in run.net.parameters() if p.requires_grad))
+        run.momentum = torch.zeros(
+            1, sum(p.numel() for p in run.net.parameters() if p.requires_grad)
+        )
         run.net.head.bias.data[0] = len(self.fitted)  # which weights these are
         run.images_seen += 1
         run.tally.add(type("Result", (), {"images": 1, "loss": 1.0, "correct": 1})())
@@ -89,14 +102,25 @@ class Recorder:
         contents = [bytes(content).hex() for content in pixels.hashes]
         for content, image in zip(contents, images, strict=True):
             assert np.array_equal(image, self.pixels[content]), "pixels of another photo"
-        return sorted((content, run.class_names[label]) for content, label in zip(contents, pixels.labels, strict=True))
+        return sorted(
+            (content, run.class_names[label])
+            for content, label in zip(contents, pixels.labels, strict=True)
+        )
 
-    def predict(self, net: Any, images: Images | Array, rows: Any, *others: object) -> predict.Logits:
+    def predict(
+        self, net: Any, images: Images | Array, rows: Any, *others: object
+    ) -> predict.Logits:
         """Answers that depend on the weights and on the photo, and on nothing else."""
         known = {image.tobytes(): content for content, image in self.pixels.items()}
         contents = [known[image.tobytes()] for image in images[rows]]
         self.predicted.append(contents)
-        return np.array([[0, 1] if self.answer(net.head.bias[0].item(), content) else [1, 0] for content in contents], np.float32)
+        return np.array(
+            [
+                [0, 1] if self.answer(net.head.bias[0].item(), content) else [1, 0]
+                for content in contents
+            ],
+            np.float32,
+        )
 
     @staticmethod
     def answer(weights: float, content: str) -> int:
@@ -120,7 +144,9 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="life"))
-        self.data, self.model, self.cache, self.responses = (self.folder / name for name in ("data", "model", "cache", "responses"))
+        self.data, self.model, self.cache, self.responses = (
+            self.folder / name for name in ("data", "model", "cache", "responses")
+        )
         self.model.mkdir()
         self.to_come = list(self.pool)
         self.named = 0
@@ -140,7 +166,11 @@ class Life(RuleBasedStateMachine):
     @initialize(divided=st.booleans())
     def begin(self, divided: bool) -> None:
         """With class folders that we divide, or with the user's own train, val and test."""
-        self.places = [Path(split, name) for split in SPLITS for name in CLASSES] if divided else [Path(name) for name in CLASSES]
+        self.places = (
+            [Path(split, name) for split in SPLITS for name in CLASSES]
+            if divided
+            else [Path(name) for name in CLASSES]
+        )
         for place in self.places:
             for _ in range(3 if divided else 8):
                 self.put(place)
@@ -173,7 +203,10 @@ class Life(RuleBasedStateMachine):
 
     @rule(draw=st.data())
     def a_photo_is_copied(self, draw: st.DataObject) -> None:
-        self.put(draw.draw(st.sampled_from(self.places)), self.files[draw.draw(st.sampled_from(self.photos()))])
+        self.put(
+            draw.draw(st.sampled_from(self.places)),
+            self.files[draw.draw(st.sampled_from(self.photos()))],
+        )
 
     @rule(draw=st.data())
     def a_photo_goes(self, draw: st.DataObject) -> None:
@@ -185,7 +218,10 @@ class Life(RuleBasedStateMachine):
     @rule(draw=st.data())
     def a_photo_is_moved(self, draw: st.DataObject) -> None:
         """To another class or split, or only to another name."""
-        file, place = draw.draw(st.sampled_from(self.photos())), draw.draw(st.sampled_from(self.places))
+        file, place = (
+            draw.draw(st.sampled_from(self.photos())),
+            draw.draw(st.sampled_from(self.places)),
+        )
         if len([other for other in self.photos() if other.parent == file.parent]) > 1:
             self.named += 1
             self.move(file, self.data / place / f"{self.named}.bmp")
@@ -193,23 +229,37 @@ class Life(RuleBasedStateMachine):
     @rule(draw=st.data())
     def two_folders_are_exchanged(self, draw: st.DataObject) -> None:
         """All their files have the same names, sizes and times afterwards, where they had so many."""
-        one, other = draw.draw(st.lists(st.sampled_from(self.places), min_size=2, max_size=2, unique=True))
+        one, other = draw.draw(
+            st.lists(st.sampled_from(self.places), min_size=2, max_size=2, unique=True)
+        )
         for place in one, other:
-            for number, file in enumerate(sorted(file for file in self.photos() if file.parent == self.data / place)):
+            for number, file in enumerate(
+                sorted(file for file in self.photos() if file.parent == self.data / place)
+            ):
                 self.move(file, file.with_name(f"exchanged-{number}.bmp"))
-        files = {place: [file for file in self.photos() if file.parent == self.data / place] for place in (one, other)}
+        files = {
+            place: [file for file in self.photos() if file.parent == self.data / place]
+            for place in (one, other)
+        }
         away = self.folder / "away"
         (self.data / one).rename(away)
         (self.data / other).rename(self.data / one)
         away.rename(self.data / other)
-        contents = {self.data / to / file.name: self.files.pop(file) for place, to in ((one, other), (other, one)) for file in files[place]}
+        contents = {
+            self.data / to / file.name: self.files.pop(file)
+            for place, to in ((one, other), (other, one))
+            for file in files[place]
+        }
         self.files |= contents
 
     @rule()
     def the_data_folder_is_renamed(self) -> None:
         self.named += 1
         moved = self.data.rename(self.folder / f"data{self.named}")
-        self.files = {moved / file.relative_to(self.data) if file.is_relative_to(self.data) else file: content for file, content in self.files.items()}
+        self.files = {
+            moved / file.relative_to(self.data) if file.is_relative_to(self.data) else file: content
+            for file, content in self.files.items()
+        }
         if self.recorder:
             self.recorder.forbidden.clear()
         self.data = moved
@@ -222,25 +272,47 @@ class Life(RuleBasedStateMachine):
     @rule(draw=st.data())
     def some_photos_may_not_be_read(self, draw: st.DataObject) -> None:
         assert self.recorder
-        self.recorder.forbidden = set(map(str, draw.draw(st.lists(st.sampled_from(self.photos()), max_size=2))))
+        self.recorder.forbidden = set(
+            map(str, draw.draw(st.lists(st.sampled_from(self.photos()), max_size=2)))
+        )
 
-    @rule(name=st.sampled_from(("results/photo1.png", "results/1_handbag.png", "contact_sheet_holiday.png", "contact_sheet.png")))
+    @rule(
+        name=st.sampled_from(
+            (
+                "results/photo1.png",
+                "results/1_handbag.png",
+                "contact_sheet_holiday.png",
+                "contact_sheet.png",
+            )
+        )
+    )
     def a_picture_is_put_where_results_are_written(self, name: str) -> None:
         """Or what is there is changed."""
         self.write(self.responses / name, self.to_come[0][:500])
 
     # --- what the user calls
 
-    @rule(fresh=st.sampled_from((False, False, False, True)), interrupt=st.booleans(), cache_goes=st.booleans())
+    @rule(
+        fresh=st.sampled_from((False, False, False, True)),
+        interrupt=st.booleans(),
+        cache_goes=st.booleans(),
+    )
     def train_is_called(self, fresh: bool, interrupt: bool, cache_goes: bool) -> None:
         if self.recorder:
-            self.recorder.interrupts, self.recorder.cache = interrupt, self.cache if cache_goes else None
+            self.recorder.interrupts, self.recorder.cache = (
+                interrupt,
+                self.cache if cache_goes else None,
+            )
         answer = self.call(train, *FLAGS, *["--fresh"] * fresh)
         if answer.code in (0, 130):
             self.look_at_run(answer, fresh)
 
     def look_at_run(self, answer: Answer, fresh: bool) -> None:
-        sides = json.loads((self.model / SPLIT).read_text())["split"] if (self.model / SPLIT).exists() else {}
+        sides = (
+            json.loads((self.model / SPLIT).read_text())["split"]
+            if (self.model / SPLIT).exists()
+            else {}
+        )
         assert self.sides.items() <= sides.items(), "a photo that had a side has another"
         self.sides = sides
         state = saved(self.model)
@@ -260,20 +332,35 @@ class Life(RuleBasedStateMachine):
         self.last = on, validated
         if state["best"] and not self.recorder.interrupts:
             weights = state["best"]["weights"]["head.bias"][0].item()
-            right = [self.recorder.answer(weights, content) == CLASSES.index(name) for content, name in validated]
-            assert state["best"]["val_acc"] == pytest.approx(np.mean(right)), "an accuracy of other photos than there are"
+            right = [
+                self.recorder.answer(weights, content) == CLASSES.index(name)
+                for content, name in validated
+            ]
+            assert state["best"]["val_acc"] == pytest.approx(np.mean(right)), (
+                "an accuracy of other photos than there are"
+            )
 
     def readable(self) -> set[Photo]:
         assert self.recorder
-        return {(content_of(self.files[file]), file.parent.name) for file in self.photos() if str(file) not in self.recorder.forbidden}
+        return {
+            (content_of(self.files[file]), file.parent.name)
+            for file in self.photos()
+            if str(file) not in self.recorder.forbidden
+        }
 
     def side_of(self, photo: Photo) -> str | None:
         """Where it is to be: None where that depends on which of several copies is read."""
         assert self.recorder
-        files = [file for file in self.photos() if (content_of(self.files[file]), file.parent.name) == photo]
+        files = [
+            file
+            for file in self.photos()
+            if (content_of(self.files[file]), file.parent.name) == photo
+        ]
         if len(self.places) == len(CLASSES):
             return self.sides.get(photo[0])
-        folders = {file.parent.parent.name for file in files if str(file) not in self.recorder.forbidden}
+        folders = {
+            file.parent.parent.name for file in files if str(file) not in self.recorder.forbidden
+        }
         return folders.pop() if len(folders) == 1 else None
 
     @rule()
@@ -289,18 +376,29 @@ class Life(RuleBasedStateMachine):
             assert not (self.model / eval.RESULTS).exists()
             return
         results = json.loads((self.model / eval.RESULTS).read_text())
-        assert results["sha256"] == hashlib.sha256((self.model / "checkpoint.pt").read_bytes()).hexdigest() if "sha256" in results else True
+        assert (
+            results["sha256"]
+            == hashlib.sha256((self.model / "checkpoint.pt").read_bytes()).hexdigest()
+            if "sha256" in results
+            else True
+        )
         trained_on = set(saved(self.model)["trained_on"].tolist())
         tested = [content_of(self.files[file]) for file in self.photos() if self.is_tested(file)]
         unseen = [content for content in tested if short_of(content) not in trained_on]
-        assert results["num_examples"] == len(unseen) and results["trained_on"] + results["skipped"] == len(tested) - len(unseen)
+        assert results["num_examples"] == len(unseen) and results["trained_on"] + results[
+            "skipped"
+        ] == len(tested) - len(unseen)
         if self.recorder:
             assert not set(self.recorder.predicted[-1]) & self.trained
             assert sorted(self.recorder.predicted[-1]) == sorted(unseen)
 
     def is_tested(self, file: Path) -> bool:
         """Whether eval measures it, unless it was trained on."""
-        side = self.sides.get(content_of(self.files[file])) if len(self.places) == len(CLASSES) else file.parent.parent.name
+        side = (
+            self.sides.get(content_of(self.files[file]))
+            if len(self.places) == len(CLASSES)
+            else file.parent.parent.name
+        )
         return side == "test" and not (self.recorder and str(file) in self.recorder.forbidden)
 
     @rule()
@@ -309,7 +407,10 @@ class Life(RuleBasedStateMachine):
             return
         for answer in json.loads((self.responses / infer.PREDICTIONS).read_text()):
             content = content_of(self.files[Path(answer["file"])])
-            assert content not in self.trained and answer["true_class"] == Path(answer["file"]).parent.name
+            assert (
+                content not in self.trained
+                and answer["true_class"] == Path(answer["file"]).parent.name
+            )
 
     @precondition(lambda self: (self.model / "checkpoint.pt").exists())
     @rule(script=st.sampled_from((train, eval, infer)))
@@ -327,14 +428,24 @@ class Life(RuleBasedStateMachine):
         if answer.code in (2, 3):
             *warnings, refused = answer.stderr.splitlines()
             assert any(re.search(reason, refused) for reason in REASONS), answer
-            assert refused.startswith(script.__name__) and all(line.startswith("Warning: ") for line in warnings), answer
-        self.succeeded[script.__name__] = self.succeeded.get(script.__name__, 0) + (answer.code == 0)
+            assert refused.startswith(script.__name__) and all(
+                line.startswith("Warning: ") for line in warnings
+            ), answer
+        self.succeeded[script.__name__] = self.succeeded.get(script.__name__, 0) + (
+            answer.code == 0
+        )
         return answer
 
     @invariant()
     def no_file_of_the_users_is_changed(self) -> None:
-        assert {file: file.read_bytes() if file.exists() else None for file in self.files} == self.files
-        assert {file for file in self.data.rglob("*") if file.is_file()} == set(self.photos()) if self.data.exists() else True
+        assert {
+            file: file.read_bytes() if file.exists() else None for file in self.files
+        } == self.files
+        assert (
+            {file for file in self.data.rglob("*") if file.is_file()} == set(self.photos())
+            if self.data.exists()
+            else True
+        )
 
 
 def content_of(content: bytes) -> str:
@@ -361,11 +472,26 @@ def pool(photo_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> l
     return list(photos)
 
 
-def live(pool: list[bytes], command: Command, recorder: Recorder | None, sequences: int, steps: int) -> dict[str, int]:
+def live(
+    pool: list[bytes], command: Command, recorder: Recorder | None, sequences: int, steps: int
+) -> dict[str, int]:
     """How often each command has succeeded in so many lives."""
     succeeded: dict[str, int] = {}
-    life = type("ALife", (Life,), {"pool": pool, "command": staticmethod(command), "recorder": recorder, "succeeded": succeeded})
-    checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much, hypothesis.HealthCheck.data_too_large]
+    life = type(
+        "ALife",
+        (Life,),
+        {
+            "pool": pool,
+            "command": staticmethod(command),
+            "recorder": recorder,
+            "succeeded": succeeded,
+        },
+    )
+    checks = [
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.filter_too_much,
+        hypothesis.HealthCheck.data_too_large,
+    ]
     run_state_machine_as_test(
         life,
         settings=hypothesis.settings(
@@ -391,7 +517,9 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
     monkeypatch.setattr(model, "fast_dtype", lambda cache_dir: torch.float32)
     monkeypatch.setattr(eval, "write_report", lambda *arguments: "none")
     monkeypatch.setattr(eval, "worst_mistakes", lambda *arguments: [])
-    monkeypatch.setattr(pictures, "draw_prediction", lambda prediction, image: prediction.predicted.encode())
+    monkeypatch.setattr(
+        pictures, "draw_prediction", lambda prediction, image: prediction.predicted.encode()
+    )
     monkeypatch.setattr(pictures, "draw_sheet", lambda photos: b"sheet")
     succeeded = live(pool, call, recorder, times(4, 200), 12)
     assert min(succeeded.get(script, 0) for script in ("train", "eval", "infer")) >= times(1, 50)

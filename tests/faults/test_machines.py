@@ -23,14 +23,18 @@ EPOCHS = 4
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return FASHION5 if FASHION5.is_dir() else sample.ensure(tmp_path_factory.mktemp("sample") / "data")
+    return (
+        FASHION5 if FASHION5.is_dir() else sample.ensure(tmp_path_factory.mktemp("sample") / "data")
+    )
 
 
 @pytest.fixture(scope="module")
 def alone(photos: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> float:
     """The accuracy of one machine."""
     folder = tmp_path_factory.mktemp("alone")
-    start("train.py", *FLAGS, "--epochs", EPOCHS, *at(photos, folder / "model", folder / "cache")).ok(120)
+    start(
+        "train.py", *FLAGS, "--epochs", EPOCHS, *at(photos, folder / "model", folder / "cache")
+    ).ok(120)
     return float(saved(folder / "model")["best"]["val_acc"])
 
 
@@ -49,18 +53,24 @@ def require_a_good_end(cluster: Cluster, alone: float, epochs: int = EPOCHS) -> 
 
 
 def resumed_at(cluster: Cluster) -> list[int]:
-    return [int(images) for images in re.findall(r"Resuming .* after (\d+) images", cluster.output())]
+    return [
+        int(images) for images in re.findall(r"Resuming .* after (\d+) images", cluster.output())
+    ]
 
 
 @pytest.mark.parametrize("victim", ["rank 0", "another"])
-def test_a_machine_that_is_killed_is_left_behind(cluster: Cluster, alone: float, victim: str) -> None:
+def test_a_machine_that_is_killed_is_left_behind(
+    cluster: Cluster, alone: float, victim: str
+) -> None:
     for number in range(2):
         cluster.start(number)
     cluster.wait_for(r"Cluster: 2 machines(?s:.*)epoch 2/")
     killed = cluster.first() if victim == "rank 0" else 1 - cluster.first()
     cluster.kill(killed)
     cluster.wait_for(r"another machine is gone", 60)
-    assert link.TIMEOUT > 60, "a connection that breaks is noticed at once, and not when a machine that is cut off is given up"
+    assert link.TIMEOUT > 60, (
+        "a connection that breaks is noticed at once, and not when a machine that is cut off is given up"
+    )
     assert cluster.codes()[1 - killed] == 0, cluster.output()
     assert max(resumed_at(cluster)) > 0, "not from the beginning, whichever machine is left"
     require_a_good_end(cluster, alone)
@@ -78,10 +88,14 @@ def test_a_machine_that_comes_late_joins(cluster: Cluster, alone: float) -> None
 
 
 def test_a_slow_machine_is_waited_for(cluster: Cluster, alone: float) -> None:
-    busy = subprocess.Popen(["taskset", "--cpu-list", "0", sys.executable, "-c", "while True: pass"])
+    busy = subprocess.Popen(
+        ["taskset", "--cpu-list", "0", sys.executable, "-c", "while True: pass"]
+    )
     try:
         for number in range(2):
-            os.sched_setaffinity(cluster.start(number, nnodes="2").pid, {number % (os.cpu_count() or 1)})
+            os.sched_setaffinity(
+                cluster.start(number, nnodes="2").pid, {number % (os.cpu_count() or 1)}
+            )
         assert set(cluster.codes().values()) == {0}, cluster.output()
     finally:
         busy.kill()
@@ -93,7 +107,9 @@ def test_machines_with_other_flags_are_refused(cluster: Cluster) -> None:
     cluster.start(0, nnodes="2", restarts=0)
     cluster.start(1, "--lr", 0.01, nnodes="2", restarts=0)
     assert 0 not in cluster.codes().values()
-    assert "--lr: 0.01 on rank" in cluster.output() or "--lr: None on rank" in cluster.output(), cluster.output()
+    assert "--lr: 0.01 on rank" in cluster.output() or "--lr: None on rank" in cluster.output(), (
+        cluster.output()
+    )
 
 
 def test_machines_with_other_photos_are_refused(cluster: Cluster, data: Path) -> None:
@@ -103,8 +119,13 @@ def test_machines_with_other_photos_are_refused(cluster: Cluster, data: Path) ->
     assert re.search(r"train.py: \S+: rank 1 has other photos", cluster.output()), cluster.output()
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not Path("/dev/net/tun").exists(), reason="network namespaces need root and /dev/net/tun")
-def test_a_network_cut_for_half_a_minute_only_takes_that_long(photos: Path, tmp_path: Path, alone: float) -> None:
+@pytest.mark.skipif(
+    os.getuid() != 0 or not Path("/dev/net/tun").exists(),
+    reason="network namespaces need root and /dev/net/tun",
+)
+def test_a_network_cut_for_half_a_minute_only_takes_that_long(
+    photos: Path, tmp_path: Path, alone: float
+) -> None:
     with network.machines(2) as net:
         cluster = Cluster(tmp_path, photos, *FLAGS, "--epochs", EPOCHS, net=net)
         try:

@@ -41,9 +41,13 @@ from hogwear.workers import FORK
 OUT_OF_THE_FOLDER = "a link that leads out of the folder; put the photo itself there"
 
 
-def read(files: list[Path], limits: Limits = LIMITS, seconds: float = 5, processes: int = 2) -> list[Array | str]:
+def read(
+    files: list[Path], limits: Limits = LIMITS, seconds: float = 5, processes: int = 2
+) -> list[Array | str]:
     """What guarded workers make of each, in order."""
-    guard = Guard(Paths(files), SIZE, replace(limits, seconds=seconds), processes, [files[0].parent])
+    guard = Guard(
+        Paths(files), SIZE, replace(limits, seconds=seconds), processes, [files[0].parent]
+    )
     with guard.workers({"decode": guard.decode}) as workers:
         answers = dict(workers.run("decode", range(len(files))))
     return [answers[row] for row in range(len(files))]
@@ -69,7 +73,9 @@ def photo(photo_files: list[Path]) -> Image.Image:
 
 
 def make(folder: Path, photo_files: list[Path]) -> Path:
-    for i, name in enumerate(f"{split}/{label}" for split in ("train", "val", "test") for label in "ab"):
+    for i, name in enumerate(
+        f"{split}/{label}" for split in ("train", "val", "test") for label in "ab"
+    ):
         (folder / name).mkdir(parents=True)
         for j, original in enumerate(photo_files[8 * i : 8 * i + 4]):
             shutil.copy(original, folder / name / f"{j}.jpg")
@@ -86,10 +92,14 @@ TINY = "--arch", "tinyvgg", "--image-size", 32, "--epochs", 1
 
 
 @pytest.fixture(scope="module")
-def model_dir(photo_files: list[Path], start: Callable[..., Script], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_dir(
+    photo_files: list[Path], start: Callable[..., Script], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """With a checkpoint of a small network that knows the classes a and b."""
     home = tmp_path_factory.mktemp("tiny")
-    start("train.py", *TINY, *at(make(home / "data", photo_files), home / "model", home / "cache")).ok()
+    start(
+        "train.py", *TINY, *at(make(home / "data", photo_files), home / "model", home / "cache")
+    ).ok()
     return home / "model"
 
 
@@ -103,13 +113,24 @@ def skipped(data: Path, cache: Path, limits: Limits = LIMITS) -> dict[str, str]:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png(width: int, height: int, bits: int, colours: int, rows: bytes, *more: bytes) -> bytes:
     """A PNG; each row in `rows` begins with its filter, 0. `more` chunks come before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(more) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + b"".join(more)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bomb() -> bytes:
@@ -123,12 +144,21 @@ def endless_jpeg(scans: int = 20_000, side: int = 6000) -> bytes:
     def segment(marker: int, content: bytes) -> bytes:
         return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
 
-    blocks, run = (-(-side // 8)) ** 2, 16384  # the only symbol, 0: so many blocks end here, and as many as the 14 bits after it say
+    blocks, run = (
+        (-(-side // 8)) ** 2,
+        16384,
+    )  # the only symbol, 0: so many blocks end here, and as many as the 14 bits after it say
     bits = ("0" + "0" * 14) * (blocks // run)
     data = int("1" + bits + "0" * (-len(bits) % 8), 2).to_bytes((len(bits) + 15) // 8, "big")[1:]
     tables = segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC4, b"\x10\1" + bytes(15) + b"\xe0")
     frame = segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
-    return b"\xff\xd8" + tables + frame + (segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + data) * scans + b"\xff\xd9"
+    return (
+        b"\xff\xd8"
+        + tables
+        + frame
+        + (segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + data) * scans
+        + b"\xff\xd9"
+    )
 
 
 def saved(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -151,7 +181,9 @@ def test_a_photo_over_a_limit_is_not_decoded(
     load, decoded = ImageFile.ImageFile.load, FORK.Value("i")
 
     def counted(image: Any) -> Any:
-        if not hasattr(image, "is_counted"):  # Pillow calls it again for whatever is done to the image
+        if not hasattr(
+            image, "is_counted"
+        ):  # Pillow calls it again for whatever is done to the image
             image.is_counted = True
             with decoded.get_lock():
                 decoded.value += 1
@@ -165,7 +197,11 @@ def test_a_photo_over_a_limit_is_not_decoded(
     }
     assert decoded.value == 8 + 1, "the ordinary ones and the one that is allowed"
     assert set(skipped(folder, tmp_path / "cache")) == {"bomb.png"}, "other limits, another cache"
-    held("a decompression bomb, a photo over --max-megapixels, a file over --max-megabytes", 3, "skipped with the reason, not decoded")
+    held(
+        "a decompression bomb, a photo over --max-megapixels, a file over --max-megabytes",
+        3,
+        "skipped with the reason, not decoded",
+    )
 
 
 def test_a_photo_takes_no_more_memory_than_the_limit_of_pixels_allows(
@@ -223,7 +259,11 @@ def test_what_grows_when_it_is_read_stays_bounded(tmp_path: Path, held: Held) ->
             require_a_documented_outcome(answer)
             assert grown < 300e6, (list(BOMBS)[row], grown)
     assert not guard.condemned, "none crashed the decoder or kept it busy"
-    held("bombs in text, profile, EXIF, chunks and runs", len(files), "read or skipped, less than 300 MB")
+    held(
+        "bombs in text, profile, EXIF, chunks and runs",
+        len(files),
+        "read or skipped, less than 300 MB",
+    )
 
 
 # --- formats
@@ -232,41 +272,70 @@ def test_what_grows_when_it_is_read_stays_bounded(tmp_path: Path, held: Held) ->
 def other_formats(photo: Image.Image) -> dict[str, bytes]:
     svg = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
     eps = saved(photo, "EPS")
-    return {format: saved(photo, format) for format in ("TIFF", "PPM", "ICO", "PDF", "JPEG2000", "TGA", "AVIF")} | {"SVG": svg, "EPS": eps}
+    return {
+        format: saved(photo, format)
+        for format in ("TIFF", "PPM", "ICO", "PDF", "JPEG2000", "TGA", "AVIF")
+    } | {"SVG": svg, "EPS": eps}
 
 
-def test_other_formats_are_refused_whatever_they_are_called(photo: Image.Image, tmp_path: Path, held: Held) -> None:
+def test_other_formats_are_refused_whatever_they_are_called(
+    photo: Image.Image, tmp_path: Path, held: Held
+) -> None:
     contents = other_formats(photo)
     for name, content in contents.items():
         (tmp_path / f"{name}.png").write_bytes(content)
-    assert set(map(str, read(sorted(tmp_path.iterdir())))) == {"not one of JPEG, PNG, WEBP, BMP, GIF"}
+    assert set(map(str, read(sorted(tmp_path.iterdir())))) == {
+        "not one of JPEG, PNG, WEBP, BMP, GIF"
+    }
     held("TIFF, SVG, EPS, PDF and others named .png", len(contents), "skipped with the reason")
 
 
 def kinds(photo: Image.Image) -> dict[str, tuple[bytes, Image.Image, float]]:
     """{kind: (a file of it, what it shows, how far a channel may be off in the mean)}."""
-    grey, palette, other = photo.convert("L"), photo.quantize(64), photo.transpose(Image.Transpose.ROTATE_180)
+    grey, palette, other = (
+        photo.convert("L"),
+        photo.quantize(64),
+        photo.transpose(Image.Transpose.ROTATE_180),
+    )
     sixteen = (np.asarray(photo).astype(np.uint16) * 256 + 99).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in sixteen)
     with_alpha = photo.copy()
     with_alpha.putalpha(255)
     return {
         "16-bit RGB": (png(*photo.size, 16, 2, rows), photo, 0),
-        "16-bit grey": (saved(Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 99), "PNG"), grey, 0),
+        "16-bit grey": (
+            saved(Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 99), "PNG"),
+            grey,
+            0,
+        ),
         "grey with alpha": (saved(with_alpha.convert("LA"), "PNG"), grey, 0),
         "1 bit": (saved(photo.convert("1"), "PNG"), photo.convert("1"), 0),
         "palette": (saved(palette, "PNG"), palette, 0),
         "palette of 2 bits": (saved(photo.quantize(4), "PNG", bits=2), photo.quantize(4), 0),
         "CMYK": (saved(photo.convert("CMYK"), "JPEG", quality=95), photo, 4),
         "grey JPEG": (saved(grey, "JPEG", quality=95), grey, 4),
-        "animated GIF": (saved(palette, "GIF", save_all=True, append_images=[other.quantize(64)] * 3), palette, 1),
+        "animated GIF": (
+            saved(palette, "GIF", save_all=True, append_images=[other.quantize(64)] * 3),
+            palette,
+            1,
+        ),
         "animated PNG": (saved(photo, "PNG", save_all=True, append_images=[other] * 3), photo, 0),
-        "animated WebP": (saved(photo, "WEBP", save_all=True, append_images=[other] * 3, lossless=True), photo, 0),
-        "several photos in a JPEG (MPO)": (saved(photo, "MPO", save_all=True, append_images=[other], quality=95), photo, 4),
+        "animated WebP": (
+            saved(photo, "WEBP", save_all=True, append_images=[other] * 3, lossless=True),
+            photo,
+            0,
+        ),
+        "several photos in a JPEG (MPO)": (
+            saved(photo, "MPO", save_all=True, append_images=[other], quality=95),
+            photo,
+            4,
+        ),
     }
 
 
-def test_unusual_kinds_show_what_they_are_meant_to_show(photo: Image.Image, tmp_path: Path, held: Held) -> None:
+def test_unusual_kinds_show_what_they_are_meant_to_show(
+    photo: Image.Image, tmp_path: Path, held: Held
+) -> None:
     found = kinds(photo)
     files = [tmp_path / f"{i:02d}" for i in range(len(found))]
     for file, (content, _, _) in zip(files, found.values(), strict=True):
@@ -276,7 +345,11 @@ def test_unusual_kinds_show_what_they_are_meant_to_show(photo: Image.Image, tmp_
         shown.convert("RGB").save(saved_plainly)
         off = np.abs(np.asarray(answer, np.int64) - decode(saved_plainly, SIZE)).mean()
         assert off <= tolerance, (kind, off)
-    held("CMYK, 16-bit, palette, 1-bit, animated and other unusual photos", len(files), "read as they are meant")
+    held(
+        "CMYK, 16-bit, palette, 1-bit, animated and other unusual photos",
+        len(files),
+        "read as they are meant",
+    )
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF"])
@@ -288,13 +361,21 @@ def test_a_long_strip_is_read(tmp_path: Path, size: tuple[int, int], format: str
     assert black.sum() == 3 * SIZE and black.any(axis=2 if size[0] > size[1] else 1).any()
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "1", "P", "CMYK", "I;16", "P with transparency"])
+@pytest.mark.parametrize(
+    "mode", ["RGBA", "LA", "L", "1", "P", "CMYK", "I;16", "P with transparency"]
+)
 def test_a_photo_made_rgb_in_strips_is_the_same_to_the_bit(
     photo: Image.Image, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_alpha = photo.copy()
     with_alpha.putalpha(Image.linear_gradient("L").resize(photo.size))
-    image = photo.quantize(64) if mode.startswith("P") else Image.new(mode, photo.size) if mode == "I;16" else with_alpha.convert(mode)
+    image = (
+        photo.quantize(64)
+        if mode.startswith("P")
+        else Image.new(mode, photo.size)
+        if mode == "I;16"
+        else with_alpha.convert(mode)
+    )
     if mode == "I;16":
         image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     if mode == "P with transparency":
@@ -324,7 +405,12 @@ def endless(folder: Path) -> Path:
 
 
 def test_one_photo_never_hangs_the_run(
-    folder: Path, endless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Times, held: Held
+    folder: Path,
+    endless: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: Times,
+    held: Held,
 ) -> None:
     """The real limit, 10 s of CPU time, is waited for where all faults are tried."""
     seconds = times(1, 10)
@@ -332,10 +418,16 @@ def test_one_photo_never_hangs_the_run(
     shutil.copy(endless, endless.with_name("second.jpg"))
     why = f"takes more than {seconds} s to decode"
     assert skipped(folder, tmp_path / "cache", limits) == {"endless.jpg": why, "second.jpg": why}
-    opened = PhotoCache(tmp_path / "cache", limits, processes=2).open(dataset.find(folder, tmp_path).train, SIZE)
+    opened = PhotoCache(tmp_path / "cache", limits, processes=2).open(
+        dataset.find(folder, tmp_path).train, SIZE
+    )
     others = [decode(path, SIZE) for path in sorted(folder.glob("train/?/?.jpg"))]
     assert len(others) == 8 and same(opened.images[opened.rows], np.array(others))
-    held("a JPEG with 20,000 scans, stuck in C", 2, f"skipped after {seconds} s of CPU time, the others read")
+    held(
+        "a JPEG with 20,000 scans, stuck in C",
+        2,
+        f"skipped after {seconds} s of CPU time, the others read",
+    )
 
 
 def kill_while_decoding(guard: Guard, pid: int, row: int, number: int) -> None:
@@ -350,7 +442,9 @@ def test_a_photo_that_crashes_its_decoder_is_skipped(
     files = [folder / "train" / "a" / "0.jpg", endless, folder / "train" / "a" / "1.jpg"]
     guard = Guard(Paths(files), SIZE, LIMITS, 1, [folder])
     with guard.workers({"decode": guard.decode}) as workers:
-        killer = FORK.Process(target=kill_while_decoding, args=(guard, workers.slots[0].process.pid, 1, number))
+        killer = FORK.Process(
+            target=kill_while_decoding, args=(guard, workers.slots[0].process.pid, 1, number)
+        )
         killer.start()
         answers = dict(workers.run("decode", range(3)))
         killer.join()
@@ -359,11 +453,16 @@ def test_a_photo_that_crashes_its_decoder_is_skipped(
     held(f"{number.name} while a photo is decoded", 1, "skipped with the reason, the others read")
 
 
-def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(folder: Path, endless: Path, quiet_crashes: None, held: Held) -> None:
+def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(
+    folder: Path, endless: Path, quiet_crashes: None, held: Held
+) -> None:
     files = [endless, folder / "train" / "a" / "0.jpg"]
     guard = Guard(Paths(files), SIZE, Limits(seconds=0.5), 1, [folder])
     with guard.workers({"decode": guard.decode}) as workers:
-        killer = FORK.Process(target=kill_while_decoding, args=(guard, workers.slots[0].process.pid, 0, signal.SIGKILL))
+        killer = FORK.Process(
+            target=kill_while_decoding,
+            args=(guard, workers.slots[0].process.pid, 0, signal.SIGKILL),
+        )
         killer.start()
         answers = dict(workers.run("decode", [0]))
         killer.join()
@@ -376,13 +475,22 @@ def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(folder: Path, endles
     with guard.workers({"die": die}) as workers, pytest.raises(BadInput, match="SIGSEGV"):
         list(workers.run("die", [1]))
     assert 1 not in guard.condemned
-    held("SIGKILL while a photo is decoded; SIGSEGV while none is", 2, "tried again; counted as a death")
+    held(
+        "SIGKILL while a photo is decoded; SIGSEGV while none is",
+        2,
+        "tried again; counted as a death",
+    )
 
 
 def test_a_crash_leaves_no_core_file(folder: Path, endless: Path) -> None:
-    guard, limits = Guard(Paths([endless]), SIZE, LIMITS, 1, [folder]), resource.getrlimit(resource.RLIMIT_CORE)
+    guard, limits = (
+        Guard(Paths([endless]), SIZE, LIMITS, 1, [folder]),
+        resource.getrlimit(resource.RLIMIT_CORE),
+    )
     resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
-    with guard.workers({"limit": lambda row: resource.getrlimit(resource.RLIMIT_CORE)[0]}) as workers:
+    with guard.workers(
+        {"limit": lambda row: resource.getrlimit(resource.RLIMIT_CORE)[0]}
+    ) as workers:
         assert dict(workers.run("limit", [0])) == {0: 0}
     resource.setrlimit(resource.RLIMIT_CORE, limits)
 
@@ -405,7 +513,13 @@ def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
     empty = folder / "empty.jpg"
     empty.touch()
     paths = Paths([endless, empty, empty, folder / "train" / "a" / "0.jpg"])
-    split = Split("train", paths, np.zeros(4, np.int64), folder, contents.of(paths, folder, folder.parent / "cache", LIMITS))
+    split = Split(
+        "train",
+        paths,
+        np.zeros(4, np.int64),
+        folder,
+        contents.of(paths, folder, folder.parent / "cache", LIMITS),
+    )
     net = model.build("tinyvgg", 2, budget.PROBED_SIZE)
     speed = Elsewhere(budget.probe, net, split, LIMITS, 2).answer()
     assert speed.decoding == 0.5 / 2, "of two workers, by what could be read"
@@ -415,7 +529,9 @@ def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
 # --- links
 
 
-def test_a_photo_may_link_only_into_the_data_folder(folder: Path, photo_files: list[Path], tmp_path: Path, held: Held) -> None:
+def test_a_photo_may_link_only_into_the_data_folder(
+    folder: Path, photo_files: list[Path], tmp_path: Path, held: Held
+) -> None:
     photos, outside = folder / "train" / "a", tmp_path / "outside.jpg"
     shutil.copy(photo_files[30], outside)
     (folder.parent / "data2").mkdir()
@@ -432,7 +548,9 @@ def test_a_photo_may_link_only_into_the_data_folder(folder: Path, photo_files: l
         "nowhere.jpg": "No such file or directory", "loop.jpg": "Too many levels of symbolic links", "folder.jpg": "not a file",
     }  # fmt: skip
     assert skipped(folder, tmp_path / "cache") == expected
-    opened = PhotoCache(tmp_path / "cache", processes=2).open(dataset.find(folder, tmp_path).train, SIZE)
+    opened = PhotoCache(tmp_path / "cache", processes=2).open(
+        dataset.find(folder, tmp_path).train, SIZE
+    )
     pixels_of = {path.name: opened.images[np.array([row])][0] for row, path in zip(
         opened.rows.tolist(), (p for p in dataset.find(folder, tmp_path).train.paths if p not in opened.skipped), strict=True)}  # fmt: skip
     assert same(pixels_of["chain.jpg"], decode(folder / "train" / "b" / "1.jpg", SIZE))
@@ -441,14 +559,25 @@ def test_a_photo_may_link_only_into_the_data_folder(folder: Path, photo_files: l
     assert skipped(linked, tmp_path / "cache") == expected, "the data folder may be a link itself"
     (photos / "out.jpg").unlink()
     (photos / "out.jpg").symlink_to("0.jpg")
-    assert set(skipped(folder, tmp_path / "cache")) == set(expected) - {"out.jpg", "out-chain.jpg"}, "a link that changed is looked at again"
+    assert set(skipped(folder, tmp_path / "cache")) == set(expected) - {
+        "out.jpg",
+        "out-chain.jpg",
+    }, "a link that changed is looked at again"
     (folder / "val" / "b" / "0.jpg").write_bytes(b"")
-    assert skipped(folder, tmp_path / "cache")["absolute.jpg"] == "empty file", "and one whose target changed"
-    held("links out of the data folder, to nowhere, to itself, to a device", len(expected), "skipped with the reason")
+    assert skipped(folder, tmp_path / "cache")["absolute.jpg"] == "empty file", (
+        "and one whose target changed"
+    )
+    held(
+        "links out of the data folder, to nowhere, to itself, to a device",
+        len(expected),
+        "skipped with the reason",
+    )
 
 
 @pytest.mark.parametrize("name", ["train", "train/a"])
-def test_a_folder_that_links_out_of_the_data_folder_is_refused(folder: Path, name: str, tmp_path: Path, held: Held) -> None:
+def test_a_folder_that_links_out_of_the_data_folder_is_refused(
+    folder: Path, name: str, tmp_path: Path, held: Held
+) -> None:
     (folder / name).rename(tmp_path / "elsewhere")
     (folder / name).symlink_to("../elsewhere" if name == "train" else "../../elsewhere")
     with pytest.raises(BadInput) as error:
@@ -485,7 +614,9 @@ def make_hostile(data: Path, outside: Path) -> None:
             (place / name).write_bytes(photo)
         (place / "bomb.png").write_bytes(bomb())
         twice = [chunk(b"acTL", struct.pack(">II", 2, 0))] * 2
-        (place / "strange.png").write_bytes(png(8, 8, 8, 2, (b"\0" + bytes(24)) * 8, *twice))  # Pillow reads it, with a warning
+        (place / "strange.png").write_bytes(
+            png(8, 8, 8, 2, (b"\0" + bytes(24)) * 8, *twice)
+        )  # Pillow reads it, with a warning
         (place / "empty.jpg").touch()
         (place / "tiff.png").write_bytes(saved(Image.new("RGB", (9, 9)), "TIFF"))
         (place / "cut\x1b[2J.jpg").write_bytes(photo[: len(photo) // 2])
@@ -496,7 +627,10 @@ def make_hostile(data: Path, outside: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             os.chdir(place)  # the name of a socket has 108 bytes
             listener.bind("socket")
-        for name, seconds in {"1.jpg": 13_000_000_000, "2.jpg": -1_000_000_000}.items():  # in the years 2381 and 1938
+        for name, seconds in {
+            "1.jpg": 13_000_000_000,
+            "2.jpg": -1_000_000_000,
+        }.items():  # in the years 2381 and 1938
             os.utime(place / name, ns=(0, seconds * 10**9))
     os.chdir(ROOT)
 
@@ -513,7 +647,9 @@ def test_a_hostile_folder_is_trained_evaluated_and_predicted_and_nothing_is_writ
     """Training talks to a terminal that knows no more than ASCII, which lacks a word for one of the classes."""
     for split in ("train", "val", "test"):
         (folder / split / "a").rename(folder / split / "žába")
-    outside, home, temporary, here = (tmp_path / name for name in ("outside.jpg", "home", "tmp", "here"))
+    outside, home, temporary, here = (
+        tmp_path / name for name in ("outside.jpg", "home", "tmp", "here")
+    )
     for path in (home, temporary, here):
         path.mkdir()
     shutil.copy(folder / "train" / "b" / "0.jpg", outside)
@@ -526,25 +662,52 @@ def test_a_hostile_folder_is_trained_evaluated_and_predicted_and_nothing_is_writ
 
     def run(script: str, *arguments: object, **more: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, str(ROOT / script), *map(str, (*where, *arguments))]
-        return subprocess.run(command, cwd=here, env=env | more, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        return subprocess.run(
+            command,
+            cwd=here,
+            env=env | more,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
 
     runs = [
         run("train.py", *TINY, PYTHONIOENCODING="ascii"),
         run("eval.py"),
-        run("infer.py", "--responses-dir", tmp_path / "responses", "--images", folder / "test" / "b"),
+        run(
+            "infer.py", "--responses-dir", tmp_path / "responses", "--images", folder / "test" / "b"
+        ),
     ]
     assert [run.returncode for run in runs] == [0, 0, 0], runs
     assert tree(folder, home, temporary, here, outside) == before
     assert {path.name for path in tmp_path.iterdir()} == {
-        "data", "model", "cache", "responses", "outside.jpg", "home", "tmp", "here"
+        "data",
+        "model",
+        "cache",
+        "responses",
+        "outside.jpg",
+        "home",
+        "tmp",
+        "here",
     }
     for done in runs:
         text = done.stdout + done.stderr
-        assert all(line.isprintable() for line in text.splitlines()) and "Traceback" not in text, text
+        assert all(line.isprintable() for line in text.splitlines()) and "Traceback" not in text, (
+            text
+        )
         warnings = [line for line in done.stderr.splitlines() if not line.startswith("training: ")]
-        copies = [line for line in warnings if re.fullmatch(r"Warning: 2 of \d+ photos in (val|test) were used for training and are excluded", line)]
+        copies = [
+            line
+            for line in warnings
+            if re.fullmatch(
+                r"Warning: 2 of \d+ photos in (val|test) were used for training and are excluded",
+                line,
+            )
+        ]
         assert len(copies) == ("infer" not in done.args[1]), "of strange.png, the same everywhere"
-        assert all(line.startswith("Warning: skipped ") for line in warnings if line not in copies), warnings
+        assert all(
+            line.startswith("Warning: skipped ") for line in warnings if line not in copies
+        ), warnings
         assert " 20 (--max-megapixels)" in text, text
     assert "Classes: b, \\u017e\\xe1ba." in runs[0].stdout
     rows = json.loads((tmp_path / "responses" / "predictions.json").read_text())
@@ -555,14 +718,27 @@ def test_a_hostile_folder_is_trained_evaluated_and_predicted_and_nothing_is_writ
         "tiff.png": "not one of JPEG, PNG, WEBP, BMP, GIF", "out.jpg": OUT_OF_THE_FOLDER, "loop": OUT_OF_THE_FOLDER,
         "fifo.jpg": "not a file", "socket": "No such device or address",
     }  # fmt: skip
-    assert {Path(row["file"]).name for row in rows if not row["error"]} == {*WILD, "strange.png", *(f"{i}.jpg" for i in range(4))}
+    assert {Path(row["file"]).name for row in rows if not row["error"]} == {
+        *WILD,
+        "strange.png",
+        *(f"{i}.jpg" for i in range(4)),
+    }
     pictures = {row["picture"] for row in rows} - {None}
-    assert pictures == {path.name for path in (tmp_path / "responses" / "results").iterdir()} and len(pictures) == len(WILD) + 5
+    assert (
+        pictures == {path.name for path in (tmp_path / "responses" / "results").iterdir()}
+        and len(pictures) == len(WILD) + 5
+    )
     assert all(name.isprintable() for name in pictures)
-    held("a folder of hostile photos and names through all three scripts", 3, "exit 0, all accounted for, nothing written elsewhere")
+    held(
+        "a folder of hostile photos and names through all three scripts",
+        3,
+        "exit 0, all accounted for, nothing written elsewhere",
+    )
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31mred", os.fsdecode(b"\xff"), "\u202etxet"], ids=repr)
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "\x1b[31mred", os.fsdecode(b"\xff"), "\u202etxet"], ids=repr
+)
 def test_a_class_whose_name_cannot_be_printed_is_refused(
     folder: Path, name: str, call: Call, tmp_path: Path, held: Held
 ) -> None:
@@ -570,16 +746,22 @@ def test_a_class_whose_name_cannot_be_printed_is_refused(
     answer = call(train, *at(folder, tmp_path / "model", tmp_path / "cache"))
     line = refusal(answer.stderr)
     assert answer.code == 2 and line.rstrip().isprintable()
-    assert line.rstrip().endswith(f"data/train: the name of the class folder {name!r} cannot be printed; rename it")
+    assert line.rstrip().endswith(
+        f"data/train: the name of the class folder {name!r} cannot be printed; rename it"
+    )
     held("a class named with control characters or undecodable bytes", 1, "refused in one line")
 
 
-def test_a_refusal_that_names_a_wild_photo_is_one_printable_line(folder: Path, call: Call, tmp_path: Path) -> None:
+def test_a_refusal_that_names_a_wild_photo_is_one_printable_line(
+    folder: Path, call: Call, tmp_path: Path
+) -> None:
     for path in (folder / "train" / "a").iterdir():
         path.unlink()
     (folder / "train" / "a" / "two\nlines\x1b[31m.jpg").touch()
     answer = call(train, *at(folder, tmp_path / "model", tmp_path / "cache"))
-    assert "no readable photo in this class (two\\nlines\\x1b[31m.jpg: empty file)" in refusal(answer.stderr)
+    assert "no readable photo in this class (two\\nlines\\x1b[31m.jpg: empty file)" in refusal(
+        answer.stderr
+    )
 
 
 def test_what_is_given_to_infer_and_is_no_photo_does_not_hang_it(
@@ -594,17 +776,28 @@ def test_what_is_given_to_infer_and_is_no_photo_does_not_hang_it(
     answer = call(infer, *at(folder, model_dir, tmp_path), "--responses-dir", tmp_path / "responses",
                   "--images", *(tmp_path / name for name in inputs), "/dev/zero")  # fmt: skip
     assert answer.code == 0, answer.stderr
-    rows = {row["file"]: row["error"] for row in json.loads((tmp_path / "responses" / "predictions.json").read_text())}
+    rows = {
+        row["file"]: row["error"]
+        for row in json.loads((tmp_path / "responses" / "predictions.json").read_text())
+    }
     assert {Path(file).name: error for file, error in rows.items()} == {
         "fifo": "not a file", "zero": "not a file", "again": "not a file", "out.jpg": OUT_OF_THE_FOLDER,
         "chosen.jpg": None,
     }  # fmt: skip
-    held("infer given a FIFO, a device, a loop of folders, a link that leads out", 4, "said so, and went on")
+    held(
+        "infer given a FIFO, a device, a loop of folders, a link that leads out",
+        4,
+        "said so, and went on",
+    )
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not read")
-def test_a_photo_that_may_not_be_read_is_skipped_until_it_may(folder: Path, tmp_path: Path, held: Held) -> None:
-    assert skipped(folder, tmp_path / "everybody's") == {}  # and all is imported that nobody else could
+def test_a_photo_that_may_not_be_read_is_skipped_until_it_may(
+    folder: Path, tmp_path: Path, held: Held
+) -> None:
+    assert (
+        skipped(folder, tmp_path / "everybody's") == {}
+    )  # and all is imported that nobody else could
     private = folder / "train" / "a" / "0.jpg"
     private.chmod(0)
     modes = {place: place.stat().st_mode for place in (tmp_path, *tmp_path.parents)}
@@ -636,10 +829,23 @@ def test_the_random_photos_are_the_first_readable_ones_of_a_seed(
         return [paths[i].name for i in np.random.default_rng(seed).permutation(len(paths))]
 
     def is_telling(names: list[str]) -> bool:
-        return names[0] == "slow.png" and "broken" in names[1] and not any("broken" in name for name in names[2:5])
+        return (
+            names[0] == "slow.png"
+            and "broken" in names[1]
+            and not any("broken" in name for name in names[2:5])
+        )
 
     seed = next(seed for seed in range(10_000) if is_telling(order(seed)))
-    answer = call(infer, *at(folder, model_dir, tmp_path), "--responses-dir", tmp_path / "responses", "--seed", seed, "--num-images", 2)
+    answer = call(
+        infer,
+        *at(folder, model_dir, tmp_path),
+        "--responses-dir",
+        tmp_path / "responses",
+        "--seed",
+        seed,
+        "--num-images",
+        2,
+    )
     assert answer.code == 0 and answer.stderr.count("\n") == 1 and order(seed)[1] in answer.stderr
     rows = json.loads((tmp_path / "responses" / "predictions.json").read_text())
     assert [Path(row["file"]).name for row in rows] == [order(seed)[0], order(seed)[2]]
@@ -647,8 +853,14 @@ def test_the_random_photos_are_the_first_readable_ones_of_a_seed(
 
 def test_a_reason_is_one_short_printable_line() -> None:
     assert decoding.reason(ValueError("two\nlines \x1b[31m")) == "two\\nlines \\x1b[31m"
-    assert decoding.reason(KeyError()) == "KeyError" and len(decoding.reason(ValueError("x" * 10_000))) == 200
-    assert decoding.reason(PermissionError(13, "Permission denied", "photo.jpg")) == "Permission denied"
+    assert (
+        decoding.reason(KeyError()) == "KeyError"
+        and len(decoding.reason(ValueError("x" * 10_000))) == 200
+    )
+    assert (
+        decoding.reason(PermissionError(13, "Permission denied", "photo.jpg"))
+        == "Permission denied"
+    )
 
 
 def calls_in(work: Callable[[], object]) -> int:
@@ -662,13 +874,21 @@ def calls_in(work: Callable[[], object]) -> int:
     return next(calls)
 
 
-def test_the_work_for_files_that_are_no_photos_grows_with_their_number(folder: Path, tmp_path: Path, times: Times, held: Held) -> None:
+def test_the_work_for_files_that_are_no_photos_grows_with_their_number(
+    folder: Path, tmp_path: Path, times: Times, held: Held
+) -> None:
     count, calls = times(3_000, 100_000), []
     for part in range(2):
         for i in range(part * count // 2, (part + 1) * count // 2):
             os.close(os.open(folder / "train" / "a" / f"{i:06d}", os.O_CREAT))
         found: dict[str, str] = {}
-        calls.append(calls_in(lambda found=found: found.update(skipped(folder, tmp_path / "cache"))))  # type: ignore[misc]
+        calls.append(
+            calls_in(
+                lambda found=found: found.update(  # type: ignore[misc]
+                    skipped(folder, tmp_path / "cache")
+                )
+            )
+        )
         assert len(found) == (part + 1) * count // 2 and set(found.values()) == {"empty file"}
     assert calls[1] < 3 * calls[0], "twice as many"
     held(f"{count} empty files in a class", count, "skipped with the reason")
@@ -706,7 +926,11 @@ def with_right_checksums(content: bytes) -> bytes:
 
 # One damage: (what, where, how far, bytes); most near the front, where sizes and tables are.
 places = some.one_of(some.integers(0, 64), some.integers(0, 1 << 16))
-edges = some.sampled_from([bytes(n) for n in (1, 2, 4)] + [b"\xff" * n for n in (1, 2, 4)] + [b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0"])
+edges = some.sampled_from(
+    [bytes(n) for n in (1, 2, 4)]
+    + [b"\xff" * n for n in (1, 2, 4)]
+    + [b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0"]
+)
 damages = some.tuples(
     some.sampled_from(["overwrite", "insert", "cut", "zero", "duplicate", "truncate", "splice"]),
     places, some.integers(1, 64) | some.integers(1, 1 << 14), some.binary(min_size=1, max_size=8) | edges,
@@ -747,13 +971,27 @@ def test_damaged_photos_are_read_or_skipped_and_nothing_else_happens(
 ) -> None:
     count, files = times(400, 6000), originals(photo)
     (tmp_path / "photos").mkdir()
-    paths = [tmp_path / "photos" / str(i) for i in range(20 * count)]  # one each, because a photo stays condemned; more, for shrinking
+    paths = [
+        tmp_path / "photos" / str(i) for i in range(20 * count)
+    ]  # one each, because a photo stays condemned; more, for shrinking
     guard = Guard(Paths(paths), SIZE, LIMITS, 1, [tmp_path])
     rows: Iterator[int] = iter(range(len(paths)))
     outcomes: list[str] = []
 
-    @settings(max_examples=count, deadline=None, database=None, derandomize=count < 1000, print_blob=True, suppress_health_check=list(HealthCheck))
-    @given(some.sampled_from(sorted(files)), some.lists(damages, min_size=1, max_size=4), some.sampled_from(sorted(files)), some.booleans())
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=count < 1000,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        some.sampled_from(sorted(files)),
+        some.lists(damages, min_size=1, max_size=4),
+        some.sampled_from(sorted(files)),
+        some.booleans(),
+    )
     def documented_outcome(kind: str, hits: list[Any], other: str, repair: bool) -> None:
         content = files[kind]
         for damage in hits:
@@ -773,4 +1011,8 @@ def test_damaged_photos_are_read_or_skipped_and_nothing_else_happens(
     assert capfd.readouterr() == ("", "")
     read, unread = outcomes.count("read"), outcomes.count("skipped")
     assert min(read, unread) > len(outcomes) / 10, "some of each"
-    held("photos damaged at random", len(outcomes), f"{read} read, {unread} skipped with a reason; no crash, no hang, nothing on stderr")
+    held(
+        "photos damaged at random",
+        len(outcomes),
+        f"{read} read, {unread} skipped with a reason; no crash, no hang, nothing on stderr",
+    )

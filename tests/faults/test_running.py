@@ -62,7 +62,15 @@ def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
     tries = times(1, 100)
     for number in range(tries + 1):
         last, workers = number == tries, 2 - number % 2
-        script = start("train.py", *SMALL_RUN, "--epochs", 1000, "--workers", workers, *at(data, tmp_path, trained.cache))
+        script = start(
+            "train.py",
+            *SMALL_RUN,
+            "--epochs",
+            1000,
+            "--workers",
+            workers,
+            *at(data, tmp_path, trained.cache),
+        )
         # One is killed as soon as it has begun, the next after an epoch or more.
         script.wait_for("^Resuming" if number % 2 and not last else "^epoch")
         wait_until((tmp_path / "checkpoint.pt").exists)
@@ -78,9 +86,15 @@ def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
 
     assert kills[0].resumed_from is None
     assert all(0 < kill.before <= kill.after for kill in kills)
-    assert [kill.resumed_from for kill in kills[1:]] == [kill.after for kill in kills[:-1]], "never goes back"
+    assert [kill.resumed_from for kill in kills[1:]] == [kill.after for kill in kills[:-1]], (
+        "never goes back"
+    )
     assert kills[-1].after > kills[0].after
-    held("SIGKILL of train at a random moment", tries, "the next run went on from the last image saved, and never from an earlier one")
+    held(
+        "SIGKILL of train at a random moment",
+        tries,
+        "the next run went on from the last image saved, and never from an earlier one",
+    )
 
     assert len(kills[0].processes) == 2 and kills[0].shared_memory
     wait_until(lambda: not any(is_running(pid) for kill in kills for pid in kill.processes))
@@ -96,7 +110,17 @@ def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
     tries, done = 10, 0
-    arguments = *SMALL_RUN, "--epochs", 60, "--workers", 1, "--cache-dir", trained.cache, "--data-dir", data
+    arguments = (
+        *SMALL_RUN,
+        "--epochs",
+        60,
+        "--workers",
+        1,
+        "--cache-dir",
+        trained.cache,
+        "--data-dir",
+        data,
+    )
     start("train.py", *arguments, "--model-dir", tmp_path / "whole").ok(seconds=300)
     while done < tries:
         script = start("train.py", *arguments, "--model-dir", tmp_path / "parts")
@@ -107,17 +131,33 @@ def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
         done += 1
     start("train.py", *arguments, "--model-dir", tmp_path / "parts").ok(seconds=300)
     assert same_run(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
-    held("one worker interrupted (SIGINT, SIGTERM, SIGKILL) and resumed", tries, "to the bit the weights of the run that was not interrupted")
+    held(
+        "one worker interrupted (SIGINT, SIGTERM, SIGKILL) and resumed",
+        tries,
+        "to the bit the weights of the run that was not interrupted",
+    )
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not FASHION5.is_dir(), reason="NO FASHION5 to compare accuracies on")
-def test_two_workers_interrupted_are_as_accurate_as_not_interrupted(start: Start, tmp_path: Path, held: Held) -> None:
+def test_two_workers_interrupted_are_as_accurate_as_not_interrupted(
+    start: Start, tmp_path: Path, held: Held
+) -> None:
     accuracies: dict[str, list[float]] = {"not interrupted": [], "interrupted": []}
     interruptions = 0
     for seed in range(5):
         for how, found in accuracies.items():
-            arguments = "--epochs", 2, "--image-size", 128, "--workers", 2, "--seed", seed, *at(FASHION5, tmp_path / f"{how}-{seed}", tmp_path / "cache")
+            arguments = (
+                "--epochs",
+                2,
+                "--image-size",
+                128,
+                "--workers",
+                2,
+                "--seed",
+                seed,
+                *at(FASHION5, tmp_path / f"{how}-{seed}", tmp_path / "cache"),
+            )
             for number in range(10 if how == "interrupted" else 0):
                 script = start("train.py", *arguments)
                 script.wait_for("^Plan")
@@ -154,7 +194,15 @@ def test_killed_workers_are_replaced_and_the_run_comes_to_its_end(
 ) -> None:
     tries = times(2, 50)
     epochs = 4 * tries
-    script = start("train.py", *SMALL_RUN, "--epochs", epochs, "--workers", 2, *at(data, tmp_path, trained.cache))
+    script = start(
+        "train.py",
+        *SMALL_RUN,
+        "--epochs",
+        epochs,
+        "--workers",
+        2,
+        *at(data, tmp_path, trained.cache),
+    )
     script.wait_for("^epoch 1/")
     killed: set[int] = set()
     for _ in range(tries):
@@ -165,17 +213,32 @@ def test_killed_workers_are_replaced_and_the_run_comes_to_its_end(
         os.kill(worker, signal.SIGKILL)
     assert script.code(60 + 10 * tries) == 0, script.stderr
     state = saved(tmp_path)
-    assert state["finished"] and state["images_seen"] == 120 * epochs, "every image of every epoch counted once"
+    assert state["finished"] and state["images_seen"] == 120 * epochs, (
+        "every image of every epoch counted once"
+    )
     assert [row["images"] for row in state["history"]] == [120] * epochs
     assert state["best"]["val_acc"] >= 0.7, "and what was learnt was kept"
     assert len(killed) == tries and not any(map(is_running, killed))
-    held("SIGKILL of a worker at a random moment", tries, "replaced; the run ended with every image of every epoch trained on")
+    held(
+        "SIGKILL of a worker at a random moment",
+        tries,
+        "replaced; the run ended with every image of every epoch trained on",
+    )
 
 
 def test_three_deaths_in_a_row_end_the_run_with_the_reason_and_a_checkpoint(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
-    slow = "--image-size", SIZE, "--batch-size", 120, "--epochs", 300, "--workers", 1  # a step takes half a second
+    slow = (
+        "--image-size",
+        SIZE,
+        "--batch-size",
+        120,
+        "--epochs",
+        300,
+        "--workers",
+        1,
+    )  # a step takes half a second
     script = start("train.py", *slow, *at(data, tmp_path, trained.cache))
     script.wait_for("^epoch 2/")
     killed: set[int] = set()
@@ -184,14 +247,21 @@ def test_three_deaths_in_a_row_end_the_run_with_the_reason_and_a_checkpoint(
             killed.add(worker)
             os.kill(worker, signal.SIGKILL)
     assert script.code() == 2 and len(killed) == 3
-    assert re.search(r"a worker died 3 times in a row \(SIGKILL\); memory ran out: use fewer --workers", script.stderr)
+    assert re.search(
+        r"a worker died 3 times in a row \(SIGKILL\); memory ran out: use fewer --workers",
+        script.stderr,
+    )
     before = saved(tmp_path)["images_seen"]
     assert before >= 240
     again = start("train.py", "--workers", 1, *at(data, tmp_path, trained.cache))
     again.wait_for(f"Resuming .* after {before} images")
     again.wait_for("^epoch")
     again.kill()
-    held("SIGKILL of each of three workers in one place", 3, "the run ended with the reason and a checkpoint; the next went on")
+    held(
+        "SIGKILL of each of three workers in one place",
+        3,
+        "the run ended with the reason and a checkpoint; the next went on",
+    )
 
 
 # --- training comes apart
@@ -219,7 +289,16 @@ def weights_size() -> int:
 def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
-    arguments = *SMALL_RUN, "--epochs", 1000, "--lr", 0.02, "--workers", 2, *at(data, tmp_path, trained.cache)
+    arguments = (
+        *SMALL_RUN,
+        "--epochs",
+        1000,
+        "--lr",
+        0.02,
+        "--workers",
+        2,
+        *at(data, tmp_path, trained.cache),
+    )
     script = start("train.py", *arguments)
     for setback in range(1, SETBACKS + 1):
         epochs = script.stdout.count("\nepoch ")
@@ -239,15 +318,26 @@ def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
     state = saved(tmp_path)
     assert all(bool(weights.isfinite().all()) for weights in state["weights"].values())
     assert state["setbacks"] == SETBACKS and state["history"]
-    held("NaN written into the shared weights of a run", SETBACKS + 1, "back to the last good ones with half the learning rate, twice; then ended with the reason, the checkpoint good")
+    held(
+        "NaN written into the shared weights of a run",
+        SETBACKS + 1,
+        "back to the last good ones with half the learning rate, twice; then ended with the reason, the checkpoint good",
+    )
 
 
 @pytest.mark.long
-def test_a_learning_rate_that_is_far_too_high_is_halved(data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held) -> None:
+def test_a_learning_rate_that_is_far_too_high_is_halved(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
+) -> None:
     arch = "--arch", "tinyvgg", "--image-size", SIZE, "--batch-size", 8, "--epochs", 12
-    script = start("train.py", *arch, "--lr", 9.9, "--workers", 1, *at(data, tmp_path, tmp_path / "cache"))
+    script = start(
+        "train.py", *arch, "--lr", 9.9, "--workers", 1, *at(data, tmp_path, tmp_path / "cache")
+    )
     assert script.code() in (0, 2), script.stderr
-    assert re.search(r"Warning: training diverged \(loss [\d.]+\) after \d+ images: back to \d+, with half the learning rate, 4\.95", script.stderr)
+    assert re.search(
+        r"Warning: training diverged \(loss [\d.]+\) after \d+ images: back to \d+, with half the learning rate, 4\.95",
+        script.stderr,
+    )
     assert saved(tmp_path)["setbacks"] >= 1
     held("a learning rate of 9.9", 1, "noticed within an epoch, and halved")
 
@@ -266,7 +356,9 @@ def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_
     assert f"{tmp_path}: another train is at work in it" in refusal(second.stderr)
 
     for name in ("eval.py", "infer.py")[: times(1, 2)]:
-        where = at(data, tmp_path, trained.cache) + (("--responses-dir", tmp_path / "responses") if name == "infer.py" else ())
+        where = at(data, tmp_path, trained.cache) + (
+            ("--responses-dir", tmp_path / "responses") if name == "infer.py" else ()
+        )
         script = start(name, *where).ok()
         assert script.stderr == ""
     assert first.process.poll() is None
@@ -282,7 +374,11 @@ def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_
     for worker in workers:
         os.kill(worker, signal.SIGCONT)
     wait_until(lambda: not any(map(is_running, workers)))
-    held("a second train on the same model folder", 2, "refused at once; after SIGKILL of the first, whose workers still lived, it went on. Eval and infer worked meanwhile")
+    held(
+        "a second train on the same model folder",
+        2,
+        "refused at once; after SIGKILL of the first, whose workers still lived, it went on. Eval and infer worked meanwhile",
+    )
 
 
 # --- the disk and memory of a whole run
@@ -292,24 +388,46 @@ def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_
 def test_a_disk_that_fails_ends_the_run_with_the_reason_and_the_next_goes_on(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
-    script = start("train.py", *SMALL_RUN, "--epochs", 1000, "--workers", 1, *at(data, tmp_path, trained.cache))
+    script = start(
+        "train.py", *SMALL_RUN, "--epochs", 1000, "--workers", 1, *at(data, tmp_path, trained.cache)
+    )
     script.wait_for("^epoch 1/")
     wait_until((tmp_path / "checkpoint.pt").exists)
-    with subprocess.Popen(["strace", "-qq", "-e", "trace=fsync", "-e", "inject=fsync:error=EIO", "-p", str(script.pid)], stderr=subprocess.DEVNULL):
+    with subprocess.Popen(
+        [
+            "strace",
+            "-qq",
+            "-e",
+            "trace=fsync",
+            "-e",
+            "inject=fsync:error=EIO",
+            "-p",
+            str(script.pid),
+        ],
+        stderr=subprocess.DEVNULL,
+    ):
         assert script.code() == 2
-    assert re.search(r"(checkpoint\.pt: could not be saved \(|metrics\.csv: )Input/output error", script.stderr.splitlines()[-1])
+    assert re.search(
+        r"(checkpoint\.pt: could not be saved \(|metrics\.csv: )Input/output error",
+        script.stderr.splitlines()[-1],
+    )
     before = saved(tmp_path)["images_seen"]
     again = start("train.py", "--workers", 1, *at(data, tmp_path, trained.cache))
     again.wait_for(f"Resuming .* after {before} images")
     again.wait_for("^epoch")
     again.kill()
-    held("EIO from fsync in the middle of a run", 1, "ended with the reason and the checkpoint before intact; the next run went on")
+    held(
+        "EIO from fsync in the middle of a run",
+        1,
+        "ended with the reason and the checkpoint before intact; the next run went on",
+    )
 
 
 @pytest.mark.long
-def test_memory_that_runs_out_ends_the_run_with_the_reason(data: Path, start: Start, tmp_path: Path, held: Held) -> None:
+def test_memory_that_runs_out_ends_the_run_with_the_reason(
+    data: Path, start: Start, tmp_path: Path, held: Held
+) -> None:
     """By a limit of address space, which torch alone takes gigabytes of; those of containers are in test_containers.py."""
-
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))

@@ -73,7 +73,11 @@ def strace(tmp_path: Path, times: Times) -> Strace:
         for number in (1, 2):
             checkpoint.save(folder, state(number))
         process, log = forked(lambda: save_three(folder)), tmp_path / "strace"
-        wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        wait_until(
+            lambda: (
+                Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+            )
+        )
         with log.open("w") as file:
             tracer = subprocess.Popen(["strace", "-p", str(process.pid), *options], stderr=file)
             wait_until(lambda: "attached" in log.read_text())
@@ -98,36 +102,73 @@ def calls_of_a_save(strace: Strace, folder: Path) -> list[tuple[str, int]]:
     return calls
 
 
-def test_a_save_killed_at_any_system_call_leaves_the_old_one_or_the_new_one(strace: Strace, tmp_path: Path, held: Held) -> None:
+def test_a_save_killed_at_any_system_call_leaves_the_old_one_or_the_new_one(
+    strace: Strace, tmp_path: Path, held: Held
+) -> None:
     folder = tmp_path / "model"
     calls, found = calls_of_a_save(strace, folder), []
     for name, number in calls:
-        _, code = strace(folder, "-e", f"trace={SAVING}", "-e", f"inject={name}:signal=SIGKILL:when={number}")
+        _, code = strace(
+            folder, "-e", f"trace={SAVING}", "-e", f"inject={name}:signal=SIGKILL:when={number}"
+        )
         assert code == -signal.SIGKILL, (name, number)
         assert (folder / CHECKPOINT).exists()
         found.append(number_in(folder))
-        checkpoint.save(folder, state(4))  # the next run goes on, and leaves nothing of the killed save
-        assert number_in(folder) == 4 and {file.name for file in folder.iterdir()} == {CHECKPOINT, PREVIOUS}
+        checkpoint.save(
+            folder, state(4)
+        )  # the next run goes on, and leaves nothing of the killed save
+        assert number_in(folder) == 4 and {file.name for file in folder.iterdir()} == {
+            CHECKPOINT,
+            PREVIOUS,
+        }
     assert found == sorted(found) and set(found) == {2, 3}
-    held("SIGKILL at each system call of a save", len(calls), "the old checkpoint or the new one, whole; the next save tidied up")
+    held(
+        "SIGKILL at each system call of a save",
+        len(calls),
+        "the old checkpoint or the new one, whole; the next save tidied up",
+    )
 
 
-FAILURES = {"openat": "EROFS", "write": "ENOSPC", "fsync": "EIO", "rename": "EIO", "link": "EPERM", "fchmod": "EPERM", "unlink": "EIO"}
+FAILURES = {
+    "openat": "EROFS",
+    "write": "ENOSPC",
+    "fsync": "EIO",
+    "rename": "EIO",
+    "link": "EPERM",
+    "fchmod": "EPERM",
+    "unlink": "EIO",
+}
 
 
-def test_a_save_whose_system_call_fails_says_so_and_leaves_the_old_one(strace: Strace, tmp_path: Path, held: Held) -> None:
+def test_a_save_whose_system_call_fails_says_so_and_leaves_the_old_one(
+    strace: Strace, tmp_path: Path, held: Held
+) -> None:
     folder, tried = tmp_path / "model", 0
     for name, number in calls_of_a_save(strace, folder):
         if name not in FAILURES:
             continue
-        log, code = strace(folder, "-e", f"trace={SAVING}", "-e", f"inject={name}:error={FAILURES[name]}:when={number}")
+        log, code = strace(
+            folder,
+            "-e",
+            f"trace={SAVING}",
+            "-e",
+            f"inject={name}:error={FAILURES[name]}:when={number}",
+        )
         assert "(INJECTED)" in log
-        assert code in (0, 7), (name, number, code)  # done, where there is another way; else refused in one line
+        assert code in (0, 7), (
+            name,
+            number,
+            code,
+        )  # done, where there is another way; else refused in one line
         assert number_in(folder) == 3 if code == 0 else number_in(folder) in (2, 3)
         assert code == 7 or name in ("link", "openat"), (name, number)
         tried += 1
     assert tried >= 7
-    held("ENOSPC, EIO, EROFS or EPERM from each system call of a save", tried, "refused in one line, a whole checkpoint left; without hard links saved by renaming")
+    held(
+        "ENOSPC, EIO, EROFS or EPERM from each system call of a save",
+        tried,
+        "refused in one line, a whole checkpoint left; without hard links saved by renaming",
+    )
 
 
 def test_a_full_disk_leaves_both_checkpoints_and_nothing_else(tmp_path: Path, held: Held) -> None:
@@ -138,16 +179,24 @@ def test_a_full_disk_leaves_both_checkpoints_and_nothing_else(tmp_path: Path, he
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
     try:
-        with pytest.raises(BadInput, match=r"checkpoint\.pt: could not be saved \(File too large\); .* is intact"):
+        with pytest.raises(
+            BadInput, match=r"checkpoint\.pt: could not be saved \(File too large\); .* is intact"
+        ):
             checkpoint.save(tmp_path, state(3, size=1 << 20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert number_in(tmp_path) == 2 and checkpoint.read(tmp_path / PREVIOUS).state["number"] == 1
     assert {file.name for file in tmp_path.iterdir()} == {CHECKPOINT, PREVIOUS}
-    held("a limit of file size in the middle of a save", 1, "refused in one line, both checkpoints intact")
+    held(
+        "a limit of file size in the middle of a save",
+        1,
+        "refused in one line, both checkpoints intact",
+    )
 
 
-def test_a_save_killed_at_a_random_moment_leaves_the_old_one_or_the_new_one(tmp_path: Path, times: Times, held: Held) -> None:
+def test_a_save_killed_at_a_random_moment_leaves_the_old_one_or_the_new_one(
+    tmp_path: Path, times: Times, held: Held
+) -> None:
     half_way, tries = 0, times(12, 100)
     for _ in range(tries):
         last = FORK.RawValue("i", 0)  # without a lock, with which it could be killed
@@ -168,13 +217,19 @@ def test_a_save_killed_at_a_random_moment_leaves_the_old_one_or_the_new_one(tmp_
         half_way += len(list(tmp_path.glob(f".{CHECKPOINT}.*")))
         assert number_in(tmp_path) in (last.value, last.value + 1)
     assert half_way, "some were killed half-way"
-    held("SIGKILL of a process that saves 4 MB again and again", tries, "the last one saved, or the one under way, whole")
+    held(
+        "SIGKILL of a process that saves 4 MB again and again",
+        tries,
+        "the last one saved, or the one under way, whole",
+    )
 
 
 # --- damaged files
 
 
-def test_any_changed_byte_and_any_cut_is_noticed(trained: Trained, tmp_path: Path, times: Times, held: Held) -> None:
+def test_any_changed_byte_and_any_cut_is_noticed(
+    trained: Trained, tmp_path: Path, times: Times, held: Held
+) -> None:
     """In a real checkpoint. Cuts at multiples of 4 KiB, where file systems lose the end of a file."""
     content = bytearray((trained.model / CHECKPOINT).read_bytes())
     file, random_ = tmp_path / CHECKPOINT, random.Random(0)
@@ -209,42 +264,71 @@ def model_dir(trained: Trained, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.model, tmp_path / "model"))
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, pytest.param(Path.unlink, marks=pytest.mark.long)], ids=["bit", "gone"])
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, pytest.param(Path.unlink, marks=pytest.mark.long)], ids=["bit", "gone"]
+)
 def test_train_goes_on_from_the_checkpoint_before_a_damaged_one_which_it_keeps(
-    damage: Callable[[Path], object], model_dir: Path, data: Path, trained: Trained, call: Call, held: Held
+    damage: Callable[[Path], object],
+    model_dir: Path,
+    data: Path,
+    trained: Trained,
+    call: Call,
+    held: Held,
 ) -> None:
     before = checkpoint.read(model_dir / PREVIOUS)
     damage(model_dir / CHECKPOINT)
     damaged = (model_dir / CHECKPOINT).read_bytes() if (model_dir / CHECKPOINT).exists() else None
     answer = call(train, "--workers", 1, *at(data, model_dir, trained.cache))
     assert answer.code == 0, answer
-    assert answer.stderr.startswith(f"Warning: {model_dir}/{CHECKPOINT}: ") and f"{PREVIOUS}, is used instead\n" in answer.stderr
+    assert (
+        answer.stderr.startswith(f"Warning: {model_dir}/{CHECKPOINT}: ")
+        and f"{PREVIOUS}, is used instead\n" in answer.stderr
+    )
     assert f"after {before.state['images_seen']} images" in answer.stdout
     assert saved(model_dir)["images_seen"] > before.state["images_seen"]
     kept = [file.read_bytes() for file in model_dir.glob("checkpoint-*.pt")]
     assert kept == ([damaged] if damaged is not None else [])
-    held("the last checkpoint damaged or gone: train", 1, "went on from the one before, with a warning; the damaged file was kept")
+    held(
+        "the last checkpoint damaged or gone: train",
+        1,
+        "went on from the one before, with a warning; the damaged file was kept",
+    )
 
 
-def test_eval_measures_the_checkpoint_before_a_damaged_one(model_dir: Path, data: Path, trained: Trained, call: Call, held: Held) -> None:
+def test_eval_measures_the_checkpoint_before_a_damaged_one(
+    model_dir: Path, data: Path, trained: Trained, call: Call, held: Held
+) -> None:
     flip_a_bit(model_dir / CHECKPOINT)
     answer = call(eval, *at(data, model_dir, trained.cache))
     assert answer.code == 0 and "is used instead" in answer.stderr
     digest = hashlib.sha256((model_dir / PREVIOUS).read_bytes()).hexdigest()
     assert f'"sha256": "{digest}"' in (model_dir / "eval_results.json").read_text()
-    held("the last checkpoint damaged: eval", 1, "measured the one before, with a warning, and named it by its hash")
+    held(
+        "the last checkpoint damaged: eval",
+        1,
+        "measured the one before, with a warning, and named it by its hash",
+    )
 
 
-def test_with_no_good_checkpoint_left_nothing_is_deleted_or_started_over(model_dir: Path, data: Path, trained: Trained, call: Call, held: Held) -> None:
+def test_with_no_good_checkpoint_left_nothing_is_deleted_or_started_over(
+    model_dir: Path, data: Path, trained: Trained, call: Call, held: Held
+) -> None:
     for name in (CHECKPOINT, PREVIOUS):
         flip_a_bit(model_dir / name)
     before = {file.name: file.read_bytes() for file in model_dir.iterdir()}
     for script in (train, eval):
         answer = call(script, *at(data, model_dir, trained.cache))
         assert answer.code == 2, answer
-        assert re.search(r"checkpoint\.pt: damaged .*checkpoint\.previous\.pt: damaged .*: move them away, or train with --fresh", refusal(answer.stderr))
+        assert re.search(
+            r"checkpoint\.pt: damaged .*checkpoint\.previous\.pt: damaged .*: move them away, or train with --fresh",
+            refusal(answer.stderr),
+        )
     assert {file.name: file.read_bytes() for file in model_dir.iterdir()} == before
-    held("both checkpoints damaged", 2, "refused in one line that names both; nothing deleted, nothing started over")
+    held(
+        "both checkpoints damaged",
+        2,
+        "refused in one line that names both; nothing deleted, nothing started over",
+    )
 
 
 class Payload:
@@ -257,7 +341,9 @@ class Payload:
         return Path.touch, (self.file,)
 
 
-def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path, data: Path, trained: Trained, call: Call, held: Held) -> None:
+def test_a_malicious_pickle_is_refused_and_does_not_run(
+    tmp_path: Path, data: Path, trained: Trained, call: Call, held: Held
+) -> None:
     body, model_dir = io.BytesIO(), tmp_path / "model"
     torch.save({"format": checkpoint.FORMAT, "weights": Payload(tmp_path / "ran")}, body)
     torch.load(io.BytesIO(body.getvalue()), weights_only=False)
@@ -269,4 +355,8 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path, data: Pa
         answer = call(script, *at(data, model_dir, trained.cache))
         assert answer.code == 2 and "not a checkpoint of ours" in refusal(answer.stderr)
     assert not (tmp_path / "ran").exists()
-    held("a malicious pickle with the right checksum, as checkpoint", 2, "refused in one line; its payload did not run")
+    held(
+        "a malicious pickle with the right checksum, as checkpoint",
+        2,
+        "refused in one line; its payload did not run",
+    )
