@@ -6,7 +6,8 @@ SHELL := bash
 
 PYTHON ?= python3
 SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
-NUMERIC := $(addprefix tests/test_,budget.py eval.py export.py hogwild.py infer.py model.py train.py)
+NUMERIC := $(addprefix tests/,commands/test_export.py test_eval.py test_infer.py test_model.py test_train.py \
+  training/test_hogwild.py training/test_time_budget.py)
 SBOM ?= sbom.json
 ENGINE := docker compose version > /dev/null 2>&1 && docker info > /dev/null 2>&1
 
@@ -53,9 +54,10 @@ faults: .venv/tools ## Inject every fault many times, and write what held to doc
 mutants: .venv/tools ## Mutation testing: put small faults into the code, and see whether the tests notice (five minutes)
 	.venv/bin/python .ci/mutants
 
-lint: .venv/tools ## ruff, mypy, hadolint, shellcheck, compose-lint, docker compose config
+lint: .venv/tools ## ruff, import-linter, mypy, hadolint, shellcheck, compose-lint, docker compose config
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	.venv/bin/lint-imports
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile.*
 	.venv/bin/shellcheck $(SCRIPTS)
@@ -86,7 +88,7 @@ bench: .venv/bench ## Measure, side by side, and write bench/RESULTS.md
 
 clean: ## Remove caches, .venv, containers, images and the volume; keep data/, model/ and responses/
 	if $(ENGINE); then docker compose --profile '*' down --volumes --rmi local --remove-orphans; fi
-	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache mutants
+	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache mutants
 	find . \( -path ./data -o -path ./model -o -path ./responses -o -path ./.git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # The same three calls as in the Dockerfiles, which say why.

@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import machine, metrics, progress, settings
-from hogwear.dataset import Photos, Split
-from hogwear.division import Known
-from hogwear.files import write_atomically
-from hogwear.pixels import Pixels
-from hogwear.shared_settings import SharedSettings
-from hogwear.text import escaped
+from hogwear.commands.common import SharedSettings
+from hogwear.data import loading
+from hogwear.data.photos import Photos, Split
+from hogwear.data.pixels import Pixels
+from hogwear.data.splitting import Known
+from hogwear.evaluation import metrics
+from hogwear.system import flags, machine
+from hogwear.system.artifacts import EVALUATION
+from hogwear.system.files import write_atomically
+from hogwear.system.text import escaped
 
 if TYPE_CHECKING:
-    from hogwear.report import Mistake
+    from hogwear.evaluation.report import Mistake
     from model import Trained
 
-RESULTS = "eval_results.json"
 SCHEMA = 1  # of eval_results.json, as docs/eval_results.md describes it
 WORST = 12  # mistakes shown in the report
 SURELY_WRONG = 0.9  # so probable an answer, and wrong: maybe the photo is in the wrong folder
@@ -43,7 +45,7 @@ def main(settings: Settings) -> None:
     import torch  # takes seconds, so not before the flags are known to be good
 
     import model
-    from hogwear import predict
+    from hogwear.evaluation import predict
 
     machine.keep_freed_memory()
     torch.set_num_threads(1)
@@ -61,10 +63,10 @@ def main(settings: Settings) -> None:
             file=sys.stderr,
         )
     started = time.perf_counter()
-    decoded = progress.decoded(settings.cache, split, trained.image_size)
-    pixels = progress.unseen(decoded, trained.trained_on.numpy(), split.name)
+    decoded = loading.Loader(settings.cache).load(split, trained.image_size)
+    pixels = loading.unseen(decoded, trained.trained_on.numpy(), split.name)
     if train := settings.cache.at_hand(photos.train, trained.image_size):
-        progress.warn_of_leakage(train, pixels, split.name)
+        loading.warn_of_leakage(train, pixels, split.name)
     logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     mistakes = worst_mistakes(trained, logits, pixels, split)
@@ -81,11 +83,13 @@ def main(settings: Settings) -> None:
         }
         | circumstances(trained, photos, pixels)
     )
-    write_atomically(settings.model_dir / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    write_atomically(
+        settings.model_dir / EVALUATION, (json.dumps(results, indent=2) + "\n").encode()
+    )
     for line in table(results):
         print(escaped(line))
     page = write_report(settings.model_dir, results, logits, pixels.labels, trained, mistakes)
-    print(escaped(f"Report: {page}. All metrics: {settings.model_dir / RESULTS}."))
+    print(escaped(f"Report: {page}. All metrics: {settings.model_dir / EVALUATION}."))
 
 
 def measure(
@@ -146,7 +150,7 @@ def worst_mistakes(
     """The WORST photos by the probability of their true class, and what the network looked at."""
     import torch
 
-    from hogwear.report import Mistake
+    from hogwear.evaluation.report import Mistake
 
     log_probabilities, predicted = (
         metrics.log_softmax(logits / trained.temperature),
@@ -220,9 +224,9 @@ def write_report(
     trained: "Trained",
     mistakes: "list[Mistake]",
 ) -> Path:
-    from hogwear import (
-        report,
-    )  # and matplotlib with it: half a second, when the figures are already on the screen
+    from hogwear.evaluation import (
+        report,  # and matplotlib with it: half a second, when the figures are already on the screen
+    )
 
     return report.write(folder, results, logits, labels, trained.history, mistakes)
 
@@ -251,4 +255,4 @@ def table(results: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    settings.run(main, Settings)
+    flags.run(main, Settings)

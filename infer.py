@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear import machine, metrics, pictures, settings
-from hogwear.contents import short
-from hogwear.dataset import Photos
-from hogwear.decoding import Array, Guard
-from hogwear.division import Known
-from hogwear.errors import BadInput
-from hogwear.files import Paths, Record
-from hogwear.pictures import Prediction
-from hogwear.settings import flag
-from hogwear.shared_settings import SharedSettings
-from hogwear.text import as_csv, composed, escaped
+from hogwear.commands.common import SharedSettings
+from hogwear.data.contents import short
+from hogwear.data.decoding import Array, Guard
+from hogwear.data.photos import Photos
+from hogwear.data.splitting import Known
+from hogwear.evaluation import metrics, pictures
+from hogwear.evaluation.pictures import Prediction
+from hogwear.system import flags, machine
+from hogwear.system.errors import BadInput
+from hogwear.system.files import Paths, Record
+from hogwear.system.flags import flag
+from hogwear.system.text import as_csv, composed, escaped
 
 if TYPE_CHECKING:
     from model import Trained
@@ -239,7 +240,7 @@ def photo(file: Path, image: Array | str, trained: "Trained", folder: str) -> Ph
 
 def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
     """An answer for every photo, in order, with calibrated probabilities; for one that could not be read, why."""
-    from hogwear.predict import predict
+    from hogwear.evaluation.predict import predict
 
     batch = np.stack(
         [photo.image for photo in photos if photo.image is not None]
@@ -373,4 +374,4 @@ def latency(trained: "Trained", photos: list[Photo], repeats: int = 9) -> float:
 
 
 if __name__ == "__main__":
-    settings.run(main, Settings)
+    flags.run(main, Settings)

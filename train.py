@@ -21,23 +21,33 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from hogwear import cluster, dataset, machine, progress, settings
-from hogwear.choices import ARCHITECTURES, CHECKPOINT, PREVIOUS, RANGES, UNBALANCED, Choices, choose
-from hogwear.contents import short
-from hogwear.dataset import Photos
-from hogwear.division import Divider, Known
-from hogwear.errors import BadInput
-from hogwear.link import ALONE, Alone, Cut, Link, Place
-from hogwear.photo_sets import PhotoSet, PhotoSets
-from hogwear.pixels import Pixels
-from hogwear.settings import flag
-from hogwear.shared_settings import SharedSettings
-from hogwear.text import escaped
+from hogwear.cluster import membership
+from hogwear.cluster.peers import ALONE, Alone, Cut, Link, Place
+from hogwear.commands.common import SharedSettings
+from hogwear.data import dataset, loading
+from hogwear.data.contents import short
+from hogwear.data.loading import Loader
+from hogwear.data.photos import Photos, Split
+from hogwear.data.pixels import Pixels
+from hogwear.data.splitting import Divider, Known
+from hogwear.system import flags, machine
+from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
+from hogwear.system.errors import BadInput
+from hogwear.system.flags import flag
+from hogwear.system.text import escaped
+from hogwear.training.hyperparameters import (
+    ARCHITECTURES,
+    RANGES,
+    UNBALANCED,
+    Choices,
+    choose,
+)
+from hogwear.training.photo_sets import PhotoSet, PhotoSets
 
 if TYPE_CHECKING:
-    from hogwear.budget import Budget
-    from hogwear.checkpoint import Checkpoint
-    from hogwear.run import Run
+    from hogwear.training.checkpoint import Checkpoint
+    from hogwear.training.time_budget import Budget
+    from hogwear.training.trainer import Run
 
 # torch takes seconds to import. Here that is done while the photos are decoded, so nothing above may import it.
 
@@ -135,7 +145,7 @@ class Prepared:
 def main(settings: Settings) -> None:
     started = time.monotonic()
     machine.keep_freed_memory()
-    here = cluster.place()
+    here = membership.place()
     machines = here.machines if here else 1
     if here:
         join(here, settings)
@@ -191,8 +201,8 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     state = saved.state if saved else None
     if state:
         divide.found.require(state["split"])
-    if state and state["finished"] and cluster.job() and state["job"] == cluster.job():
-        print(f"Job {cluster.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
+    if state and state["finished"] and membership.job() and state["job"] == membership.job():
+        print(f"Job {membership.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
         return None
     choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
@@ -210,19 +220,19 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
         )
     print_plan(choices, workers, photos)
 
-    def decoded(split: dataset.Split, image_size: int) -> Pixels:
-        return progress.decoded(
-            settings.cache, split, image_size, lambda: importlib.import_module("model"), others
-        )
+    loader = Loader(settings.cache, others.part, others.beat, shows_progress=others.rank == 0)
+
+    def decoded(split: Split, image_size: int) -> Pixels:
+        return loader.load(split, image_size, lambda: importlib.import_module("model"))
 
     seen = short(photos.train.contents.hashes)
     seen = np.union1d(seen, state["trained_on"].numpy()) if state else seen
     train, val = (
         decoded(photos.train, choices.image_size),
-        progress.unseen(decoded(photos.val, choices.image_size), seen, "val"),
+        loading.unseen(decoded(photos.val, choices.image_size), seen, "val"),
     )
     if others.machines == 1:
-        progress.warn_of_leakage(train, val, "val")
+        loading.warn_of_leakage(train, val, "val")
     photo_sets = PhotoSets(
         photos.is_sample,
         *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)),
@@ -237,7 +247,7 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
             val_of_best = (
                 val
                 if size == choices.image_size
-                else progress.unseen(decoded(photos.val, size), seen, "val")
+                else loading.unseen(decoded(photos.val, size), seen, "val")
             )
     return Prepared(
         photos, divide.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best
@@ -285,7 +295,7 @@ def join(here: Place, settings: Settings) -> None:
         )
     print(f"Cluster: {here.machines} machines; this is rank {here.rank}.", flush=True)
     if here.rank == 0:
-        cluster.host_store()
+        membership.host_store()
     else:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
@@ -314,7 +324,7 @@ def claim(model_dir: Path) -> TextIO:
 def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
     """The checkpoint to go on from, or None and why a new run is started. BadInput for an empty data folder where the run was of real photos."""
     file = settings.model_dir / CHECKPOINT
-    if not file.exists() and not file.with_name(PREVIOUS).exists():
+    if not file.exists() and not file.with_name(PREVIOUS_CHECKPOINT).exists():
         return None, f"there is no {file} yet"
     if settings.fresh:
         return None, "--fresh"
@@ -337,10 +347,11 @@ def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
 def agreed(
     others: Link, settings: Settings, photos: Photos, saved: "Checkpoint | None"
 ) -> "Checkpoint | None":
-    """The checkpoint that all machines go on from. Raises as cluster.agree, and BadInput for one with odd content."""
+    """The checkpoint that all machines go on from. Raises as membership.agree, and BadInput for one with odd content."""
     import model
+    from hogwear.training import agreement
 
-    saved = cluster.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
+    saved = agreement.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
     return saved and model.checked(saved)
 
 
@@ -358,7 +369,7 @@ def set_aside(model_dir: Path, saved: "Checkpoint | None") -> None:
 
     Not before everything is known to be fit for the run that will write new ones.
     """
-    files = [model_dir / CHECKPOINT, model_dir / PREVIOUS]
+    files = [model_dir / CHECKPOINT, model_dir / PREVIOUS_CHECKPOINT]
     for file in itertools.takewhile(lambda file: saved is None or file != saved.file, files):
         keep_beside(file)
 
@@ -381,18 +392,18 @@ def plan_in_time(
 ) -> "Budget":
     """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
     import model
-    from hogwear import budget, closed_form
+    from hogwear.training import closed_form, time_budget
 
     net = model.build(
         choices.arch,
         len(photos.class_names),
-        budget.PROBED_SIZE,
+        time_budget.PROBED_SIZE,
         model.fast_dtype(settings.cache_dir),
     )
-    speed = budget.probe(net, photos.train, settings.limits, settings.processes)
+    speed = time_budget.probe(net, photos.train, settings.limits, settings.processes)
     head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
-    sizes = budget.SIZES if free else ((choices.image_size, 0.25),)
-    return budget.plan(speed, deadline, len(photos.train), len(photos.val), head, sizes)
+    sizes = time_budget.SIZES if free else ((choices.image_size, 0.25),)
+    return time_budget.plan(speed, deadline, len(photos.train), len(photos.val), head, sizes)
 
 
 def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
@@ -432,7 +443,7 @@ def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
     import torch
 
     import model
-    from hogwear.run import Run
+    from hogwear.training.trainer import Run
 
     choices, class_names = prepared.choices, prepared.photos.class_names
     torch.set_num_threads(1)
@@ -455,4 +466,4 @@ def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
 
 
 if __name__ == "__main__":
-    settings.run(main, Settings)
+    flags.run(main, Settings)

@@ -14,7 +14,7 @@ import torch
 from bench import cluster, runs, speed
 from bench.common import ROOT
 from bench.growth import growth
-from hogwear import machine
+from hogwear.system import machine
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
 INTRODUCTION = "# Results\n\n`make bench` measures all of this: medians, with minimum and maximum. A part is measured again by its name, as\n`python -m bench peers`.\n"

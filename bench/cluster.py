@@ -19,7 +19,8 @@ from bench import network
 from bench.common import CLOTHING10, FASHION5, ROOT, evaluate, folders, spread, table
 from bench.growth import link
 from bench.network import Network
-from hogwear import machine
+from hogwear.networks.parameters import trained
+from hogwear.system import machine
 
 LINES = ((100, 0.0), (1000, 0.0), (1000, 0.010))  # Mbit/s, seconds one way
 ROUNDS, SEEDS = 3, range(3)
@@ -161,13 +162,13 @@ def main() -> None:
     from torch import nn
 
     from bench.speed import BATCH, Training, shared_network
-    from hogwear import hogwild
+    from hogwear.training import hogwild
 
     torch.set_num_threads(1)
     machine.keep_freed_memory()
     dist.init_process_group("gloo")
     net = shared_network()
-    parallel, parameters = nn.parallel.DistributedDataParallel(net), hogwild.trained(net)
+    parallel, parameters = nn.parallel.DistributedDataParallel(net), trained(net)
     buffers = [torch.zeros_like(p) for p in parameters]
     with tempfile.TemporaryDirectory() as folder:
         course = Training(Path(folder)).course

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from bench.common import FASHION5, ROOT, table
-from hogwear import sample
+from hogwear.data.sample import garments
 
 SHARES = {"train": 0.85, "val": 0.15}
 POLL = 0.02  # seconds between two looks at the cache's folder
@@ -80,7 +80,7 @@ def growth(
 
 def link(folder: Path, count: int) -> None:
     """`count` photos as hard links to fashion5's (or the sample's), or to copies where `folder` is on another file system."""
-    source = FASHION5 if FASHION5.is_dir() else sample.ensure(folder.parent / "sample")
+    source = FASHION5 if FASHION5.is_dir() else garments.ensure(folder.parent / "sample")
     originals = [source / split for split in SHARES]
     try:
         os.link(next(originals[0].glob("*/*")), folder.parent / "probe")

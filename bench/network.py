@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from hogwear.workers import FORK
+from hogwear.system.workers import FORK
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 MTU = 65000  # bytes: so large that forwarding 1 Gbit/s of them takes little of a CPU

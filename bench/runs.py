@@ -161,7 +161,7 @@ def budget() -> str:
 # train.py, which tells when the first batch was answered: the closed form's first photos, then training's first step.
 WATCHED = """
 import runpy, sys, time
-from hogwear import workers
+from hogwear.system import workers
 plain, seen = workers.Workers.run, set()
 def watched(self, job, *arguments, **options):
     for answer in plain(self, job, *arguments, **options):

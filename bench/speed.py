@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 import model
 from bench.common import FASHION5, ROOT, evaluate, median_seconds, spread, table, train
-from hogwear import augment, dataset, hogwild, layers, machine
-from hogwear import pixels as pixels_of
-from hogwear.decoding import decode
-from hogwear.hogwild import Course
-from hogwear.workers import Workers
+from hogwear.data import dataset
+from hogwear.data import pixels as pixels_of
+from hogwear.data.decoding import decode
+from hogwear.networks import layers
+from hogwear.networks.parameters import share, share_momentum, trained, views
+from hogwear.system import machine
+from hogwear.system.workers import Workers
+from hogwear.training import augment, hogwild
+from hogwear.training.hogwild import Course
 
 SIZE, CROP, BATCH = 160, 144, 32  # CROP: what training takes of SIZE
 DTYPE = model.fast_dtype(ROOT / ".cache")
@@ -30,13 +34,13 @@ def phases() -> str:
     roof = 2 * 2048**3 / median_seconds(lambda: a @ b, 5) / 1e9
     net = model.build("efficientnet_lite0", 5, SIZE, DTYPE)
     net.load_pretrained()
-    hogwild.share(net)
+    share(net)
     images = np.random.default_rng(0).integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)
     pixels, labels = torch.from_numpy(images), torch.arange(BATCH) % 5
     with torch.no_grad():
         activations = net.trunk(pixels)
-    parameters = hogwild.trained(net)
-    buffers = hogwild.views(hogwild.share_momentum(net, 1, None)[0], parameters)
+    parameters = trained(net)
+    buffers = views(share_momentum(net, 1, None)[0], parameters)
 
     def trunk() -> None:
         with torch.no_grad():
@@ -68,10 +72,10 @@ def phases() -> str:
     rows = []
     for name, work, count, flop in kinds:
         rate = count / median_seconds(work)
-        share = (
+        of_gemm = (
             [f"{rate * flop / 1e9:.0f}", f"{rate * flop / 1e9 / roof:.0%}"] if flop else ["", ""]
         )
-        rows.append([name, f"{rate:.0f}", *share])
+        rows.append([name, f"{rate:.0f}", *of_gemm])
     return "\n\n".join([
         f"GEMM 2048x2048x2048 in {DTYPE}: {roof:.0f} GF/s on one thread. {SIZE} px, batches of {BATCH}.",
         table(["phase", "images/s a thread", "GF/s", "share of GEMM"], rows),
@@ -137,7 +141,7 @@ class Training:
     def hogwild(self, workers: int, threads: int = 1, alone: bool = False) -> float:
         """Images/s; `alone` gives each worker weights of its own, so that nothing is shared but the machine."""
         net = shared_network()
-        momentum = hogwild.share_momentum(net, workers, None)
+        momentum = share_momentum(net, workers, None)
 
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             torch.set_num_threads(threads)
@@ -163,7 +167,7 @@ class Training:
             dist.init_process_group(
                 "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers
             )
-            parallel, parameters = nn.parallel.DistributedDataParallel(net), hogwild.trained(net)
+            parallel, parameters = nn.parallel.DistributedDataParallel(net), trained(net)
             buffers = [torch.zeros_like(p) for p in parameters]
 
             def steps(item: int) -> float:
@@ -188,7 +192,7 @@ class Training:
 def shared_network() -> Any:
     net = model.build("efficientnet_lite0", 5, SIZE, DTYPE)
     net.load_pretrained()
-    hogwild.share(net)
+    share(net)
     return net
 
 

@@ -1,1 +1,4 @@
-"""How Hogwear works, a room a file; imports go downwards only, and none of this knows the scripts."""
+"""Train an image classifier on ordinary CPUs. The wings, from the ground up:
+system, data, networks, evaluation, cluster, training, commands.
+Each imports only wings before it; `make lint` checks that.
+"""

@@ -24,10 +24,12 @@ from containers import ROOT as ROOT  # for the tests, too
 sys.path.insert(0, str(ROOT))
 
 import model
-from hogwear import checkpoint, machine, sample, settings
-from hogwear.pixels import Array, Ints, Pixels
-from hogwear.run import LossWatch
-from hogwear.workers import FORK
+from hogwear.data.pixels import Array, Ints, Pixels
+from hogwear.data.sample import garments
+from hogwear.system import flags, machine
+from hogwear.system.workers import FORK
+from hogwear.training import checkpoint
+from hogwear.training.trainer import LossWatch
 
 torch.set_num_threads(1)  # as the scripts do: a process with threads must not fork
 
@@ -121,7 +123,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     in the next one; in test, 3 of eyewear in handbag and 1 of topwear in footwear, so that the classes differ in size.
     """
     folder = tmp_path_factory.mktemp("photos") / "data"
-    source = FASHION5 if FASHION5.is_dir() else sample.ensure(folder.parent / "sample")
+    source = FASHION5 if FASHION5.is_dir() else garments.ensure(folder.parent / "sample")
     around = list(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
     misplaced = {
         "train": dict.fromkeys(around, 4),
@@ -291,7 +293,7 @@ def call(
         monkeypatch.setattr(
             machine, "keep_freed_memory", lambda: None
         )  # this process is forked often, and the larger it is, the longer that takes
-        code = settings.exit_code(main or script.main, script.Settings)
+        code = flags.exit_code(main or script.main, script.Settings)
         return Answer(code, *capfd.readouterr())
 
     return call

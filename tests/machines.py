@@ -31,7 +31,7 @@ class Cluster:
             free.bind(("127.0.0.1", 0))
             self.endpoint = f"{self.address(0)}:{free.getsockname()[1]}"
         self.rendezvous = self.run(
-            0, "-m", "hogwear.rendezvous", self.endpoint, cwd=ROOT, stdout=subprocess.PIPE
+            0, "-m", "hogwear.commands.rendezvous", self.endpoint, cwd=ROOT, stdout=subprocess.PIPE
         )
         assert (
             self.rendezvous.stdout

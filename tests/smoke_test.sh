@@ -124,7 +124,7 @@ if [ "$failed" -eq 0 ]; then
   pipeline 'built-in sample' 0.9
   if [ -n "$photos" ]; then
     cp -R "$photos/." data
-    pipeline fashion5 0.99
+    pipeline fashion5 0.98 # ten seeds: 0.989 to 0.998 in bfloat16, 0.990 to 1.000 in float32
   else
     printf '!!! SKIPPED: no photos at %s; set FASHION5 to a folder with train/, val/ and test/ !!!\n' "$fashion5"
   fi

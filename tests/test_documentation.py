@@ -20,7 +20,7 @@ from conftest import ROOT, Call, Script, Start, at, saved, wait_until
 import eval
 import infer
 import train
-from hogwear import doctor, export, rendezvous
+from hogwear.commands import doctor, export, rendezvous
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [
@@ -84,7 +84,7 @@ COMPOSE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml"
 ]
 RUN_BY = {  # each service
     "train": ("train.py", train), "node": ("train.py", train), "eval": ("eval.py", eval), "infer": ("infer.py", infer),
-    "doctor": ("hogwear/doctor.py", doctor), "export": ("hogwear/export.py", export), "rendezvous": ("hogwear/rendezvous.py", rendezvous),
+    "doctor": ("hogwear.commands.doctor", doctor), "export": ("hogwear.commands.export", export), "rendezvous": ("hogwear.commands.rendezvous", rendezvous),
 }  # fmt: skip
 MOUNTED = dict.fromkeys(
     ("data_dir", "model_dir", "cache_dir", "responses_dir"),

@@ -29,7 +29,7 @@ from conftest import (
 
 import eval
 import model
-from hogwear.decoding import decode
+from hogwear.data.decoding import decode
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from conftest import CLASSES, Answer, Script, Trained, at, refusal
 from PIL import Image
 
 import infer
-from hogwear import pictures
-from hogwear.decoding import decode
-from hogwear.pictures import Prediction
+from hogwear.data.decoding import decode
+from hogwear.evaluation import pictures
+from hogwear.evaluation.pictures import Prediction
 
 Infer = Callable[..., Answer]
 

@@ -13,13 +13,13 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 import model
-from hogwear import arithmetic, layers
-from hogwear.closed_form import RIDGE, TEMPERATURE, Moments
-from hogwear.decoding import decode
-from hogwear.errors import BadInput
-from hogwear.pixels import Array
-from hogwear.predict import predict
-from hogwear.workers import Workers
+from hogwear.data.decoding import decode
+from hogwear.data.pixels import Array
+from hogwear.evaluation.predict import predict
+from hogwear.networks import layers, precision
+from hogwear.system.errors import BadInput
+from hogwear.system.workers import Workers
+from hogwear.training.closed_form import RIDGE, TEMPERATURE, Moments
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
 
@@ -228,13 +228,13 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
 def test_the_fast_dtype_is_measured_once_a_cpu_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for measured in arithmetic.DTYPES:
-        monkeypatch.setattr(arithmetic, "faster", lambda build, shape, measured=measured: measured)
+    for measured in precision.DTYPES:
+        monkeypatch.setattr(precision, "faster", lambda build, shape, measured=measured: measured)
         for broken in ("{", '"', "{}"):
             (tmp_path / "fast-dtype.json").write_text(broken)
-            assert model.fast_dtype(tmp_path) == arithmetic.DTYPES[measured], "measured again"
-    monkeypatch.setattr(arithmetic, "faster", lambda build, shape: next(iter(arithmetic.DTYPES)))
-    assert model.fast_dtype(tmp_path) == arithmetic.DTYPES[measured], "kept"
+            assert model.fast_dtype(tmp_path) == precision.DTYPES[measured], "measured again"
+    monkeypatch.setattr(precision, "faster", lambda build, shape: next(iter(precision.DTYPES)))
+    assert model.fast_dtype(tmp_path) == precision.DTYPES[measured], "kept"
 
 
 # --- predict

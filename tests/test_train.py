@@ -41,12 +41,13 @@ from conftest import (
 import eval
 import model
 import train
-from hogwear import sample, settings
-from hogwear.checkpoint import Checkpoint
-from hogwear.choices import Choices, choose
-from hogwear.hogwild import share_momentum
-from hogwear.photo_sets import PhotoSet, PhotoSets
-from hogwear.run import LossWatch, Run, Tally
+from hogwear.data.sample import garments
+from hogwear.networks.parameters import share_momentum
+from hogwear.system import flags
+from hogwear.training.checkpoint import Checkpoint
+from hogwear.training.hyperparameters import Choices, choose
+from hogwear.training.photo_sets import PhotoSet, PhotoSets
+from hogwear.training.trainer import LossWatch, Run, Tally
 
 
 def copy_of(folder: Path, name: Path) -> Path:
@@ -500,7 +501,7 @@ def test_few_photos_are_seen_in_several_epochs_and_in_more_from_scratch(
     arch: str, photos: int, epochs: int
 ) -> None:
     assert (
-        choose(settings.parse(train.Settings, ["--arch", arch]), None, CLASSES, photos).epochs
+        choose(flags.parse(train.Settings, ["--arch", arch]), None, CLASSES, photos).epochs
         == epochs
     )
 
@@ -508,7 +509,7 @@ def test_few_photos_are_seen_in_several_epochs_and_in_more_from_scratch(
 @pytest.fixture
 def well_sorted(tmp_path: Path) -> Path:
     """40 real photos of each class to train on and 16 to validate with (the built-in sample's where there are none), each in its own class."""
-    source = FASHION5 if FASHION5.is_dir() else sample.ensure(tmp_path / "sample")
+    source = FASHION5 if FASHION5.is_dir() else garments.ensure(tmp_path / "sample")
     for split, count in {"train": 40, "val": 16}.items():
         for name in CLASSES:
             (tmp_path / "data" / split / name).mkdir(parents=True)

@@ -36,10 +36,12 @@ import eval
 import infer
 import model
 import train
-from hogwear import decoding, machine, pictures, predict
-from hogwear.division import SPLIT
-from hogwear.pixels import Array, Images, Pixels
-from hogwear.run import LossWatch, Run
+from hogwear.data import decoding
+from hogwear.data.pixels import Array, Images, Pixels
+from hogwear.evaluation import pictures, predict
+from hogwear.system import machine
+from hogwear.system.artifacts import EVALUATION, SPLIT
+from hogwear.training.trainer import LossWatch, Run
 
 SIZE = 32
 CLASSES = ("footwear", "handbag")
@@ -371,11 +373,11 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def eval_is_called(self) -> None:
-        (self.model / eval.RESULTS).unlink(missing_ok=True)
+        (self.model / EVALUATION).unlink(missing_ok=True)
         if self.call(eval).code:
-            assert not (self.model / eval.RESULTS).exists()
+            assert not (self.model / EVALUATION).exists()
             return
-        results = json.loads((self.model / eval.RESULTS).read_text())
+        results = json.loads((self.model / EVALUATION).read_text())
         assert (
             results["sha256"]
             == hashlib.sha256((self.model / "checkpoint.pt").read_bytes()).hexdigest()

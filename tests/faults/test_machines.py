@@ -14,7 +14,8 @@ from conftest import FASHION5, Start, at, saved
 from machines import Cluster
 
 from bench import network
-from hogwear import link, sample
+from hogwear.cluster import peers
+from hogwear.data.sample import garments
 
 pytestmark = pytest.mark.long  # in make test, tests/test_documentation.py leaves a machine alone
 FLAGS = ("--image-size", 64, "--workers", 1, "--sync-every", 256)
@@ -24,7 +25,9 @@ EPOCHS = 4
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (
-        FASHION5 if FASHION5.is_dir() else sample.ensure(tmp_path_factory.mktemp("sample") / "data")
+        FASHION5
+        if FASHION5.is_dir()
+        else garments.ensure(tmp_path_factory.mktemp("sample") / "data")
     )
 
 
@@ -68,7 +71,7 @@ def test_a_machine_that_is_killed_is_left_behind(
     killed = cluster.first() if victim == "rank 0" else 1 - cluster.first()
     cluster.kill(killed)
     cluster.wait_for(r"another machine is gone", 60)
-    assert link.TIMEOUT > 60, (
+    assert peers.TIMEOUT > 60, (
         "a connection that breaks is noticed at once, and not when a machine that is cut off is given up"
     )
     assert cluster.codes()[1 - killed] == 0, cluster.output()

@@ -30,13 +30,14 @@ from PIL import Image, ImageFile
 
 import infer
 import train
-from hogwear import budget, contents, dataset, decoding
-from hogwear.cache import PhotoCache
-from hogwear.dataset import Split
-from hogwear.decoding import LIMITS, Array, Guard, Limits, decode
-from hogwear.errors import BadInput
-from hogwear.files import Paths
-from hogwear.workers import FORK
+from hogwear.data import contents, dataset, decoding
+from hogwear.data.cache import PhotoCache
+from hogwear.data.decoding import LIMITS, Array, Guard, Limits, decode
+from hogwear.data.photos import Split
+from hogwear.system.errors import BadInput
+from hogwear.system.files import Paths
+from hogwear.system.workers import FORK
+from hogwear.training import time_budget
 
 OUT_OF_THE_FOLDER = "a link that leads out of the folder; put the photo itself there"
 
@@ -509,7 +510,7 @@ def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
         return image
 
     monkeypatch.setattr(decoding, "decode", by_the_clock)
-    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(time_budget, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     empty = folder / "empty.jpg"
     empty.touch()
     paths = Paths([endless, empty, empty, folder / "train" / "a" / "0.jpg"])
@@ -520,8 +521,8 @@ def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
         folder,
         contents.of(paths, folder, folder.parent / "cache", LIMITS),
     )
-    net = model.build("tinyvgg", 2, budget.PROBED_SIZE)
-    speed = Elsewhere(budget.probe, net, split, LIMITS, 2).answer()
+    net = model.build("tinyvgg", 2, time_budget.PROBED_SIZE)
+    speed = Elsewhere(time_budget.probe, net, split, LIMITS, 2).answer()
     assert speed.decoding == 0.5 / 2, "of two workers, by what could be read"
     held("a photo that hangs, with --time-budget", 1, "the plan is made without it")
 

@@ -32,7 +32,7 @@ from conftest import (
 )
 
 import model
-from hogwear.choices import SETBACKS
+from hogwear.training.hyperparameters import SETBACKS
 
 # --- train is killed
 

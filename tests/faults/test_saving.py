@@ -21,10 +21,10 @@ from conftest import Call, Held, Times, Trained, at, refusal, saved, wait_until
 
 import eval
 import train
-from hogwear import checkpoint
-from hogwear.choices import CHECKPOINT, PREVIOUS
-from hogwear.errors import BadInput
-from hogwear.workers import FORK
+from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
+from hogwear.system.errors import BadInput
+from hogwear.system.workers import FORK
+from hogwear.training import checkpoint
 
 Strace = Callable[..., tuple[str, int]]
 
@@ -119,7 +119,7 @@ def test_a_save_killed_at_any_system_call_leaves_the_old_one_or_the_new_one(
         )  # the next run goes on, and leaves nothing of the killed save
         assert number_in(folder) == 4 and {file.name for file in folder.iterdir()} == {
             CHECKPOINT,
-            PREVIOUS,
+            PREVIOUS_CHECKPOINT,
         }
     assert found == sorted(found) and set(found) == {2, 3}
     held(
@@ -185,8 +185,11 @@ def test_a_full_disk_leaves_both_checkpoints_and_nothing_else(tmp_path: Path, he
             checkpoint.save(tmp_path, state(3, size=1 << 20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert number_in(tmp_path) == 2 and checkpoint.read(tmp_path / PREVIOUS).state["number"] == 1
-    assert {file.name for file in tmp_path.iterdir()} == {CHECKPOINT, PREVIOUS}
+    assert (
+        number_in(tmp_path) == 2
+        and checkpoint.read(tmp_path / PREVIOUS_CHECKPOINT).state["number"] == 1
+    )
+    assert {file.name for file in tmp_path.iterdir()} == {CHECKPOINT, PREVIOUS_CHECKPOINT}
     held(
         "a limit of file size in the middle of a save",
         1,
@@ -275,14 +278,14 @@ def test_train_goes_on_from_the_checkpoint_before_a_damaged_one_which_it_keeps(
     call: Call,
     held: Held,
 ) -> None:
-    before = checkpoint.read(model_dir / PREVIOUS)
+    before = checkpoint.read(model_dir / PREVIOUS_CHECKPOINT)
     damage(model_dir / CHECKPOINT)
     damaged = (model_dir / CHECKPOINT).read_bytes() if (model_dir / CHECKPOINT).exists() else None
     answer = call(train, "--workers", 1, *at(data, model_dir, trained.cache))
     assert answer.code == 0, answer
     assert (
         answer.stderr.startswith(f"Warning: {model_dir}/{CHECKPOINT}: ")
-        and f"{PREVIOUS}, is used instead\n" in answer.stderr
+        and f"{PREVIOUS_CHECKPOINT}, is used instead\n" in answer.stderr
     )
     assert f"after {before.state['images_seen']} images" in answer.stdout
     assert saved(model_dir)["images_seen"] > before.state["images_seen"]
@@ -301,7 +304,7 @@ def test_eval_measures_the_checkpoint_before_a_damaged_one(
     flip_a_bit(model_dir / CHECKPOINT)
     answer = call(eval, *at(data, model_dir, trained.cache))
     assert answer.code == 0 and "is used instead" in answer.stderr
-    digest = hashlib.sha256((model_dir / PREVIOUS).read_bytes()).hexdigest()
+    digest = hashlib.sha256((model_dir / PREVIOUS_CHECKPOINT).read_bytes()).hexdigest()
     assert f'"sha256": "{digest}"' in (model_dir / "eval_results.json").read_text()
     held(
         "the last checkpoint damaged: eval",
@@ -313,7 +316,7 @@ def test_eval_measures_the_checkpoint_before_a_damaged_one(
 def test_with_no_good_checkpoint_left_nothing_is_deleted_or_started_over(
     model_dir: Path, data: Path, trained: Trained, call: Call, held: Held
 ) -> None:
-    for name in (CHECKPOINT, PREVIOUS):
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
         flip_a_bit(model_dir / name)
     before = {file.name: file.read_bytes() for file in model_dir.iterdir()}
     for script in (train, eval):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Script, Start, Trained, at, refusal, saved
 
-from hogwear import machine
+from hogwear.system import machine
 
 SMALL = ("--arch", "tinyvgg", "--image-size", 32, "--batch-size", 4096, "--workers", 1)
 SCRIPTS = ("train.py", "eval.py", "infer.py")

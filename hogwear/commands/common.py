@@ -1,0 +1,111 @@
+"""What all scripts are told alike: where the photos, the model and the cache are, and which photos are too much."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hogwear.data import dataset
+from hogwear.data.cache import PhotoCache
+from hogwear.data.decoding import LIMITS, Limits
+from hogwear.data.photos import Photos
+from hogwear.data.splitting import Divider, Known
+from hogwear.data.tables import Columns
+from hogwear.system.errors import BadInput
+from hogwear.system.flags import flag
+
+
+@dataclass(frozen=True)
+class SharedSettings:
+    """The first flags of every script."""
+
+    data_dir: Path = flag(
+        "photos: {train,val,test}/CLASS/* or CLASS/*, or a table of them; empty: a built-in sample",
+        Path("data"),
+        kind=Path,
+    )
+    model_dir: Path = flag(
+        "where checkpoint.pt, split.json and the results are", Path("model"), kind=Path
+    )
+    cache_dir: Path = flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
+    image_column: str | None = flag(
+        "of a table (*.csv) in the data folder: the photos' paths or names",
+        None,
+        default_help="guessed",
+    )
+    label_column: str | None = flag(
+        "of a table: the classes",
+        None,
+        default_help="guessed; five classes for Kaggle's styles.csv",
+    )
+    min_count: int = flag(
+        "of a table: values with fewer photos make no class",
+        Columns.min_count,
+        kind=int,
+        at_least=3,
+    )
+    max_megapixels: int = flag(
+        "skip larger photos; a worker needs up to 18 MB a megapixel",
+        LIMITS.megapixels,
+        kind=int,
+        at_least=1,
+        below=100_001,
+    )
+    max_megabytes: int = flag(
+        "skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001
+    )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_megapixels, self.max_megabytes)
+
+    @property
+    def cache(self) -> PhotoCache:
+        return PhotoCache(self.cache_dir, self.limits)
+
+    def divider(self, places_new: bool) -> Divider:
+        """What divides photos as the model folder's split.json says. Raises as Known.read."""
+        return Divider(Known.read(self.model_dir), self.limits, places_new)
+
+    @property
+    def own(self) -> tuple[Path, ...]:
+        """Folders that are no photos' even where they lie in the data folder."""
+        return self.model_dir, self.cache_dir
+
+    def photos(self, divide: Divider | None = None) -> Photos:
+        """Divided as train has divided them, without those that it has not seen yet, or by `divide`. Raises as dataset.find."""
+        columns = Columns(self.image_column, self.label_column, self.min_count)
+        return dataset.find(
+            self.data_dir,
+            self.cache_dir,
+            columns,
+            divide or self.divider(places_new=False),
+            self.own,
+        )
+
+    def photos_of(self, class_names: tuple[str, ...], is_sample: bool) -> Photos:
+        """The same. BadInput if they cannot be those that a checkpoint was trained on, or more of the same."""
+        self.require_same_kind(is_sample)
+        photos = self.photos()
+        require_same_classes(class_names, photos)
+        return photos
+
+    def require_same_kind(self, is_sample: bool) -> None:
+        """BadInput where a checkpoint is of the built-in sample and the photos are not, or the other way round."""
+        is_empty = dataset.is_empty(self.data_dir, self.own)
+        if is_empty and not is_sample:
+            raise BadInput(
+                f"{self.data_dir}: empty, but the checkpoint was trained on real photos; look for a missing mount or a misspelt --data-dir, "
+                f"or use another --model-dir for the built-in sample"
+            )
+        if is_sample and not is_empty:
+            raise BadInput(
+                f"{self.data_dir}: the checkpoint was trained on the built-in sample, not on these photos; run train first"
+            )
+
+
+def require_same_classes(class_names: tuple[str, ...], photos: Photos) -> None:
+    """BadInput for photos of other classes than a checkpoint's."""
+    if photos.class_names != class_names:
+        raise BadInput(
+            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
+            f"{', '.join(class_names)}: use the photos it was trained on, or start over with train --fresh"
+        )

@@ -1,0 +1,12 @@
+"""The names of the files that Hogwear writes, each said once."""
+
+# In the model folder.
+CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint.previous.pt"  # the last two saved
+SPLIT = "split.json"  # which photos belong to train, val and test
+METRICS = "metrics.csv"  # one row per epoch
+EVALUATION, REPORT = "eval_results.json", "report.html"
+DOCTOR_REPORT = "doctor.json"
+ONNX_MODEL, MODEL_CARD = "model.onnx", "MODEL_CARD.md"
+
+# In the responses folder.
+RECORD = ".hogwear.sha256"  # the files that infer has written there

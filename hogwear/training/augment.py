@@ -1,0 +1,23 @@
+"""Random changes to the photos of a batch, so that no epoch shows the same pixels twice."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hogwear.data.pixels import Array
+
+
+def augment(images: Array, side: int, random: np.random.Generator) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, side, side, 3) uint8: a crop of each photo, half of them mirrored.
+
+    A crop is not enlarged to S again: what is in it keeps the size that it will have when whole photos are predicted
+    (arXiv 1906.06423), and training costs less. Brightness stays as it is (docs/decisions/augmentation.md).
+    """
+    count, size = images.shape[:2]
+    places = random.integers(0, size - side + 1, (count, 2))
+    mirrored = random.integers(0, 2, (count,))
+    cropped = np.empty((count, side, side, 3), np.uint8)
+    for i, (y, x) in enumerate(places):
+        crop = images[i, y : y + side, x : x + side]
+        cropped[i] = crop[:, ::-1] if mirrored[i] else crop
+    return torch.from_numpy(cropped)

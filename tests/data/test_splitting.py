@@ -1,0 +1,363 @@
+"""Photos without a split: near duplicates on one side, and each photo where it once was, whatever becomes of files, folders and the cache."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hogwear.data import dataset, near_duplicates
+from hogwear.data.cache import PhotoCache
+from hogwear.data.photos import Photos
+from hogwear.data.splitting import SHARES, Divider, Known, assigned
+from hogwear.system.artifacts import SPLIT
+from hogwear.system.errors import BadInput
+
+A_DOZEN = 12
+
+
+def split_of(photos: Photos) -> dict[str, str]:
+    """{CLASS/NAME: split}"""
+    assert photos.test
+    return {
+        f"{path.parent.name}/{path.name}": split.name
+        for split in (photos.train, photos.val, photos.test)
+        for path in split.paths
+    }
+
+
+def find(data: Path, model: Path, places_new: bool = True) -> Photos:
+    """As train finds photos, or as eval does. The cache is beside the model folder."""
+    divide = Divider(Known.read(model), places_new=places_new)
+    photos = dataset.find(data, model.parent / "cache", divide=divide)
+    if places_new:
+        divide.known.write(model)
+    return photos
+
+
+def copy(photo: Path, target: Path, quality: int = 60, side: int = 10_000) -> None:
+    """The photo once more, but of another quality and size."""
+    image = Image.open(photo).convert("RGB")
+    image.thumbnail((side, side))
+    image.save(target, quality=quality)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo_files: list[Path]) -> Path:
+    """CLASS/i.jpg, different photos, and i-worse.jpg and i-small.jpg of each."""
+    for name in ("footwear", "handbag"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i, photo in enumerate(
+            [p for p in photo_files if p.parent.name == name and p.name.startswith(name)][:A_DOZEN]
+        ):
+            copy(photo, tmp_path / "data" / name / f"{i}.jpg", 95)
+            copy(photo, tmp_path / "data" / name / f"{i}-worse.jpg", 40)
+            copy(photo, tmp_path / "data" / name / f"{i}-small.jpg", 80, 90)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tens(tmp_path: Path, photo_files: list[Path]) -> Path:
+    """{footwear,handbag}/i.jpg, ten different photos of each."""
+    for name in ("footwear", "handbag"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i, photo in enumerate(
+            [p for p in photo_files if p.parent.name == name and p.name.startswith(name)][:10]
+        ):
+            shutil.copy(photo, tmp_path / "data" / name / f"{i}.jpg")
+    return tmp_path / "data"
+
+
+def test_near_duplicates_are_on_one_side(folder: Path, model: Path, tmp_path: Path) -> None:
+    photos = find(folder, model)
+    sides = split_of(photos)
+    assert all(
+        sides[f"{name}/{i}.jpg"] == sides[f"{name}/{i}-worse.jpg"] == sides[f"{name}/{i}-small.jpg"]
+        for name in photos.class_names
+        for i in range(A_DOZEN)
+    )
+    assert Counter(sides.values()) == {"train": 2 * (36 - 2 * 3), "val": 2 * 3, "test": 2 * 3}, (
+        "of 36 photos, 15 per cent are 5: one group of three"
+    )
+    assert photos.notes == (
+        "Near duplicates: 72 photos in 24 groups; 24 of the groups are kept in one split.",
+    )
+    train, val, test = (
+        PhotoCache(tmp_path / "cache", processes=2).open(split, 160).signatures
+        for split in (photos.train, photos.val, photos.evaluated)
+    )
+    assert (
+        near_duplicates.leaked(train, val)
+        == near_duplicates.leaked(train, test)
+        == near_duplicates.leaked(val, test)
+        == 0
+    )
+    groups = json.loads((model / SPLIT).read_text())["group"]
+    assert Counter(Counter(groups.values()).values()) == {3: 24}, "whose key is written down, too"
+
+
+def test_a_photo_that_comes_later_goes_where_its_likes_are(folder: Path, model: Path) -> None:
+    before = split_of(find(folder, model))
+    for i in range(A_DOZEN):
+        copy(folder / "handbag" / f"{i}.jpg", folder / "footwear" / f"{i}-of-a-handbag.jpg", 50)
+    after = split_of(find(folder, model))
+    assert before.items() < after.items()
+    assert all(
+        after[f"footwear/{i}-of-a-handbag.jpg"] == before[f"handbag/{i}.jpg"]
+        for i in range(A_DOZEN)
+    ), "in whatever class"
+    assert Counter(Counter(json.loads((model / SPLIT).read_text())["group"].values()).values()) == {
+        4: 12,
+        3: 12,
+    }
+
+
+def test_a_photo_that_joins_two_sides_is_trained_on_and_named(tens: Path, model: Path) -> None:
+    file = model / SPLIT
+    copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worse.jpg", 50)
+    before = find(tens, model)
+    told = json.loads(file.read_text())
+    of_group = list(told["group"])
+    assert len(of_group) == 2
+    told["split"].update(zip(of_group, ("test", "train"), strict=True))
+    file.write_text(json.dumps(told))
+    copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worst\x1b[31m.jpg", 30)
+    after = find(tens, model)
+    assert (
+        after.train
+        and split_of(after)["handbag/0-worst\x1b[31m.jpg"] == "train"
+        and len(after.train) + len(after.val) + len(after.evaluated) == 22
+    )
+    assert (
+        after.notes[-1]
+        == f"Near duplicates of photos in two splits are trained on: 1 new photos, {tens}/handbag/0-worst\\x1b[31m.jpg."
+    )
+    assert before.notes != after.notes
+
+
+def test_val_is_taken_out_of_train_by_groups_too(folder: Path, model: Path, tmp_path: Path) -> None:
+    whole = folder.rename(tmp_path / "train")
+    (tmp_path / "data").mkdir()
+    photos = find(whole.rename(tmp_path / "data" / "train").parent, model)
+    val = {
+        f"{path.parent.name}/{path.name.removesuffix('.jpg').split('-')[0]}"
+        for path in photos.val.paths
+    }
+    assert len(photos.val) == 3 * len(val) == 2 * 3 and photos.test is None
+
+
+# --- where a photo once was
+
+
+def test_a_split_outlives_the_cache_and_growth(
+    tens: Path, model: Path, photo_files: list[Path], tmp_path: Path
+) -> None:
+    before = split_of(find(tens, model))
+    for i, photo in enumerate(
+        [p for p in photo_files if p.name.startswith(("eyewear", "topwear"))][:6]
+    ):
+        shutil.copy(photo, tens / "footwear" / f"more-{i}.jpg")
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        assert before.items() <= split_of(find(tens, model)).items()
+
+
+def test_photos_that_are_renamed_relabelled_or_copied_and_folders_that_are_moved_keep_their_side(
+    tens: Path, model: Path, tmp_path: Path
+) -> None:
+    before = split_of(find(tens, model))
+    written = (model / SPLIT).read_bytes()
+    (tens / "footwear").rename(tens / "boots")
+    for i in range(10):
+        (tens / "handbag" / f"{i}.jpg").rename(tens / "handbag" / f"renamed-{i}.jpg")
+        shutil.copy(tens / "handbag" / f"renamed-{i}.jpg", tens / "handbag" / f"copy-{i}.jpg")
+    (tens / "boots" / "0.jpg").rename(tens / "handbag" / "relabelled.jpg")
+    after = split_of(find(tens.rename(tmp_path / "moved"), model))
+    expected = {f"boots/{i}.jpg": before[f"footwear/{i}.jpg"] for i in range(1, 10)} | {
+        "handbag/relabelled.jpg": before["footwear/0.jpg"]
+    }
+    for i in range(10):
+        expected |= dict.fromkeys(
+            (f"handbag/renamed-{i}.jpg", f"handbag/copy-{i}.jpg"), before[f"handbag/{i}.jpg"]
+        )
+    assert after == expected and (model / SPLIT).read_bytes() == written
+
+
+def test_copies_of_a_photo_are_on_one_side_and_count_once(tens: Path, model: Path) -> None:
+    for i in range(30):
+        shutil.copy(tens / "handbag" / "3.jpg", tens / "handbag" / f"copy-{i}.jpg")
+    sides = split_of(find(tens, model))
+    assert len({sides[name] for name in sides if "copy" in name} | {sides["handbag/3.jpg"]}) == 1
+    assert Counter(sides[f"handbag/{i}.jpg"] for i in range(10)) == {
+        "train": 6,
+        "val": 2,
+        "test": 2,
+    }
+    for photo in (tens / "footwear").iterdir():
+        photo.write_bytes((tens / "footwear" / "0.jpg").read_bytes())
+    with pytest.raises(BadInput, match=r"footwear: too few photos \(1 different ones\)"):
+        dataset.find(tens, model.parent / "cache")
+
+
+def test_a_photo_that_cannot_be_read_has_no_side_until_it_can(
+    tens: Path, model: Path, photo_files: list[Path]
+) -> None:
+    shutil.copy(photo_files[0], tens / "outside.jpg")
+    (tens / "handbag" / "new.jpg").symlink_to("missing.jpg")
+    photos = find(tens, model)
+    assert (
+        split_of(photos)["handbag/new.jpg"] == "train"
+        and len(json.loads((model / SPLIT).read_text())["split"]) == 20
+    )
+    pixels = PhotoCache(model.parent / "cache", processes=1).open(photos.train, 32)
+    assert {path.name: why for path, why in pixels.skipped.items()} == {
+        "new.jpg": "No such file or directory"
+    }
+    (tens / "outside.jpg").rename(tens / "handbag" / "missing.jpg")
+    sides = split_of(find(tens, model))
+    assert (
+        sides["handbag/new.jpg"] == sides["handbag/missing.jpg"]
+        and len(json.loads((model / SPLIT).read_text())["split"]) == 21
+    )
+
+
+def test_only_train_gives_new_photos_a_side(
+    tens: Path, model: Path, photo_files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        BadInput, match=r"20 of 20 photos in .* not in .*split\.json yet; run train"
+    ):
+        find(tens, model, places_new=False)
+    before = split_of(find(tens, model))
+    assert split_of(find(tens, model, places_new=False)) == before
+    written = (model / SPLIT).read_bytes()
+    for i, photo in enumerate(p for p in photo_files if p.name.startswith("eyewear")):
+        shutil.copy(photo, tens / "footwear" / f"new-{i}.jpg")
+    assert (
+        split_of(find(tens, model, places_new=False)) == before
+        and (model / SPLIT).read_bytes() == written
+    )
+    count = len(list(tens.glob("*/new-*")))
+    assert (
+        capsys.readouterr().err
+        == f"Warning: {count} of {20 + count} photos in {tens} not in {model / SPLIT} yet, ignored; run train to assign them to a split\n"
+    )
+    after = find(tens, model)
+    assert before.items() < split_of(after).items() and len(split_of(after)) == 20 + count
+
+
+# --- the file
+
+
+def test_what_is_written_is_read(tens: Path, model: Path) -> None:
+    copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worse.jpg", 50)
+    find(tens, model)
+    known = Known.read(model)
+    assert known.written() == (model / SPLIT).read_bytes() and len(known.sides) == 21
+    assert (
+        known.identity()
+        == Known.parse(known.written(), Path("there")).identity()
+        == Known.read(model).identity()
+    )
+
+
+def test_a_split_is_the_same_when_it_has_grown_and_another_when_it_was_changed(
+    tens: Path, model: Path, photo_files: list[Path]
+) -> None:
+    find(tens, model)
+    small = Known.read(model)
+    shutil.copy(photo_files[0], tens / "footwear" / "more.jpg")
+    find(tens, model)
+    grown = Known.read(model)
+    assert (
+        len(grown.sides) == 21
+        and grown.require(small.identity()) is grown
+        and grown.require(grown.identity())
+    )
+    told = json.loads(grown.written())
+    first = next(iter(told["split"]))
+    changed = {
+        "changed": told
+        | {"split": told["split"] | {first: "val" if told["split"][first] != "val" else "test"}},
+        "another order": told | {"split": dict(reversed(told["split"].items()))},
+        "another group": told | {"group": {first: first}},
+        "shorter": told | {"split": dict(list(told["split"].items())[1:])},
+    }
+    for what, content in changed.items():
+        with pytest.raises(
+            BadInput, match=r"split\.json: changed since the checkpoint was trained"
+        ):
+            Known.parse(json.dumps(content).encode(), model / SPLIT).require(small.identity())
+            pytest.fail(what)
+    with pytest.raises(BadInput, match=r"split\.json: missing since the checkpoint was trained"):
+        Known.read(model / "elsewhere").require(small.identity())
+
+
+@pytest.mark.parametrize("content", [
+    b" ", b"{", b"[]", b'"text"', b'{"format": 2, "split": {}, "group": {}}', b'{"format": 1, "split": {"00": "test"}, "group": {}}', b"\xff",
+    b'{"format": 1, "split": {"%b": "train"}, "group": {}}' % (b"x" * 32), b'{"format": 1, "split": {"%b": 7}, "group": {}}' % (b"0" * 32),
+    b'{"format": 1, "split": {"%b": "train"}, "group": {"%b": 7}}' % (b"0" * 32, b"0" * 32), b'{"format": 1, "split": [], "group": {}}',
+])  # fmt: skip
+def test_a_damaged_file_is_named_with_the_fix(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / SPLIT).write_bytes(content)
+    with pytest.raises(
+        BadInput,
+        match=r"split\.json: damaged \(.*\); restore it, or move it away and train with --fresh",
+    ) as error:
+        Known.read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+# --- new photos
+
+
+def put(groups: list[tuple[str, ...]], **counts: int) -> dict[str, Counter[str]]:
+    """{class: photos in each split} of classes with so many photos: a/0, a/1, ..."""
+    found = {name: [f"{name}/{i}" for i in range(count)] for name, count in counts.items()}
+    splits = assigned(found, {}, groups, SHARES)
+    return {name: Counter(splits[file] for file in files) for name, files in found.items()}
+
+
+def group(name: str, *numbers: int) -> tuple[str, ...]:
+    return tuple(f"{name}/{i}" for i in numbers)
+
+
+def test_a_large_group_is_to_train_on() -> None:
+    assert put([group("a", *range(60))], a=100) == {"a": {"train": 70, "val": 15, "test": 15}}
+
+
+def test_every_split_gets_a_photo_of_each_class_even_of_very_few_groups() -> None:
+    assert put([group("a", 0, 1), group("a", 2, 3), group("a", 4, 5)], a=6) == {
+        "a": {"train": 2, "val": 2, "test": 2}
+    }
+    assert put([group("a", 0, 1, 2)], a=3) == {"a": {"train": 1, "val": 1, "test": 1}}, (
+        "one group, broken up"
+    )
+    assert put([group("a", 0, 1)], a=3) == {"a": {"train": 1, "val": 1, "test": 1}}
+    assert put([group("a", *range(50))], a=50)["a"].keys() == {"train", "val", "test"}
+    both = put([("a/0", "b/0"), ("a/1", "b/1"), ("a/2", "b/2")], a=20, b=3)
+    assert 14 <= both["a"]["train"] <= 16 and both["b"].keys() == {"train", "val", "test"}
+
+
+def test_without_near_duplicates_the_shares_are_exact() -> None:
+    assert put([], a=100, b=20, c=3) == {
+        "a": {"train": 70, "val": 15, "test": 15},
+        "b": {"train": 14, "val": 3, "test": 3},
+        "c": {"train": 1, "val": 1, "test": 1},
+    }
+
+
+def test_a_photo_in_two_classes_has_one_side_and_takes_none_from_the_other_class() -> None:
+    found = {"a": [str(i) for i in range(3)], "b": [str(i) for i in range(2, 5)]}
+    splits = assigned(found, {}, [], SHARES)
+    assert (
+        {splits[photo] for photo in found["a"]}
+        == {splits[photo] for photo in found["b"]}
+        == {"train", "val", "test"}
+    )

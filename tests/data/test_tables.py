@@ -1,0 +1,809 @@
+"""Tables -> splits and labels; and what is said about tables that cannot be used."""
+
+import csv
+import os
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CLASSES, FASHION5
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import eval
+import infer
+import train
+from hogwear.data import dataset, tables
+from hogwear.data.cache import PhotoCache
+from hogwear.data.photos import Photos
+from hogwear.data.splitting import Divider
+from hogwear.data.tables import Columns
+from hogwear.evaluation import pictures
+from hogwear.evaluation.pictures import Prediction
+from hogwear.system import flags as flags
+from hogwear.system.errors import BadInput
+from hogwear.system.text import escaped
+from hogwear.training.hyperparameters import Choices
+
+KAGGLE = FASHION5.parent / "kaggle_sample"
+needs_kaggle = pytest.mark.skipif(not KAGGLE.is_dir(), reason="no sample of Kaggle's data set")
+FEW = Columns(min_count=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo_files: list[Path]) -> Path:
+    """data/images/ with the real photos 0.jpg to 19.jpg, and a hidden file; a test adds the table."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    (folder / ".gitkeep").touch()
+    for i, photo in enumerate(photo_files[:20]):
+        shutil.copy(photo, folder / "images" / f"{i}.jpg")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def write(
+    folder: Path, header: str, *rows: str, name: str = "table.csv", encoding: str = "utf-8"
+) -> Path:
+    (folder / name).write_bytes(
+        "\n".join([header, *rows, ""]).encode(encoding, errors="surrogateescape")
+    )
+    return folder
+
+
+def of_two(values: list[str], labels: tuple[str, str] = ("boots", "hats")) -> list[str]:
+    """A row for each value, the first half of one class."""
+    return [f"{value},{labels[i >= len(values) / 2]}" for i, value in enumerate(values)]
+
+
+def listed(photos: Photos) -> dict[str, tuple[str, str]]:
+    """{path within the folder: (split, class)} of every photo."""
+    splits = [split for split in (photos.train, photos.val, photos.test) if split]
+    return {
+        str(path.relative_to(photos.folder)): (split.name, photos.class_names[label])
+        for split in splits for path, label in zip(split.paths, split.labels.tolist(), strict=True)
+    }  # fmt: skip
+
+
+def labels_of(photos: Photos) -> dict[str, str]:
+    return {path: label for path, (_, label) in listed(photos).items()}
+
+
+def refused(folder: Path, columns: Columns = FEW) -> str:
+    """What a folder is refused with, from its own name on."""
+    with pytest.raises(BadInput) as error, tempfile.TemporaryDirectory() as cache:
+        dataset.find(folder, Path(cache), columns)
+    assert str(error.value).startswith(str(folder))
+    return escaped(str(error.value)[len(str(folder.parent)) + 1 :])
+
+
+def by_hand(column: str) -> dict[str, str]:
+    """{path: value of the column} of the rows of Kaggle's table that have a photo."""
+    with (KAGGLE / "styles.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        path: row[column] for row in rows if (KAGGLE / (path := f"images/{row['id']}.jpg")).exists()
+    }
+
+
+# --- Kaggle's
+
+
+@needs_kaggle
+def test_kaggles_folder_is_recognised_as_it_is(cache: Path) -> None:
+    photos = dataset.find(KAGGLE, cache)
+    expected = {
+        path: tables.FASHION[value]
+        for path, value in by_hand("subCategory").items()
+        if value in tables.FASHION
+    }
+    assert photos.class_names == CLASSES and labels_of(photos) == expected
+    assert photos.notes == (
+        f"{KAGGLE}/styles.csv: 315 photos of 803 rows; left out: 476 of no class (line 2: Dress), 12 without an image (line 793: 59263).",
+    )
+    assert dataset.counts(photos.train, CLASSES) == {
+        "bottomwear": 31,
+        "eyewear": 31,
+        "footwear": 95,
+        "handbag": 31,
+        "topwear": 31,
+    }
+    assert photos.test and len(photos.val) == len(photos.test) == 48
+
+
+@needs_kaggle
+def test_another_column_of_it_is_another_task(cache: Path) -> None:
+    photos = dataset.find(KAGGLE, cache, Columns(label="articleType", min_count=40))
+    values = by_hand("articleType")
+    enough = {value for value, count in Counter(values.values()).items() if count >= 40}
+    assert set(photos.class_names) == enough and "Sunglasses" in enough
+    assert labels_of(photos) == {path: value for path, value in values.items() if value in enough}
+    assert photos.notes[0].endswith(
+        "791 photos of 803 rows; left out: 12 without an image (line 793: 59263)."
+    )
+    assert photos.notes[1].startswith(
+        "388 of these photos are left out, of classes with fewer than 40 (--min-count): Handbags 31, Dresses 27, "
+    )
+    assert photos.notes[1].endswith(" more.")
+    assert "Topwear" in dataset.find(KAGGLE, cache, Columns(label="subCategory")).class_names, (
+        "a column that is named is taken as it is"
+    )
+
+
+def test_what_else_kaggle_packs_is_overlooked(folder: Path, cache: Path) -> None:
+    write(
+        folder,
+        "id,masterCategory,subCategory",
+        *(f"{i},,{('Shoes', 'Bags')[i % 2]}" for i in range(8)),
+        name="styles.csv",
+    )
+    write(folder, "filename,link", "0.jpg,http://example.com/0.jpg", name="images.csv")
+    (folder / "styles").mkdir()
+    assert dataset.find(folder, cache, FEW).class_names == ("footwear", "handbag")
+
+
+def test_commas_too_many_belong_to_the_last_column(folder: Path, cache: Path) -> None:
+    kinds = ["Shoes", "Sandal", "Flip Flops", "Topwear", "Topwear", "Topwear"]
+    rows = [
+        f"{i},Men,Apparel,{kind},Casual,{kind}, 2 of them, in a pack"
+        for i, kind in enumerate(kinds)
+    ]
+    write(
+        folder,
+        "id,gender,masterCategory,subCategory,usage,productDisplayName",
+        *rows,
+        name="styles.csv",
+    )
+    assert labels_of(dataset.find(folder, cache, FEW)) == {
+        f"images/{i}.jpg": tables.FASHION[kind] for i, kind in enumerate(kinds)
+    }
+    write(
+        folder,
+        "id,label",
+        *of_two([str(i) for i in range(6)], ("socks, 2 pairs", "hats")),
+        name="styles.csv",
+    )
+    assert dataset.find(folder, cache, FEW).class_names == ("hats", "socks, 2 pairs")
+    write(
+        folder,
+        "id,label",
+        *of_two([str(i) for i in range(6)], ('"socks,"', "hats")),
+        name="styles.csv",
+    )
+    assert dataset.find(folder, cache, FEW).class_names == ("hats", "socks,"), (
+        "a comma in quotes is not too many"
+    )
+
+
+# --- any other
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [("image,label", "images/{}.jpg"), ("File Name,Category", "{}.jpg"), ("id,class", "{}"), ("Image Path,target", "./images//{}.jpg"),
+     ("filename,type", "images/../images/{}.jpg")],
+)  # fmt: skip
+def test_the_columns_are_told_by_their_names(
+    header: str, value: str, folder: Path, cache: Path
+) -> None:
+    write(folder, header, *of_two([value.format(i) for i in range(8)]))
+    assert labels_of(dataset.find(folder, cache, FEW)) == {
+        f"images/{i}.jpg": ("boots", "hats")[i >= 4] for i in range(8)
+    }
+
+
+def test_a_column_that_is_named_beats_one_that_is_guessed(folder: Path, cache: Path) -> None:
+    rows = [f"{i},{19 - i},{'ab'[i % 2]},{'cd'[i // 6]}" for i in range(12)]
+    write(folder, "image,second,label,other", *rows)
+    assert labels_of(dataset.find(folder, cache, FEW)) == {
+        f"images/{i}.jpg": "ab"[i % 2] for i in range(12)
+    }
+    columns = Columns("second", "other", 3)
+    assert labels_of(dataset.find(folder, cache, columns)) == {
+        f"images/{19 - i}.jpg": "cd"[i // 6] for i in range(12)
+    }
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_how_spreadsheets_save_a_table_does_not_matter(
+    encoding: str, separator: str, folder: Path, cache: Path
+) -> None:
+    rows = [
+        separator.join(
+            [str(i), f'"two\nlines{separator} ""{i}"""', "bottes d'été" if i < 4 else ""]
+        )
+        for i in range(5)
+    ]
+    write(folder, separator.join(["id", "remark", "class"]) + "\r", *rows, *["", separator * 2], *(f"{i}{separator}" for i in range(5, 8)),
+          separator.join(["8", "", " bottes d'été\r"]), *(f"{i}{separator * 2}chapeaux{separator}" for i in range(10, 14)), encoding=encoding)  # fmt: skip
+    photos = dataset.find(folder, cache, Columns("id", min_count=3))
+    expected = dict.fromkeys((0, 1, 2, 3, 8), "bottes d'été") | dict.fromkeys(
+        range(10, 14), "chapeaux"
+    )
+    assert labels_of(photos) == {f"images/{i}.jpg": label for i, label in expected.items()}
+    assert photos.notes[0].endswith(
+        "table.csv: 9 photos of 14 rows; left out: 4 of no class (line 10: empty), 1 without an image (line 13: empty)."
+    )
+
+
+def test_names_of_any_bytes_are_found(folder: Path, cache: Path) -> None:
+    names = [
+        os.fsdecode(name)
+        for name in (b"\xff.jpg", "zażółć.jpg".encode(), b"a\x1b[31m.jpg", b"-rf", b"$x", b"%s")
+    ]
+    for name in names:
+        (folder / name).touch()
+    write(folder, "image,label", *of_two(names))
+    assert set(labels_of(dataset.find(folder, cache, FEW))) == set(names)
+
+
+def test_a_line_break_within_a_name_is_kept_as_it_is(folder: Path, cache: Path) -> None:
+    names = [f"{i}{end}.jpg" for end in ("\r", "\n", "\r\n") for i in range(2)]
+    for name in names:
+        (folder / name).touch()
+    write(folder, "image,label", *of_two([f'"{name}"' for name in names]))
+    assert set(labels_of(dataset.find(folder, cache, FEW))) == set(names)
+
+
+def test_what_gives_no_photo_is_counted_with_the_reason(folder: Path, cache: Path) -> None:
+    rows = [
+        *of_two([str(i) for i in range(10)]),
+        "99,hats",
+        ",hats",
+        "images,hats",
+        "10,",
+        "11,NA",
+        "12",
+        "3,boots",
+        "images/3.jpg,boots",
+        "0\0,hats",
+    ]
+    photos = dataset.find(write(folder, "id,label", *rows), cache, FEW)
+    assert photos.notes == (
+        f"{folder}/table.csv: 10 photos of 19 rows; left out: 2 of a photo that came before (images/3.jpg), "
+        "3 of no class (line 15: empty), 4 without an image (line 12: 99).",
+    )
+    assert labels_of(photos)["images/3.jpg"] == "boots"
+
+
+def test_a_photo_with_different_classes_is_left_out_and_named(folder: Path, cache: Path) -> None:
+    rows = [
+        *of_two([str(i) for i in range(10)]),
+        "3,boots",
+        "images/3.jpg,hats",
+        "3,boots",
+        "7,hats",
+    ]
+    photos = dataset.find(write(folder, "id,label", *rows), cache, FEW)
+    assert photos.notes == (
+        f"{folder}/table.csv: 9 photos of 14 rows; left out: 1 of a photo that came before (images/7.jpg), "
+        "4 of a photo with different classes (line 13: images/3.jpg, boots, hats).",
+    )
+    assert labels_of(photos) == {
+        f"images/{i}.jpg": ("boots", "hats")[i >= 5] for i in range(10) if i != 3
+    }
+
+
+def test_an_example_is_short_and_printable(folder: Path, cache: Path) -> None:
+    rows = [*of_two([str(i) for i in range(8)]), f"\x1b[31m{'9' * 100},hats"]
+    assert (
+        dataset.find(write(folder, "id,label", *rows), cache, FEW)
+        .notes[0]
+        .endswith(rf"1 without an image (line 10: \x1b[31m{'9' * 51}…).")
+    )
+
+
+@pytest.mark.parametrize("value", [r"images\{}.JPG", r".\images\{}.jpg", "{}.Jpg", "images/{}.JPG"])
+def test_paths_as_windows_writes_them_are_found(value: str, folder: Path, cache: Path) -> None:
+    write(folder, "image,label", *of_two([value.format(i) for i in range(8)]))
+    assert labels_of(dataset.find(folder, cache, FEW)) == {
+        f"images/{i}.jpg": ("boots", "hats")[i >= 4] for i in range(8)
+    }
+
+
+def test_a_name_without_an_ending_finds_one_in_capitals(folder: Path, cache: Path) -> None:
+    for i in range(8):
+        (folder / "images" / f"{i}.jpg").rename(folder / "images" / f"{i}.JPG")
+    write(folder, "id,label", *of_two([str(i) for i in range(8)]))
+    assert set(labels_of(dataset.find(folder, cache, FEW))) == {f"images/{i}.JPG" for i in range(8)}
+
+
+def test_a_path_that_is_there_as_it_is_written_is_taken(folder: Path, cache: Path) -> None:
+    names = [*(f"{i}.JPG" for i in range(4)), r"images\0.jpg", r"a\b.jpg", "c.jpg", "C.jpg"]
+    for i, name in enumerate(names):
+        shutil.copy(folder / "images" / f"{i}.jpg", folder / name)
+    write(folder, "image,label", *of_two(names))
+    assert set(labels_of(dataset.find(folder, cache, FEW))) == set(names)
+
+
+def test_a_path_that_fits_several_files_is_left_out_and_named(folder: Path, cache: Path) -> None:
+    for name in ("19.JPG", "19.Jpg"):
+        shutil.copy(folder / "images" / "0.jpg", folder / "images" / name)
+    (folder / "images" / "19.jpg").unlink()
+    photos = dataset.find(
+        write(folder, "image,label", *of_two([str(i) for i in range(8)]), "19.jpg,hats"), cache, FEW
+    )
+    assert photos.notes[0].endswith(
+        "left out: 1 whose image has several spellings on the disk (line 10: 19.jpg)."
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [r"..\outside.jpg", r"images\..\..\outside.jpg", r"\outside.jpg", r"..\data\images\0.jpg"],
+)
+def test_backslashes_do_not_lead_out_of_the_folder_either(
+    value: str, folder: Path, cache: Path
+) -> None:
+    shutil.copy(folder / "images" / "0.jpg", folder.parent / "outside.jpg")
+    photos = dataset.find(
+        write(folder, "image,label", *of_two([str(i) for i in range(8)]), f"{value},hats"),
+        cache,
+        FEW,
+    )
+    assert photos.notes[0].endswith(
+        f"left out: 1 with a path out of the folder (line 10: {value})."
+    )
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;\r", '"sep=;"'])
+def test_a_first_line_may_name_the_separator(first: str, folder: Path, cache: Path) -> None:
+    rows = [
+        row.replace(",", ";", 1) for row in of_two([str(i) for i in range(8)], ("a, b, c", "d"))
+    ]
+    write(folder, first, "id,1;label", *rows, "99;d")
+    photos = dataset.find(folder, cache, Columns("id,1", min_count=3))
+    assert labels_of(photos) == {f"images/{i}.jpg": ("a, b, c", "d")[i >= 4] for i in range(8)}
+    assert photos.notes[0].endswith("1 without an image (line 11: 99)."), (
+        "lines are counted from the first one"
+    )
+    write(folder, first, "id,1;label", *rows, '"9')
+    assert "the row that begins in line 11 is no CSV" in refused(
+        folder, Columns("id,1", min_count=3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("1", "1.0"), "'1' and '1.0'"),
+        (("eyewear", "EYEWEAR"), "'EYEWEAR' and 'eyewear'"),
+        (("flip flops", "flip\u00a0 flops"), "'flip flops' and 'flip\u00a0 flops'"),
+    ],
+)
+def test_classes_that_look_alike_stay_two_and_are_pointed_out(
+    labels: tuple[str, str], said: str, folder: Path, cache: Path
+) -> None:
+    photos = dataset.find(
+        write(
+            folder,
+            "id,label",
+            *of_two([str(i) for i in range(8)], labels),
+            "9,10",
+            "10,100",
+            "11,1234567",
+            "12,1234568",
+        ),
+        cache,
+        FEW,
+    )
+    assert set(photos.class_names) == set(labels)
+    assert (
+        photos.notes[1]
+        == f"Classes that look alike: {said}. They count as different; give them one name if they are the same."
+    )
+
+
+def test_a_look_alike_with_too_few_photos_is_pointed_out_too(folder: Path, cache: Path) -> None:
+    photos = dataset.find(
+        write(folder, "id,label", *of_two([str(i) for i in range(8)]), "9,Hats"), cache, FEW
+    )
+    assert photos.class_names == ("boots", "hats") and photos.notes[1].startswith(
+        "Classes that look alike: 'Hats' and 'hats'."
+    )
+
+
+def test_a_class_in_two_unicode_forms_is_one(folder: Path, cache: Path) -> None:
+    for i in (8, 9):
+        (folder / "images" / f"{i}.jpg").rename(folder / "images" / f"cafe\u0301{i}.jpg")
+    rows = [
+        *of_two([str(i) for i in range(8)], ("cafe\u0301", "hats")),
+        "caf\u00e98.jpg,caf\u00e9",
+        "cafe\u03019.jpg,caf\u00e9",
+    ]
+    photos = dataset.find(write(folder, "image,label", *rows), cache, FEW)
+    assert photos.class_names == ("caf\u00e9", "hats") and len(photos.notes) == 1
+    assert sum(label == "caf\u00e9" for label in labels_of(photos).values()) == 6, (
+        "a photo's name may be in the other form, too"
+    )
+
+
+def test_class_names_may_have_joiners_and_non_breaking_spaces(folder: Path, cache: Path) -> None:
+    names = ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "top\u00a0wear")
+    assert set(
+        dataset.find(
+            write(folder, "id,label", *of_two([str(i) for i in range(8)], names)), cache, FEW
+        ).class_names
+    ) == set(names)
+
+
+def test_classes_with_too_few_photos_are_left_out_and_named(folder: Path, cache: Path) -> None:
+    rows = [*of_two([str(i) for i in range(10)]), "10,rare\x1b[31m", "11,seldom", "12,seldom"]
+    photos = dataset.find(write(folder, "id,label", *rows), cache, Columns(min_count=5))
+    assert photos.class_names == ("boots", "hats") and len(listed(photos)) == 10
+    assert (
+        photos.notes[1]
+        == r"3 of these photos are left out, of classes with fewer than 5 (--min-count): seldom 2, rare\x1b[31m 1."
+    )
+
+
+def test_of_many_classes_with_too_few_photos_ten_are_named(folder: Path, cache: Path) -> None:
+    rows = [*of_two([str(i) for i in range(8)]), *(f"{i},rare {i}" for i in range(8, 18))]
+    ten = (
+        "10 of these photos are left out, of classes with fewer than 3 (--min-count): "
+        + ", ".join(f"rare {i} 1" for i in range(8, 18))
+    )
+    assert dataset.find(write(folder, "id,label", *rows), cache, FEW).notes[1] == f"{ten}."
+    more = dataset.find(
+        write(folder, "id,label", *rows, "18,rare 18", "19,rare 19"), cache, FEW
+    ).notes[1]
+    assert more == f"{ten.replace('10', '12', 1)} and 2 more."
+
+
+def test_a_class_may_have_the_longest_name_that_a_folder_may(folder: Path, cache: Path) -> None:
+    names = ("a" * 255, "b")
+    assert (
+        dataset.find(
+            write(folder, "id,label", *of_two([str(i) for i in range(8)], names)), cache, FEW
+        ).class_names
+        == names
+    )
+
+
+def test_train_says_what_became_of_the_rows(
+    folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = dataset.find(
+        write(folder, "id,label", *of_two([str(i) for i in range(8)]), "99,hats"), cache, FEW
+    )
+    train.print_plan(Choices(), 1, photos)
+    assert (
+        f"\n{folder}/table.csv: 8 photos of 9 rows; left out: 1 without an image (line 10: 99).\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_class_folders_beside_a_table_stay_what_they_were(folder: Path, cache: Path) -> None:
+    write(folder, "id,label", *of_two([str(i) for i in range(8)]))
+    for name in ("a", "b"):
+        shutil.copytree(folder / "images", folder / "train" / name)
+    assert dataset.find(folder, cache).class_names == ("a", "b")
+    assert dataset.find(folder, cache, Columns(label="label", min_count=3)).class_names == (
+        "boots",
+        "hats",
+    ), "unless somebody asks for the table"
+    shutil.rmtree(folder / "images")
+    assert dataset.find(folder, cache).class_names == ("a", "b")
+    for name in ("a", "b"):
+        (folder / "train" / name).rename(folder / name)
+    (folder / "train").rmdir()
+    assert dataset.find(folder, cache).class_names == ("a", "b")
+
+
+# --- splits
+
+
+def test_new_rows_never_move_old_ones(folder: Path, cache: Path) -> None:
+    rows = of_two([str(i) for i in range(12)])
+    divide = Divider()
+    before = listed(dataset.find(write(folder, "id,label", *rows), cache, FEW, divide=divide))
+    assert Counter(before.values()) == {
+        (split, name): n
+        for split, n in (("train", 4), ("val", 1), ("test", 1))
+        for name in ("boots", "hats")
+    }
+    assert (
+        listed(dataset.find(write(folder, "id,label", *reversed(rows)), cache, FEW, divide=divide))
+        == before
+    )
+    new = [f"{i},boots" for i in range(12, 16)] + [f"{i},scarves" for i in range(16, 20)]
+    after = listed(dataset.find(write(folder, "id,label", *new, *rows), cache, FEW, divide=divide))
+    assert before.items() < after.items() and len(after) == 20
+    assert Counter(split for split, name in after.values() if name == "scarves") == {
+        "train": 2,
+        "val": 1,
+        "test": 1,
+    }
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
+def test_a_column_called_split_is_honoured(val: str, folder: Path, cache: Path) -> None:
+    words = ["train", "train", val, "test", "train"] * 2
+    rows = [
+        f"{row},{word}"
+        for row, word in zip(of_two([str(i) for i in range(10)]), words, strict=True)
+    ]
+    photos = dataset.find(write(folder, "id,label,Split", *rows), cache, FEW)
+    assert {path: split for path, (split, _) in listed(photos).items()} == {
+        f"images/{i}.jpg": words[i] if words[i] != val else "val" for i in range(10)
+    }
+    assert not cache.exists()
+
+
+def test_without_photos_of_val_some_of_train_are_set_aside(folder: Path, cache: Path) -> None:
+    shutil.copy(folder / "images" / "0.jpg", folder / "20.jpg")
+    rows = [f"{row},train" for row in of_two([str(i) for i in range(20)])]
+    photos = dataset.find(write(folder, "id,label,split", *rows, "20.jpg,rare,val"), cache)
+    assert (
+        dataset.counts(photos.val, photos.class_names) == {"boots": 2, "hats": 2}
+        and photos.test is None
+        and len(photos.train) == 16
+    )
+    assert listed(dataset.find(folder, cache)) == listed(photos)
+
+
+@pytest.mark.parametrize("script", [train, eval, infer], ids=lambda script: script.__name__)
+def test_every_script_sees_the_same_photos(
+    script: Any, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder, "a,b,c,label", *(f"{i},{i + 8},{'xy'[i % 2]},{'pq'[i % 2]}" for i in range(8)))
+    expected = {f"images/{i + 8}.jpg": "xy"[i % 2] for i in range(8)}
+    arguments = [
+        "--data-dir",
+        str(folder),
+        "--cache-dir",
+        str(cache),
+        "--image-column",
+        "b",
+        "--label-column",
+        "c",
+        "--min-count",
+        "4",
+    ]
+    settings = flags.parse(script.Settings, arguments)
+    assert labels_of(settings.photos(Divider())) == expected
+    for name, value in zip(arguments[::2], arguments[1::2], strict=True):
+        monkeypatch.setenv("HOGWEAR_" + name[2:].replace("-", "_").upper(), value)
+    assert flags.parse(script.Settings, []) == settings
+
+
+# --- strangers
+
+
+OUT = [
+    "../outside.jpg",
+    "/etc/passwd",
+    "images/../../outside.jpg",
+    "..",
+    "../data/images/1.jpg",
+    "away/outside.jpg",
+    "{folder}/images/1.jpg",
+]
+
+
+def test_paths_that_lead_out_of_the_folder_are_never_followed(folder: Path, cache: Path) -> None:
+    shutil.copy(folder / "images" / "0.jpg", folder.parent / "outside.jpg")
+    (folder / "away").symlink_to("..")
+    (folder / "photos").symlink_to("images")
+    rows = [
+        *of_two([f"photos/{i}.jpg" for i in range(8)]),
+        *(f"{path.format(folder=folder)},hats" for path in OUT),
+    ]
+    photos = dataset.find(
+        write(folder, "image,label", *rows), cache, Columns(label="label", min_count=3)
+    )
+    assert set(listed(photos)) == {f"photos/{i}.jpg" for i in range(8)}
+    assert photos.notes[0].endswith(
+        "8 photos of 15 rows; left out: 7 with a path out of the folder (line 10: ../outside.jpg)."
+    )
+
+
+def test_a_photo_that_links_out_of_the_folder_is_skipped_with_the_reason(
+    folder: Path, cache: Path
+) -> None:
+    (folder / "images" / "0.jpg").rename(folder.parent / "outside.jpg")
+    (folder / "images" / "0.jpg").symlink_to("../../outside.jpg")
+    rows = [
+        f"{row},{split}"
+        for row, split in zip(
+            of_two([str(i) for i in range(8)]), ["train", "train", "train", "val"] * 2, strict=True
+        )
+    ]
+    photos = dataset.find(write(folder, "id,label,split", *rows), cache, FEW)
+    pixels = PhotoCache(cache, processes=1).open(photos.train, 32)
+    assert pixels.skipped == {
+        folder
+        / "images"
+        / "0.jpg": "a link that leads out of the folder; put the photo itself there"
+    }
+    assert len(pixels) == 5 and pixels.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_table_that_links_out_of_the_folder_is_refused(folder: Path) -> None:
+    write(folder.parent, "id,label", *of_two([str(i) for i in range(8)]))
+    (folder / "table.csv").symlink_to("../table.csv")
+    assert (
+        refused(folder)
+        == f"data/table.csv: a link that leads out of {folder}, to {folder.parent}/table.csv; put the file itself there, or mount it there"
+    )
+
+
+ROWS = of_two([str(i) for i in range(8)])
+REFUSED: dict[str, tuple[list[str], Columns, str]] = {
+    "no column for the image": (["a,label,b", *ROWS], FEW, "table.csv: it is not plain which column is the image; name one with --image-column: a, label, b"),
+    "no column for the class": (["id,b", *ROWS], FEW, "table.csv: it is not plain which column is the label; name one with --label-column: id, b"),
+    "no such column": (["id,label", *ROWS], Columns(label="Label"), "table.csv: no column 'Label'; name one with --label-column: id, label"),
+    "empty": ([""], FEW, "table.csv: it is not plain which column is the image; name one with --image-column: there are none"),
+    "no rows": (["id,label"], FEW, "table.csv: 0 photos of 0 rows; no class has 3 of them (--min-count)"),
+    "no photos": (["id,label", "77,a", "78,b"], FEW, "table.csv: 0 photos of 2 rows; left out: 2 without an image (line 2: 77); no class has 3 of them (--min-count)"),
+    "one class": (["id,label", *ROWS[:4]], FEW, "one class only (boots); a classifier needs two or more"),
+    "a class that cannot be printed": (["id,label", *of_two(list("01234567"), ("a\x1b[31m", "b"))], FEW, r"table.csv: 'a\x1b[31m' cannot be the name of a class; "),
+    "Latin-1": (["id,label", *of_two(list("01234567"), ("\udce9t\udce9", "b"))], FEW, r"table.csv: '\udce9t\udce9' cannot be the name of a class; "),
+    "a class with an endless name": (["id,label", *of_two(list("01234567"), ("a" * 256, "b"))], FEW, f"table.csv: '{'a' * 255}' cannot be the name of a class; "),
+    "another split": (["id,label,split", "0,a,train", "1,a,dev"], FEW, "table.csv: line 3: split 'dev' is not one of train, training, val, valid, validation, test, testing; "),
+    "a class not in train": (
+        ["id,label,split", *(f"{row},train" for row in ROWS), *(f"{i},z,val" for i in range(8, 11))], FEW,
+        "table.csv: no photo of class z is in split train; ",
+    ),
+    "a quote that is not closed": (["id,label", *ROWS[:3], '7,"boots', *ROWS[4:]], FEW, "table.csv: the row that begins in line 5 is no CSV (unexpected end of data); "),
+    "an endless cell": (["id,label", "7," + "a" * 140_000], FEW, "table.csv: the row that begins in line 2 is no CSV (field larger than field limit (131072)); "),
+    "an endless line": (["id,label", "7," * (1 << 20)], FEW, "table.csv: line 2 has more than 1,048,576 characters; "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "columns", "said"), REFUSED.values(), ids=list(REFUSED))
+def test_a_table_that_cannot_be_used_is_named_with_the_fix(
+    text: list[str], columns: Columns, said: str, folder: Path
+) -> None:
+    line = refused(write(folder, *text), columns)
+    assert (
+        line.startswith(("data/" + said, "data: " + said)) and "\n" not in line and len(line) < 600
+    )
+
+
+@pytest.mark.parametrize(("columns", "end"), [(30, ""), (31, ", ...")])
+def test_of_many_columns_thirty_are_listed(columns: int, end: str, folder: Path) -> None:
+    header = ",".join(f"c{i}" for i in range(columns))
+    assert refused(write(folder, header)).endswith(
+        "name one with --image-column: " + ", ".join(f"c{i}" for i in range(30)) + end
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (500_000_000, "line 2 has more than 1,048,576 characters"),
+        (500_000_001, "500 megabytes, over the limit of 500"),
+    ],
+)
+def test_a_table_may_have_500_megabytes_and_not_a_byte_more(
+    size: int, said: str, folder: Path
+) -> None:
+    with write(folder, "id,label").joinpath("table.csv").open("a") as file:
+        file.truncate(size)
+    assert refused(folder).startswith(f"data/table.csv: {said}")
+
+
+def test_one_folder_without_a_table_is_one_class(folder: Path) -> None:
+    assert refused(folder) == "data: one class only (images); a classifier needs two or more"
+
+
+def test_tables_that_are_not_one_table_are_refused(folder: Path) -> None:
+    assert refused(folder, Columns(label="color")).startswith(
+        "data: no table (*.csv) in it, so there is no column 'color'; leave "
+    )
+    (folder / "folder.csv").mkdir()
+    os.mkfifo(folder / "pipe.csv")
+    assert refused(folder, Columns(image="x")).startswith(
+        "data: no table (*.csv) in it, so there is no column 'x'; leave "
+    )
+    (folder / "folder.csv").rmdir()
+    for name in ("a.csv", "b.CSV"):
+        write(folder, "id,label", *ROWS, name=name)
+    assert refused(folder) == "data: 2 tables, a.csv, b.CSV; keep one of them"
+    (folder / "b.CSV").unlink()
+    with (folder / "a.csv").open("a") as file:
+        file.truncate(501_000_000)
+    assert refused(folder).startswith(
+        "data/a.csv: 501 megabytes, over the limit of 500 for a table; "
+    )
+    write(folder, "id,label", *ROWS, name="a.csv", encoding="utf-16")
+    assert refused(folder) == "data/a.csv: not in UTF-8; save it as CSV in UTF-8"
+
+
+def test_a_class_may_be_called_what_no_file_can_be(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    names = ("/etc/T-Shirts", "Tops/../..")
+    photos = dataset.find(
+        write(folder, "id,label", *of_two([str(i) for i in range(8)], names)), cache, FEW
+    )
+    assert photos.class_names == names and set(listed(photos)) == {
+        f"images/{i}.jpg" for i in range(8)
+    }
+    answer = Prediction(photos.train.paths[0], names[0], None, {names[0]: 0.25, names[1]: 0.75})
+    assert pictures.stem_of(answer) == f"{photos.train.paths[0].stem}_Tops_.._.."
+
+
+CELLS = st.one_of(
+    st.sampled_from(["0", "1", "images/2.jpg", "..", "../x", "/", "~", "away/0", "", '"', ",", "\n", "a", "b", "NA", "\0", "id", "label", "split", "train"]),
+    st.text(max_size=8), st.integers(0, 19).map(str),
+)  # fmt: skip
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.lists(CELLS, max_size=4).map(",".join)).map(
+            lambda rows: "\n".join(["id,label", *rows]).encode("utf-8", "replace")
+        ),
+    )
+)
+def test_whatever_a_table_holds_it_gives_photos_of_the_folder_or_one_line(
+    content: bytes, folder: Path
+) -> None:
+    if not (folder / "away").is_symlink():
+        (folder / "away").symlink_to("..")
+    (folder / "table.csv").write_bytes(content)
+    try:
+        table = tables.read(folder / "table.csv", Columns(min_count=1))
+    except BadInput as error:
+        assert escaped(str(error)).startswith(f"{folder}/table.csv: ")
+    else:
+        for path in [
+            path for classes in table.found.values() for paths in classes.values() for path in paths
+        ]:
+            assert (folder / path).resolve().is_relative_to(folder) and (folder / path).exists()
+
+
+def test_a_header_that_is_no_csv_is_named_by_its_line(folder: Path) -> None:
+    assert "the row that begins in line 1 is no CSV" in refused(
+        write(folder, 'id,"label', "0,hats")
+    )
+
+
+def test_more_rows_are_no_more_questions_to_the_file_system(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Counter[str]()
+
+    def count(name: str) -> None:
+        ask = getattr(os, name)
+
+        def counting(path: Any, *arguments: Any, **options: Any) -> Any:
+            asked[name] += 1
+            return ask(path, *arguments, **options)
+
+        monkeypatch.setattr(os, name, counting)
+
+    def questions(*rows: str) -> Counter[str]:
+        file = write(folder, "id,label", *ROWS, *rows) / "table.csv"
+        asked.clear()
+        assert (
+            tables.read(file, FEW).notes[0].startswith(f"{file}: 8 photos of {8 + len(rows)} rows")
+        )
+        return Counter(asked)
+
+    for name in ("stat", "lstat", "scandir"):
+        count(name)
+    few = questions("100,hats", "a/b,hats")
+    assert few["scandir"] == 2, "of the folder itself and of images/"
+    assert questions(*(f"{i},hats" for i in range(100, 1100)), *["a/b,hats"] * 100) == few
+    assert questions("100,hats", "a/b,hats", *["a/" * 2100 + "b,hats", ",hats"] * 10) == few, (
+        "no file has a path so long"
+    )
+    deep = "/".join("abcdefgh" * 200)
+    assert questions("100,hats", f"{deep}/b,hats") == few, (
+        "a folder that is not there is one question, however deep it would be"
+    )

@@ -1,0 +1,255 @@
+"""The measures, against cases worked by hand and against scikit-learn and SciPy."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.calibration
+import sklearn.metrics
+
+from hogwear.evaluation import metrics
+
+LOGITS = np.log(
+    np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25], [0.2, 0.7, 0.1]], np.float32)
+)
+LABELS = np.array([0, 1, 1, 1])
+
+
+def test_loss_is_the_mean_negative_log_probability_of_the_true_class() -> None:
+    by_hand = -(math.log(0.7) + math.log(0.6) + math.log(0.25) + math.log(0.7)) / 4
+    assert metrics.cross_entropy(LOGITS, LABELS) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_loss_does_not_change_when_all_logits_are_shifted() -> None:
+    assert metrics.cross_entropy(LOGITS + 5, LABELS) == pytest.approx(
+        metrics.cross_entropy(LOGITS, LABELS), rel=1e-6
+    )
+
+
+def test_huge_logits_give_a_finite_loss() -> None:
+    logits = np.array([[1e4, 0.0], [0.0, -1e4]], np.float32)
+    assert metrics.cross_entropy(logits, np.array([0, 1])) == 5000
+
+
+def test_accuracy_is_the_share_of_photos_that_are_right() -> None:
+    assert metrics.accuracy(LOGITS, LABELS) == 0.75
+
+
+@pytest.mark.parametrize(("label", "right"), [(0, 1.0), (1, 0.0)])
+def test_of_equal_logits_the_first_class_counts(label: int, right: float) -> None:
+    assert metrics.accuracy(np.zeros((1, 2), np.float32), np.array([label])) == right
+
+
+def test_one_photo_is_enough() -> None:
+    logits, labels = LOGITS[:1], LABELS[:1]
+    assert metrics.accuracy(logits, labels) == 1
+    assert metrics.cross_entropy(logits, labels) == pytest.approx(-math.log(0.7), rel=1e-6)
+    assert metrics.confusion_matrix(logits.argmax(1), labels, 3).tolist() == [
+        [1, 0, 0],
+        [0, 0, 0],
+        [0, 0, 0],
+    ]
+
+
+def test_batches_of_different_size_do_not_weigh_the_same() -> None:
+    parts = [(LOGITS[:3], LABELS[:3]), (LOGITS[3:], LABELS[3:])]
+    by_photo = sum(metrics.cross_entropy(*part) * len(part[1]) for part in parts) / len(LABELS)
+    by_batch = sum(metrics.cross_entropy(*part) for part in parts) / len(parts)
+    assert metrics.cross_entropy(LOGITS, LABELS) == pytest.approx(by_photo)
+    assert metrics.cross_entropy(LOGITS, LABELS) != pytest.approx(by_batch, abs=0.01)
+
+
+def test_confusion_matrix_has_true_classes_in_rows() -> None:
+    matrix = metrics.confusion_matrix(LOGITS.argmax(1), LABELS, 3)
+    assert matrix.tolist() == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
+    assert np.issubdtype(matrix.dtype, np.integer), "photos are counted, not measured"
+
+
+def test_precision_recall_and_f1_by_hand() -> None:
+    found = metrics.per_class(np.array([[1, 0, 0], [1, 2, 0], [0, 1, 0]]))
+    assert found["precision"] == pytest.approx([1 / 2, 2 / 3, 0])
+    assert found["recall"] == pytest.approx([1, 2 / 3, 0])
+    assert found["f1"] == pytest.approx([2 / 3, 2 / 3, 0])
+    assert found["support"].tolist() == [1, 3, 1]
+
+
+def test_an_absent_class_counts_zero_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    found = metrics.per_class(np.array([[2, 0], [0, 0]]))
+    assert [values.tolist() for values in found.values()] == [[1, 0], [1, 0], [1, 0], [2, 0]]
+    assert not recwarn
+
+
+# --- against libraries that others keep
+
+CASES = [
+    (400, 5, 1.5),
+    (60, 3, 0.2),
+    (7, 4, 1.0),
+    (1, 2, 1.0),
+    (300, 10, 0.0),
+]  # photos, classes, how much is known
+
+
+def random_case(
+    photos: int, classes: int, known: float, seed: int
+) -> tuple[metrics.Floats, metrics.Ints]:
+    """Logits and labels; with few photos some classes are absent, with nothing known all logits are ties."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, photos)
+    logits = known * (random.normal(size=(photos, classes)) + 1.5 * np.eye(classes)[labels])
+    return logits.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_measures_equal_scikit_learns(case: tuple[int, int, float], seed: int) -> None:
+    logits, labels = random_case(*case, seed)
+    classes, predicted = list(range(case[1])), logits.argmax(1)
+    assert metrics.accuracy(logits, labels) == pytest.approx(
+        sklearn.metrics.accuracy_score(labels, predicted)
+    )
+    expected_loss = sklearn.metrics.log_loss(
+        labels, np.exp(metrics.log_softmax(logits)), labels=classes
+    )
+    assert metrics.cross_entropy(logits, labels) == pytest.approx(expected_loss, rel=1e-5)
+    matrix = metrics.confusion_matrix(predicted, labels, case[1])
+    assert np.array_equal(
+        matrix, sklearn.metrics.confusion_matrix(labels, predicted, labels=classes)
+    )
+    found = metrics.per_class(matrix)
+    theirs = sklearn.metrics.precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=0
+    )
+    for name, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
+        assert found[name] == pytest.approx(values), name
+    there = np.unique(labels)
+    for name, value in zip(("precision", "recall", "f1"), theirs, strict=False):
+        assert metrics.macro(found)[name] == pytest.approx(value[there].mean()), name
+
+
+@pytest.mark.parametrize(
+    ("right", "count"), [(627, 630), (0, 5), (5, 5), (1, 1), (0, 1), (50, 100)]
+)
+def test_the_interval_equals_scipys(right: int, count: int) -> None:
+    theirs = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert metrics.wilson(right, count) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "count", [16, 27, 40, 44, 46]
+)  # where rounding alone would lead out of 0 to 1
+def test_an_interval_of_shares_stays_between_none_and_all(count: int) -> None:
+    assert metrics.wilson(0, count)[0] == 0 and metrics.wilson(count, count)[1] <= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reliability_equals_scikit_learns_and_the_error_follows_from_it(seed: int) -> None:
+    logits, labels = random_case(400, 5, 1.5, seed)
+    confidence, right = metrics.confidences(logits), logits.argmax(1) == labels
+    found = metrics.reliability(confidence, right, bins=10)
+    share, mean = sklearn.calibration.calibration_curve(right, confidence, n_bins=10)
+    some = found["count"] > 0
+    assert found["accuracy"][some] == pytest.approx(share) and found["confidence"][
+        some
+    ] == pytest.approx(mean)
+    gaps = [
+        abs(confidence[place].sum() - right[place].sum())
+        for n in range(10)
+        if (place := np.clip((confidence * 10).astype(int), 0, 9) == n).any()
+    ]
+    assert metrics.calibration_error(confidence, right, bins=10) == pytest.approx(sum(gaps) / 400)
+
+
+def test_reliability_has_every_bin_and_nothing_to_say_of_an_empty_one(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    found = metrics.reliability(np.array([0.3, 0.35]), np.array([True, False]), bins=4)
+    assert found["count"].tolist() == [0, 2, 0, 0]
+    assert found["confidence"] == pytest.approx([math.nan, 0.325, math.nan, math.nan], nan_ok=True)
+    assert found["accuracy"] == pytest.approx([math.nan, 0.5, math.nan, math.nan], nan_ok=True)
+    assert not recwarn
+
+
+def test_certainty_belongs_to_the_last_bin() -> None:
+    found = metrics.reliability(np.array([0.9, 1.0]), np.array([True, False]), bins=4)
+    assert found["count"].tolist() == [0, 0, 0, 2] and found["accuracy"][3] == 0.5
+
+
+def test_calibration_is_judged_in_the_15_bins_of_the_paper() -> None:
+    confidence, right = np.array([0.61, 0.62, 0.66, 0.68]), np.array([True, False, True, True])
+    assert np.flatnonzero(metrics.reliability(confidence, right)["count"]).tolist() == [
+        9,
+        10,
+    ]  # 9/15 is 0.6, 10/15 is 0.667
+    assert len(metrics.reliability(confidence, right)["count"]) == 15
+    assert metrics.calibration_error(confidence, right) == pytest.approx(
+        ((2 - 1.89) + (1 - 0.68)) / 4
+    )
+
+
+# --- temperature and coverage
+
+
+def test_confidence_is_the_probability_of_the_likeliest_class() -> None:
+    assert metrics.confidences(LOGITS) == pytest.approx([0.7, 0.6, 0.5, 0.7])
+    assert metrics.confidences(LOGITS, 0.5) == pytest.approx(
+        [0.49 / 0.54, 0.36 / 0.46, 0.25 / 0.375, 0.49 / 0.54]
+    )
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_the_temperature_undoes_a_scale_and_no_other_has_less_loss(scale: float) -> None:
+    random = np.random.default_rng(0)
+    honest = 2 * random.normal(size=(5000, 4))
+    labels = np.array([random.choice(4, p=p) for p in np.exp(metrics.log_softmax(honest))])
+    found = metrics.fit_temperature(scale * honest, labels)
+    assert found == pytest.approx(scale, rel=0.05)
+    losses = [
+        metrics.cross_entropy(scale * honest / t, labels) for t in (0.9 * found, found, 1.1 * found)
+    ]
+    assert losses[1] == min(losses)
+
+
+@pytest.mark.parametrize("photos", [1, 20, 2000])
+def test_without_a_mistake_one_photo_in_n_plus_2_is_taken_to_be_of_any_class(photos: int) -> None:
+    labels = np.arange(photos) % 3
+    logits = 3 * np.eye(3)[labels] + 1
+    confidence = metrics.confidences(logits, metrics.fit_temperature(logits, labels))
+    assert confidence == pytest.approx(
+        np.full(photos, 1 - 2 / 3 / (photos + 2)), abs=1e-9
+    )  # two of its three classes are wrong
+
+
+@pytest.mark.parametrize(
+    ("logits", "temperature"),
+    [(1e-3 * np.eye(3), 0.05), (-np.eye(3), 20)],
+    ids=["all right, barely", "all wrong"],
+)
+def test_the_temperature_stays_within_its_bounds(
+    logits: metrics.Floats, temperature: float
+) -> None:
+    assert metrics.fit_temperature(logits, np.arange(3)) == pytest.approx(temperature)
+
+
+def test_logits_that_say_nothing_have_a_temperature() -> None:
+    assert 0 < metrics.fit_temperature(np.zeros((4, 3)), np.array([0, 1, 2, 0])) < 100
+
+
+def test_coverage_by_hand_answers_equal_confidences_together() -> None:
+    confidence, right = np.array([0.9, 0.6, 0.6, 0.99]), np.array([True, True, False, True])
+    thresholds, shares, accuracies = metrics.coverage(confidence, right)
+    assert (thresholds.tolist(), shares.tolist()) == ([0.99, 0.9, 0.6], [0.25, 0.5, 1.0])
+    assert accuracies == pytest.approx([1, 1, 0.75])
+
+
+@pytest.mark.parametrize(("accuracy", "expected"), [(0.75, 0.6), (0.76, 0.9), (1.0, 0.9)])
+def test_the_threshold_is_the_lowest_confidence_that_keeps_the_promise(
+    accuracy: float, expected: float
+) -> None:
+    confidence, right = np.array([0.9, 0.6, 0.6, 0.99]), np.array([True, True, False, True])
+    assert metrics.threshold_for(accuracy, confidence, right) == expected
+
+
+def test_where_no_answer_keeps_the_promise_none_is_sure() -> None:
+    assert metrics.threshold_for(0.99, np.array([0.9, 0.8]), np.array([False, True])) > 1

@@ -1,0 +1,392 @@
+"""What a checkpoint says of photos holds for those photos: what train, eval and infer do when there are others."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    CLASSES,
+    SIZE,
+    SMALL_RUN,
+    Call,
+    Trained,
+    at,
+    flat,
+    refusal,
+    saved,
+    stopped_after,
+    without_test,
+)
+
+import eval
+import infer
+import train
+from hogwear.cluster.peers import ALONE
+from hogwear.system import flags
+from hogwear.system.artifacts import CHECKPOINT
+from hogwear.training import checkpoint
+
+ONCE = "--epochs", 1, "--workers", 1
+TINY = "--arch", "tinyvgg", "--image-size", 32, "--workers", 1, "--batch-size", 8
+
+
+@pytest.fixture(scope="module")
+def cache(trained: Trained) -> Path:
+    return trained.cache
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder without photos: the built-in sample is used instead."""
+    (folder := tmp_path_factory.mktemp("mount") / "data").mkdir()
+    (folder / ".gitkeep").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interrupted(data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of a run on real photos that was stopped in its third epoch."""
+    return stopped(
+        tmp_path_factory.mktemp("interrupted"),
+        "--image-size",
+        SIZE,
+        "--epochs",
+        4,
+        "--batch-size",
+        8,
+        "--workers",
+        1,
+        data=data,
+        cache=cache,
+    )
+
+
+def stopped(folder: Path, *arguments: object, data: Path, cache: Path, batches: int = 35) -> Path:
+    with stopped_after(batches):
+        train.main(
+            flags.parse(train.Settings, [*map(str, arguments), *map(str, at(data, folder, cache))])
+        )
+    assert not saved(folder)["finished"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_the_sample(empty: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, interrupted on the built-in sample."""
+    return stopped(
+        tmp_path_factory.mktemp("sample"), *TINY, "--epochs", 2, data=empty, cache=cache, batches=3
+    )
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    return lambda folder: Path(shutil.copytree(folder, tmp_path / "model"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+# --- real photos and the built-in sample
+
+
+@pytest.mark.parametrize("script", [train, eval, infer])
+@pytest.mark.parametrize("which", ["finished", pytest.param("interrupted", marks=pytest.mark.long)])
+def test_an_empty_data_folder_is_no_place_for_a_checkpoint_of_real_photos(
+    which: str, script: Any, trained: Trained, interrupted: Path, empty: Path, call: Call, copied: Callable[[Path], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder = copied(trained.model if which == "finished" else interrupted)
+    before = files(folder)
+    monkeypatch.chdir(tmp_path)
+    answer = call(script, *at(empty, folder, trained.cache))
+    said = refusal(answer.stderr)
+    assert (
+        answer.code == 2
+        and f"{empty}: empty, but the checkpoint was trained on real photos" in said
+        and "mount" in said
+        and "--data-dir" in said
+    )
+    assert files(folder) == before and not (tmp_path / "responses").exists()
+    assert answer.stdout == "", "nothing is drawn, and nothing promised"
+
+
+def test_photos_of_ones_own_are_predicted_without_a_data_folder(
+    trained: Trained, empty: Path, photo_files: list[Path], call: Call, tmp_path: Path
+) -> None:
+    for data in empty, tmp_path / "nowhere":
+        answer = call(
+            infer,
+            *at(data, trained.model, trained.cache),
+            "--responses-dir",
+            tmp_path / "responses",
+            "--images",
+            photo_files[0],
+        )
+        assert answer.code == 0, answer
+
+
+@pytest.mark.long
+def test_a_run_on_the_built_in_sample_goes_on_with_it(
+    of_the_sample: Path, empty: Path, cache: Path, call: Call, copied: Callable[[Path], Path]
+) -> None:
+    folder = copied(of_the_sample)
+    for script in train, eval:
+        assert call(script, *at(empty, folder, cache)).code == 0
+    assert len(saved(folder)["history"]) == 2 and saved(folder)["photos"]["is_sample"]
+
+
+@pytest.mark.parametrize("which", ["finished", "interrupted"])
+def test_the_first_real_photos_start_a_new_run_and_the_checkpoint_of_the_sample_is_kept(
+    which: str,
+    of_the_sample: Path,
+    data: Path,
+    cache: Path,
+    call: Call,
+    copied: Callable[[Path], Path],
+) -> None:
+    folder = copied(of_the_sample)
+    if which == "finished":
+        state = saved(folder)
+        checkpoint.save(folder, state | {"finished": True, "momentum": None, **one_epoch(state)})
+    before = (folder / CHECKPOINT).read_bytes()
+    answer = call(train, "--arch", "tinyvgg", "--image-size", 64, *ONCE, *at(data, folder, cache))
+    assert (
+        answer.code == 0
+        and f"Starting a new run: {folder}/{CHECKPOINT} was trained on the built-in sample"
+        in answer.stdout
+    ), answer
+    assert (
+        before in [file.read_bytes() for file in folder.glob("checkpoint-*.pt")]
+        and "The old checkpoint is kept as" in answer.stdout
+    )
+    state = saved(folder)
+    assert (
+        not state["photos"]["is_sample"]
+        and state["choices"]["image_size"] == 64
+        and len(state["history"]) == 1
+    )
+
+
+def one_epoch(state: dict[str, Any]) -> dict[str, Any]:
+    row = {
+        "epoch": 1,
+        "images": 1,
+        "lr": 0.1,
+        "train_loss": 1.0,
+        "train_acc": 1.0,
+        "val_loss": 1.0,
+        "val_acc": 1.0,
+        "images_per_second": 1.0,
+    }
+    best = {
+        "epoch": 1,
+        "val_acc": 1.0,
+        "val_loss": 1.0,
+        "temperature": 1.0,
+        "sure_from": 0.5,
+        "image_size": 32,
+        "weights": state["weights"],
+    }
+    return {"history": [row], "best": best}
+
+
+@pytest.mark.parametrize("script", [eval, infer])
+def test_a_network_that_knows_the_sample_only_is_not_measured_on_real_photos(
+    script: Any,
+    of_the_sample: Path,
+    data: Path,
+    cache: Path,
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = call(script, *at(data, of_the_sample, cache))
+    assert (
+        answer.code == 2
+        and f"{data}: the checkpoint was trained on the built-in sample" in refusal(answer.stderr)
+        and "run train" in answer.stderr
+    )
+    assert not list(tmp_path.iterdir())
+
+
+# --- other photos
+
+
+@pytest.fixture
+def corrected(data: Path, tmp_path: Path) -> Path:
+    """The same photos, but those of two classes have exchanged their labels. There is no test split, so eval measures val."""
+    folder = without_test(data, tmp_path / "corrected")
+    for split in ("train", "val"):
+        one, other, aside = (folder / split / name for name in ("eyewear", "topwear", "aside"))
+        one.rename(aside)
+        other.rename(one)
+        aside.rename(other)
+    return folder
+
+
+@pytest.fixture
+def evaluate(call: Call, cache: Path) -> Callable[[Path, Path], float]:
+    """evaluate(data, model): the accuracy that eval measures."""
+
+    def evaluate(data: Path, model: Path) -> float:
+        assert call(eval, *at(data, model, cache)).code == 0
+        return float(json.loads((model / "eval_results.json").read_text())["test_acc"])
+
+    return evaluate
+
+
+Evaluate = Callable[[Path, Path], float]
+
+
+def test_after_labels_were_corrected_the_result_is_what_eval_measures(
+    trained: Trained,
+    corrected: Path,
+    cache: Path,
+    call: Call,
+    evaluate: Evaluate,
+    copied: Callable[[Path], Path],
+) -> None:
+    folder = copied(trained.model)
+    was, now = saved(folder)["best"]["val_acc"], evaluate(corrected, folder)
+    assert now < was - 0.2, "the old weights know the old labels"
+    answer = call(train, *SMALL_RUN, "--workers", 1, *at(corrected, folder, cache))
+    assert answer.code == 0, answer
+    assert (
+        f"evaluated again, on the present validation photos: accuracy {now:.4f}, previously {was:.4f}."
+        in answer.stdout
+    )
+    best = saved(folder)["best"]
+    assert best["epoch"] > 6 and best["val_acc"] > now, "worse weights lose, as ever"
+    assert (
+        evaluate(corrected, folder) == best["val_acc"]
+        and f"Done: best validation accuracy {best['val_acc']:.4f} (epoch {best['epoch']})"
+        in answer.stdout
+    )
+
+
+@pytest.mark.long
+def test_better_old_weights_stay_with_figures_of_the_photos_there_are_now(
+    trained: Trained,
+    data: Path,
+    cache: Path,
+    call: Call,
+    evaluate: Evaluate,
+    copied: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
+    """And are measured at their own image size."""
+    folder, photos = copied(trained.model), without_test(data, tmp_path / "fewer")
+    for name in CLASSES:
+        sorted((photos / "val" / name).iterdir())[0].unlink()
+    before, measured = saved(folder)["best"], evaluate(photos, folder)
+    answer = call(
+        train, *ONCE, "--lr", 2, "--batch-size", 8, "--image-size", 32, *at(photos, folder, cache)
+    )
+    assert (
+        answer.code == 0
+        and f"accuracy {measured:.4f}, before {before['val_acc']:.4f}" in answer.stdout
+    )
+    best = saved(folder)["best"]
+    assert (best["epoch"], best["image_size"], best["val_acc"]) == (
+        before["epoch"],
+        SIZE,
+        measured,
+    ) and best["val_loss"] != before["val_loss"]
+    assert best["temperature"] != before["temperature"] and torch.equal(
+        flat(best["weights"]), flat(before["weights"])
+    )
+
+
+def test_an_interrupted_run_goes_on_with_its_own_weights_and_not_with_the_best(
+    interrupted: Path,
+    corrected: Path,
+    cache: Path,
+    evaluate: Evaluate,
+    copied: Callable[[Path], Path],
+) -> None:
+    folder = copied(interrupted)
+    state, measured = saved(folder), evaluate(corrected, folder)
+    prepared = train.prepare(
+        flags.parse(train.Settings, [*map(str, at(corrected, folder, cache))]), ALONE, 0.0
+    )
+    assert prepared
+    run = train.open_run(prepared, cache, ALONE)
+    assert torch.equal(flat(run.net.state_dict()), flat(state["weights"])) and not torch.equal(
+        flat(state["weights"]), flat(state["best"]["weights"])
+    )
+    assert (
+        torch.equal(flat(run.best["weights"]), flat(state["best"]["weights"]))
+        and run.best["val_acc"] == measured != state["best"]["val_acc"]
+    )
+
+
+# --- and train says so
+
+
+def fewer(folder: Path) -> None:
+    for name in CLASSES:
+        for photo in sorted((folder / "train" / name).iterdir())[6:]:
+            photo.unlink()
+
+
+def more(folder: Path) -> None:
+    shutil.copy(
+        next((folder / "train" / "handbag").iterdir()), folder / "train" / "eyewear" / "more.jpg"
+    )
+
+
+def relabelled(folder: Path) -> None:
+    one, other = (sorted((folder / "train" / name).iterdir())[0] for name in ("eyewear", "handbag"))
+    one.rename(other.parent / "one.jpg")
+    other.rename(one.parent / "other.jpg")
+
+
+def removed_from_val(folder: Path) -> None:
+    sorted((folder / "val" / "eyewear").iterdir())[0].unlink()
+
+
+def renamed(folder: Path) -> None:
+    for photo in sorted((folder / "train" / "eyewear").iterdir()):
+        photo.rename(photo.with_name(f"renamed-{photo.name}"))
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "120 photos to train on before, 30 now.": fewer,
+    "120 photos to train on before, 121 now.": more,
+    "some of the 120 photos to train on are new or belong to another class.": relabelled,
+    "40 photos to validate with before, 39 now.": removed_from_val,
+    "": renamed,
+}
+
+
+@pytest.mark.parametrize("which", ["finished", "interrupted"])
+@pytest.mark.parametrize(
+    ("said", "change"), CHANGES.items(), ids=[change.__name__ for change in CHANGES.values()]
+)
+def test_train_says_in_one_line_which_photos_have_changed(
+    said: str,
+    change: Callable[[Path], None],
+    which: str,
+    trained: Trained,
+    interrupted: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos = Path(shutil.copytree(data, tmp_path / "data"))
+    change(photos)
+    arguments = at(
+        photos, trained.model if which == "finished" else interrupted, tmp_path / "cache"
+    )
+    train.prepare(flags.parse(train.Settings, [*map(str, arguments)]), ALONE, 0.0)
+    lines = re.findall(
+        r"^The photos have changed since the last run: (.*)$", capsys.readouterr().out, re.MULTILINE
+    )
+    assert lines == ([said] if said else [])

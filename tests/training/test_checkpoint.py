@@ -1,0 +1,151 @@
+"""The checkpoint file: whole or not at all, verified to the last byte, and nothing in it ever runs."""
+
+import hashlib
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hogwear.system.errors import BadInput, NoCheckpoint
+from hogwear.training import checkpoint
+
+Damage = Callable[[bytes], bytes]
+
+
+def state(number: int = 0, size: int = 1000) -> dict[str, Any]:
+    full = torch.from_numpy(
+        np.full(size, number, np.float32)
+    )  # NumPy has no threads, which a forked process would lack
+    weights = {"w": full, "b": torch.arange(3, dtype=torch.float64)}
+    return {
+        "number": number,
+        "weights": weights,
+        "class_names": ["a", "b"],
+        "best": None,
+        "history": [{"epoch": 1}],
+    }
+
+
+def write_with_checksum(folder: Path, body: bytes) -> None:
+    (folder / "checkpoint.pt").write_bytes(body + hashlib.sha256(body).digest())
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(7))
+    loaded = checkpoint.load(tmp_path).state
+    assert {name: loaded[name] for name in ("number", "class_names", "best", "history")} == {
+        "number": 7, "class_names": ["a", "b"], "best": None, "history": [{"epoch": 1}],
+    }  # fmt: skip
+    assert torch.equal(loaded["weights"]["w"], torch.full((1000,), 7.0))
+    assert loaded["weights"]["b"].dtype == torch.float64
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_what_a_killed_save_left_is_cleared_away_and_a_file_of_the_user_with_a_like_name_is_not(
+    tmp_path: Path,
+) -> None:
+    for name in ("backup", "unfinished-x1_abcde", "unfinished-previous"):
+        (tmp_path / f".checkpoint.pt.{name}").write_bytes(b"old")
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        ".checkpoint.pt.backup",
+    }
+    assert (tmp_path / ".checkpoint.pt.backup").read_bytes() == b"old"
+
+
+def test_a_new_checkpoint_replaces_the_old_one_and_its_hash(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    first = checkpoint.load(tmp_path).sha256
+    checkpoint.save(tmp_path, state(2))
+    assert checkpoint.load(tmp_path).state["number"] == 2
+    assert checkpoint.load(tmp_path).sha256 != first
+    assert (
+        checkpoint.load(tmp_path).sha256
+        == hashlib.sha256((tmp_path / "checkpoint.pt").read_bytes()).hexdigest()
+    )
+
+
+def test_whoever_reads_the_old_checkpoint_reads_it_to_its_end(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    with (tmp_path / "checkpoint.pt").open("rb") as reader:
+        checkpoint.save(tmp_path, state(2))
+        assert reader.read() == content
+
+
+def test_others_may_read_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state())
+    assert (tmp_path / "checkpoint.pt").stat().st_mode & 0o777 == 0o644
+
+
+def test_one_changed_byte_anywhere_is_noticed(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state())
+    file = tmp_path / "checkpoint.pt"
+    content = file.read_bytes()
+    places = [
+        0,
+        1,
+        len(content) // 2,
+        *range(-34, 0),
+        *random.Random(0).sample(range(len(content)), 50),
+    ]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << random.Random(place).randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"checkpoint\.pt: damaged .*--fresh"):
+            checkpoint.load(tmp_path)
+
+
+CUTS: list[Damage] = [
+    lambda c: b"", lambda c: c[:31], lambda c: c[:32], lambda c: c[: len(c) // 2], lambda c: c[:-1], lambda c: c[1:],
+    lambda c: c + b"\0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_cut_or_longer_file_is_refused(tmp_path: Path, cut: Damage) -> None:
+    checkpoint.save(tmp_path, state())
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(cut(file.read_bytes()))
+    with pytest.raises(BadInput, match=r"checkpoint\.pt: damaged"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"format": 0}, {"weights": {}}, [1, 2], torch.zeros(3)],
+    ids=["old", "foreign", "list", "tensor"],
+)
+def test_a_file_of_another_kind_is_refused_though_its_checksum_is_right(
+    tmp_path: Path, content: object
+) -> None:
+    body = io.BytesIO()
+    torch.save(content, body)
+    write_with_checksum(tmp_path, body.getvalue())
+    with pytest.raises(BadInput, match=r"checkpoint\.pt"):
+        checkpoint.load(tmp_path)
+
+
+def test_bytes_that_torch_cannot_read_are_refused_though_their_checksum_is_right(
+    tmp_path: Path,
+) -> None:
+    write_with_checksum(tmp_path, b"not a checkpoint")
+    with pytest.raises(BadInput, match=r"checkpoint\.pt"):
+        checkpoint.load(tmp_path)
+
+
+def test_no_checkpoint_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(
+        NoCheckpoint, match=r"checkpoint\.pt: no checkpoint; run train first"
+    ) as error:
+        checkpoint.load(tmp_path)
+    assert error.value.exit_code == 3

@@ -1,0 +1,358 @@
+"""A checkpoint whose digest is right and whose content is odd is refused in one line, whatever is odd about it."""
+
+import copy
+import hashlib
+import io
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CLASSES, Call, at, refusal, saved, stopped_after
+
+import eval
+import infer
+import model
+import train
+from hogwear.system import flags
+from hogwear.system.artifacts import CHECKPOINT
+from hogwear.system.errors import BadInput
+from hogwear.training import checkpoint
+from hogwear.training.checkpoint import Checkpoint
+
+State = dict[str, Any]
+Key = tuple[Any, ...]  # the way through the dicts and lists of a state
+REMOVED, EXTRA = object(), object()
+NEVER = [
+    -1,
+    -0.5,
+    10**5000,
+    math.nan,
+    math.inf,
+    b"x",
+    ["x", "x"],
+    {"x": 1},
+    {1: 1},
+    torch.zeros(2, 3),
+    torch.zeros(0),
+    REMOVED,
+    EXTRA,
+]
+OPTIONAL = ("job",), ("length",), ("choices", "lr"), ("choices", "time_budget")  # which may be None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a real run of TinyVGG has written."""
+
+    cache: Path
+    states: dict[str, State]
+
+    def state(self, name: str) -> State:
+        return copy.deepcopy(self.states[name])
+
+
+@pytest.fixture(scope="module")
+def written(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Interrupted in its second epoch, and gone on with to its end."""
+    folder, states = tmp_path_factory.mktemp("written"), {}
+    small = (
+        "--arch",
+        "tinyvgg",
+        "--image-size",
+        32,
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--workers",
+        2,
+        *at(data, folder / "model", folder / "cache"),
+    )
+    with stopped_after(batches=20):
+        train.main(flags.parse(train.Settings, [*map(str, small)]))
+    states["interrupted"] = saved(folder / "model")
+    train.main(flags.parse(train.Settings, [*map(str, small)]))
+    states["finished"] = saved(folder / "model")
+    return Written(folder / "cache", states)
+
+
+def inner(state: Any, key: Key) -> Any:
+    for step in key:
+        state = state[step]
+    return state
+
+
+def changed(state: State, key: Key, value: object) -> State:
+    """The state itself, with another value there, or none, or with one more key in what is there."""
+    if value is REMOVED:
+        del inner(state, key[:-1])[key[-1]]
+    elif value is EXTRA:
+        inner(state, key)["extra"] = 1
+    else:
+        inner(state, key[:-1])[key[-1]] = value
+    return state
+
+
+def keys(value: Any, way: Key = ()) -> Iterator[Key]:
+    """All keys of a state, and of what is in it."""
+    inside: Any = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, part in inside:
+        yield (*way, key)
+        yield from keys(part, (*way, key))
+
+
+def odd_values(state: State, key: Key) -> Iterator[Any]:
+    """What no run writes there."""
+    was = inner(state, key)
+    for value in NEVER:
+        inside = dict if value is EXTRA else object
+        if isinstance(was, inside) and not (value is REMOVED and isinstance(key[-1], int)):
+            yield value
+    if key != ("job",) and key[0] != "class_names":
+        yield "x"
+    if key not in OPTIONAL and was is not None:
+        yield None
+    if not isinstance(was, bool):
+        yield True
+
+
+def problem(state: State) -> str:
+    """Why it is refused; empty where it is not."""
+    try:
+        model.checked(Checkpoint(Path("model/checkpoint.pt"), state, ""))
+    except BadInput as error:
+        assert str(error).isprintable() and len(str(error)) < 400, error
+        assert str(error).startswith("model/checkpoint.pt: not what train writes (") and str(
+            error
+        ).endswith("or train with --fresh")
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", ["finished", "interrupted"])
+def test_what_a_run_has_written_is_accepted(name: str, written: Written) -> None:
+    state = written.state(name)
+    assert problem(state) == "" and state["finished"] == (name == "finished")
+
+
+@pytest.mark.parametrize("name", ["finished", "interrupted"])
+def test_whatever_is_odd_about_any_key_of_a_checkpoint_is_noticed_and_named(
+    name: str, written: Written
+) -> None:
+    state, tried, missed = written.state(name), 0, []
+    for key in [key for key in keys(state) if key != ("format",)]:
+        for value in odd_values(state, key):
+            said = problem(changed(copy.deepcopy(state), key, value))
+            tried += 1
+            if str(key[-1]) not in said and str(key[0]) not in said:
+                missed.append((key, type(value), said))
+    assert tried > 500 and not missed, missed[:20]
+
+
+def put(*key: Any, value: Any) -> Callable[[State], object]:
+    return lambda state: changed(state, key, value)
+
+
+def fill(*key: Any, value: float) -> Callable[[State], object]:
+    return lambda state: inner(state, key).view(-1)[-1:].fill_(value)
+
+
+def cast(*key: Any, dtype: torch.dtype) -> Callable[[State], object]:
+    return lambda state: changed(state, key, inner(state, key).to(dtype))
+
+
+HEAD = ("weights", "head.weight")
+EDGES: dict[str, Callable[[State], object]] = {
+    "choices.arch is 'resnet50'": put("choices", "arch", value="resnet50"),
+    "choices.image_size is 31,": put("choices", "image_size", value=31),
+    "choices.image_size is 100000": put("choices", "image_size", value=100000),
+    "choices.image_size is 32.0": put("choices", "image_size", value=32.0),
+    "choices.epochs is 0": put("choices", "epochs", value=0),
+    "choices.epochs is 1000000000": put("choices", "epochs", value=10**9),
+    "choices.time_budget is 4611686018427387904": put("choices", "time_budget", value=2**62),
+    "choices.lr is 10.0": put("choices", "lr", value=10.0),
+    "choices.momentum is 1.0": put("choices", "momentum", value=1.0),
+    "class_names is of type list": put("class_names", value=[*CLASSES[:4], CLASSES[0]]),
+    "class_names is of type list, expected a list of two or more different": put(
+        "class_names", value=["one"]
+    ),
+    "names that can be shown": put("class_names", 0, value="\x1b[2J"),
+    "expected a list of two": put("class_names", 0, value=""),
+    "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (4, 640)": put(
+        "class_names", value=list(CLASSES[:4])
+    ),
+    "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (5, 2560)": put(
+        "choices", "image_size", value=64
+    ),
+    "weights.head.weight is float32 of shape (5, 640), expected finite": fill(
+        *HEAD, value=math.nan
+    ),
+    "expected finite float32": fill("best", *HEAD, value=math.inf),
+    "weights.head.weight is float64": cast(*HEAD, dtype=torch.float64),
+    "weights.head.weight is bfloat16": cast("best", *HEAD, dtype=torch.bfloat16),
+    "weights.head.weight is float32 of shape (3200,)": lambda state: changed(
+        state, HEAD, inner(state, HEAD).flatten()
+    ),
+    "best.temperature is 0.0": put("best", "temperature", value=0.0),
+    "best.temperature is 1e-300": put("best", "temperature", value=1e-300),
+    "best.sure_from is 1.02": put("best", "sure_from", value=1.02),
+    "best.val_acc is 1.5": put("best", "val_acc", value=1.5),
+    "best.epoch is 3": put("best", "epoch", value=3),
+    "best.image_size is 64": put("best", "image_size", value=64),
+    "epoch 1 of history.epoch is 2": put("history", 0, "epoch", value=2),
+    "best.epoch is missing": put("best", value={}),
+    "best.'epoch' is not known": put("history", value=[]),
+    "first_epoch is 3": put("first_epoch", value=3),
+    "setbacks is 3": put("setbacks", value=3),
+    "tally.correct is 1,": lambda state: state["tally"].update(images=0, correct=1),
+    "photos.val.sha256 is": put("photos", "val", "sha256", value="g" * 64),
+    "photos.val.count is 0": put("photos", "val", "count", value=0),
+}
+FINISHED: dict[str, Callable[[State], object]] = EDGES | {
+    "momentum is None": put("finished", value=False),
+    "momentum is float32 of shape (1, 1), expected None": put("momentum", value=torch.zeros(1, 1)),
+    "history is of type list, expected an epoch or more": lambda state: state.update(
+        history=[], best={}, first_epoch=0
+    ),
+}
+INTERRUPTED: dict[str, Callable[[State], object]] = {
+    "momentum is float32 of shape (2, 6215), expected None": put("finished", value=True),
+    "momentum is float32 of shape (2, 6215), expected finite": fill("momentum", value=math.nan),
+    "momentum is float32 of shape (6215,)": lambda state: changed(
+        state, ("momentum",), state["momentum"][0]
+    ),
+    "momentum is float32 of shape (0, 6215)": lambda state: changed(
+        state, ("momentum",), state["momentum"][:0]
+    ),
+    "momentum is float32 of shape (2, 6214)": lambda state: changed(
+        state, ("momentum",), state["momentum"][:, 1:]
+    ),
+    "momentum is None": put("momentum", value=None),
+}
+
+
+@pytest.mark.parametrize(("said", "change"), FINISHED.items(), ids=list(FINISHED))
+def test_a_value_out_of_range_is_named_with_what_was_expected(
+    said: str, change: Callable[[State], object], written: Written
+) -> None:
+    change(state := written.state("finished"))
+    assert said in problem(state)
+
+
+@pytest.mark.parametrize(("said", "change"), INTERRUPTED.items(), ids=list(INTERRUPTED))
+def test_so_is_one_of_an_interrupted_run(
+    said: str, change: Callable[[State], object], written: Written
+) -> None:
+    change(state := written.state("interrupted"))
+    assert said in problem(state)
+
+
+# --- and so do the scripts
+
+
+def write(state: Any, folder: Path) -> Path:
+    """As a checkpoint, its digest right."""
+    folder.mkdir()
+    torch.save(state, body := io.BytesIO())
+    (folder / CHECKPOINT).write_bytes(body.getvalue() + hashlib.sha256(body.getvalue()).digest())
+    return folder
+
+
+def of_the_issue(written: Written) -> dict[str, State]:
+    """{what is odd: the state}: a value for each key, and what was seen to go wrong."""
+    states: dict[str, State] = {}
+    for name in ("finished", "interrupted"):
+        state = written.state(name)
+        tops = [
+            key
+            for key in keys(state)
+            if len(key) == 1 or (key[0] in ("choices", "best", "tally", "photos") and len(key) == 2)
+        ]
+        states |= {
+            f"{name} without {key}": changed(copy.deepcopy(state), key, REMOVED) for key in tops
+        }
+    for said, change in FINISHED.items():
+        change(state := written.state("finished"))
+        states[said] = state
+    return states
+
+
+def test_train_eval_and_infer_refuse_an_odd_checkpoint_in_one_line_that_names_it(
+    written: Written, data: Path, photo_files: list[Path], call: Call, tmp_path: Path
+) -> None:
+    wrong = []
+    for number, (what, state) in enumerate(of_the_issue(written).items()):
+        folder = write(state, tmp_path / str(number))
+        places = at(data, folder, written.cache)
+        for script, more in (
+            (train, ()),
+            (eval, ()),
+            (infer, ("--responses-dir", tmp_path / "r", "--images", photo_files[0])),
+        ):
+            answer = call(script, *more, *places)
+            if (
+                answer.code != 2
+                or answer.stdout.count("\n") > 1
+                or f"{folder}/{CHECKPOINT}: not " not in refusal(answer.stderr)
+            ):
+                wrong.append((what, script.__name__, answer))
+        assert [file.name for file in folder.iterdir() if file.name != ".lock"] == [CHECKPOINT], (
+            "nothing is moved, nothing written"
+        )
+    assert not wrong, wrong[:5]
+
+
+def test_any_changed_byte_under_a_right_digest_is_refused_or_does_no_harm(
+    written: Written, tmp_path: Path
+) -> None:
+    folder, refused, random_ = (
+        write(written.state("interrupted"), tmp_path / "model"),
+        0,
+        random.Random(0),
+    )
+    body = (folder / CHECKPOINT).read_bytes()[: -checkpoint.DIGEST_SIZE]
+    for place in random_.sample(range(len(body)), 100) + random_.sample(range(5000), 200):
+        changed = (
+            body[:place] + bytes([body[place] ^ 1 << random_.randrange(8)]) + body[place + 1 :]
+        )
+        try:
+            model.checked(
+                checkpoint.parsed(folder / CHECKPOINT, changed + hashlib.sha256(changed).digest())
+            )
+        except BadInput as error:
+            assert f"{folder}/{CHECKPOINT}: not " in str(error)
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("script", [eval, infer, train])
+def test_weights_so_large_that_no_answer_is_a_number_are_refused(
+    script: Any,
+    written: Written,
+    data: Path,
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = written.state("finished")
+    for name, weights in state["best"]["weights"].items():
+        weights.fill_(3e38 if name.endswith("weight") else 0)
+    state["photos"]["val"]["sha256"] = "0" * 64  # so that train measures them again, too
+    monkeypatch.chdir(tmp_path)
+    answer = call(script, *at(data, write(state, tmp_path / "model"), written.cache))
+    assert (
+        answer.code == 2
+        and "no finite numbers: its weights are useless" in answer.stderr
+        and "nan" not in answer.stdout
+    )
