@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT, descendants, is_running, saved, wait_until
+from helpers import ROOT, descendants, is_running, saved, wait_until
 
 from bench import network
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from conftest import ROOT, Call, Script, Start, at, saved, wait_until
+from helpers import ROOT, Call, Script, Start, at, saved, wait_until
 
 import eval
 import infer

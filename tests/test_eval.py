@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from helpers import (
     CLASSES,
     FAST,
     SIZE,

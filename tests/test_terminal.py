@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from terminal import COLUMNS, SVG, draw, output, screen
 
 PICTURE = ROOT / "docs" / "images" / "terminal.svg"

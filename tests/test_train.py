@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # SGD imports it when first used: better once here than in every worker of `call`
-from conftest import (
+from helpers import (
     CLASSES,
     FASHION5,
     FAST,

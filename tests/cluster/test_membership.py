@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CLASSES, ROOT, SIZE, Answer, Call, Trained, at, refusal, saved, without_test
+from helpers import CLASSES, ROOT, SIZE, Answer, Call, Trained, at, refusal, saved, without_test
 from machines import LOOPBACK, Cluster
 
 import eval

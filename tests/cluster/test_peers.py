@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Elsewhere
+from helpers import Elsewhere
 from torch import nn
 
 from hogwear.cluster import membership, peers

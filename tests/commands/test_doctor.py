@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, FASHION5, ROOT, Call, Trained, at
+from helpers import CLASSES, FASHION5, ROOT, Call, Trained, at
 from PIL import Image, ImageEnhance
 
 from hogwear.commands import doctor

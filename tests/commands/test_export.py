@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import CLASSES, FAST, SIZE, Answer, Call, Trained, at, refusal
+from helpers import CLASSES, FAST, SIZE, Answer, Call, Trained, at, refusal
 from onnx import TensorProto, helper
 from PIL import Image
 

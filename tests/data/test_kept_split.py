@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Answer, Call, Start, at, descendants, refusal, saved, wait_until
+from helpers import Answer, Call, Start, at, descendants, refusal, saved, wait_until
 from machines import Cluster
 
 import eval

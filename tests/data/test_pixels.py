@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import SIZE, Elsewhere
+from helpers import SIZE, Elsewhere
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hogwear.data import cache as hogwear_cache

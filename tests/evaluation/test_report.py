@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Browser
-from conftest import CLASSES, FAST, SIZE, Script, Trained, at
+from helpers import CLASSES, FAST, SIZE, Script, Trained, at
 from PIL import Image
 
 import eval

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import saved
 from containers import PROJECT, SERVICES, attempt, image, look_into, run, wait_for_output
+from helpers import saved
 
 pytestmark = pytest.mark.engine
 LONG = pytest.mark.long

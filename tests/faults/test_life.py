@@ -20,7 +20,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from conftest import Answer, Call, Start, Times, at, saved
+from helpers import Answer, Call, Start, Times, at, saved
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FASHION5, Start, at, saved
+from helpers import FASHION5, Start, at, saved
 from machines import Cluster
 
 from bench import network

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, SIZE, Call, Elsewhere, Held, Script, Times, at, refusal, wait_until
+from helpers import ROOT, SIZE, Call, Elsewhere, Held, Script, Times, at, refusal, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from PIL import Image, ImageFile

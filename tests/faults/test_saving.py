@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Call, Held, Times, Trained, at, refusal, saved, wait_until
+from helpers import Call, Held, Times, Trained, at, refusal, saved, wait_until
 
 import eval
 import train

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Script, Start, Trained, at, refusal, saved
+from helpers import ROOT, Script, Start, Trained, at, refusal, saved
 
 from hogwear.system import machine
 

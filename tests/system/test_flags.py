@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer, Call, refusal
+from helpers import Answer, Call, refusal
 
 import eval
 import infer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLASSES, SIZE, Answer, Call, Start, Trained, at, saved
+from helpers import CLASSES, SIZE, Answer, Call, Start, Trained, at, saved
 from PIL import Image
 
 import eval

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
+from helpers import (
     CLASSES,
     SIZE,
     SMALL_RUN,

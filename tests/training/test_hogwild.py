@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch._dynamo  # SGD imports it when first used: better once here than in every worker
 import torch.nn.functional as F
-from conftest import CLASSES, FAST, SIZE, Elsewhere, descendants, flat, is_running, wait_until
+from helpers import CLASSES, FAST, SIZE, Elsewhere, descendants, flat, is_running, wait_until
 
 import model
 from hogwear.data import dataset

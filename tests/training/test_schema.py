@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSES, Call, at, refusal, saved, stopped_after
+from helpers import CLASSES, Call, at, refusal, saved, stopped_after
 
 import eval
 import infer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Call, Elsewhere, at, refusal, saved
+from helpers import Call, Elsewhere, at, refusal, saved
 
 import model
 import train
