@@ -94,7 +94,7 @@ def test_machines_go_on_from_real_photos_only_and_measure_the_best_weights_again
     assert set(cluster.codes(120).values()) == {0}, cluster.output()
     output = cluster.output(cluster.first())
     assert "finished run" in output and "40 photos to validate with before, 35 now" in output
-    assert f"accuracy {measured:.4f}, before {before['val_acc']:.4f}." in output
+    assert f"accuracy {measured:.4f}, previously {before['val_acc']:.4f}." in output
     state = saved(cluster.model(cluster.first()))
     assert (
         [row["epoch"] for row in state["history"]] == [1, 2, 3, 4, 5, 6, 7]

@@ -291,7 +291,7 @@ def test_better_old_weights_stay_with_figures_of_the_photos_there_are_now(
     )
     assert (
         answer.code == 0
-        and f"accuracy {measured:.4f}, before {before['val_acc']:.4f}" in answer.stdout
+        and f"accuracy {measured:.4f}, previously {before['val_acc']:.4f}" in answer.stdout
     )
     best = saved(folder)["best"]
     assert (best["epoch"], best["image_size"], best["val_acc"]) == (
