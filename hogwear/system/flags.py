@@ -44,7 +44,7 @@ OUT_OF_MEMORY = re.compile(  # as torch and the kernel, the loader of libraries,
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
-def flag(
+def flag(  # noqa: PLR0913
     help: str,
     default: Any,
     *,
