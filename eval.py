@@ -38,7 +38,10 @@ CURVE = 100  # points of accuracy against coverage that are kept
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Measure model/checkpoint.pt on the test split (val, where there is no test); write report.html and eval_results.json to model/."""
+    """Measure model/checkpoint.pt on the test split; write report.html and eval_results.json.
+
+    Without a test split, the validation photos are used.
+    """
 
 
 def main(settings: Settings) -> None:

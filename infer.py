@@ -53,23 +53,26 @@ class Photo:
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Predict photos with model/checkpoint.pt; write annotated pictures, predictions.json and predictions.csv to responses/."""
+    """Predict photos with model/checkpoint.pt; write pictures, predictions.json and predictions.csv.
 
-    responses_dir: Path = flag("where the pictures go", Path("responses"), kind=Path)
+    Without --images, the photos are random ones of the test split (val, where there is no test split).
+    """
+
+    responses_dir: Path = flag("folder for pictures and predictions", Path("responses"), kind=Path)
     images: tuple[Path, ...] = flag(
-        "photos, folders or patterns of them to predict, instead of random ones of the test split",
+        "photos, folders or glob patterns to predict, instead of random test photos",
         (),
         kind=Path,
     )
     pictures: int = flag(
-        "how many photos, the first ones, get a picture and a place on the contact sheets",
+        "draw pictures and contact sheets of the first N photos only",
         100,
         kind=int,
         at_least=0,
     )
-    num_images: int = flag("how many random photos", 5, kind=int, at_least=1)
+    num_images: int = flag("number of random test photos", 5, kind=int, at_least=1)
     seed: int | None = flag(
-        "chooses the random photos",
+        "random seed for choosing test photos",
         None,
         kind=int,
         at_least=0,

@@ -54,32 +54,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Train a classifier on the photos in data/ with Hogwild on all CPUs; write model/checkpoint.pt.
+    """Train a classifier on the photos in data/, with Hogwild on all CPUs; write model/checkpoint.pt.
 
-    An interrupted run goes on where it stopped; a finished one is trained --epochs more.
+    An interrupted run resumes where it stopped; a finished one is trained for --epochs more.
     """
 
-    arch: str | None = flag("the network", None, choices=ARCHITECTURES, default_help=Choices.arch)
+    arch: str | None = flag(
+        "network architecture", None, choices=ARCHITECTURES, default_help=Choices.arch
+    )
     image_size: int | None = flag(
-        "side of the photos in pixels",
+        "side length in pixels to which photos are scaled",
         None,
         **RANGES["image_size"],
         default_help=str(Choices.image_size),
     )
     epochs: int | None = flag(
-        "passes over the photos, by all workers together",
+        "passes over the training photos, shared by all workers",
         None,
         **RANGES["epochs"],
-        default_help="enough for each machine to see 4,000 photos (tinyvgg: 20,000)",
+        default_help="until each machine has seen 4,000 photos; tinyvgg: 20,000",
     )
     time_budget: int | None = flag(
-        "seconds to make the most of, instead of --epochs",
+        "target duration in seconds, instead of --epochs; also chooses --image-size",
         None,
         **RANGES["time_budget"],
-        default_help="as long as it takes",
+        default_help="none",
     )
     workers: int | None = flag(
-        "processes that train, one thread each",
+        "training processes, with one thread each",
         None,
         kind=int,
         at_least=1,
@@ -87,24 +89,32 @@ class Settings(SharedSettings):
         default_help="one per CPU",
     )
     batch_size: int | None = flag(
-        "photos a step", None, **RANGES["batch_size"], default_help=str(Choices.batch_size)
+        "photos per step", None, **RANGES["batch_size"], default_help=str(Choices.batch_size)
     )
     lr: float | None = flag(
-        "peak learning rate", None, **RANGES["lr"], default_help="the network's own"
+        "peak learning rate", None, **RANGES["lr"], default_help="depends on --arch"
     )
     momentum: float | None = flag(
-        "of SGD", None, **RANGES["momentum"], default_help=str(Choices.momentum)
+        "momentum of SGD", None, **RANGES["momentum"], default_help=str(Choices.momentum)
     )
     seed: int | None = flag(
-        "of the shuffles, changes to photos and first weights",
+        "random seed for shuffling, augmentation and initial weights",
         None,
         **RANGES["seed"],
         default_help=str(Choices.seed),
     )
     sync_every: int = flag(
-        "images of all machines between two averages, under torchrun", 1024, kind=int, at_least=1
+        "under torchrun: photos, over all machines, between two averages of the weights",
+        1024,
+        kind=int,
+        at_least=1,
     )
-    fresh: bool = flag("start over instead of going on", False, kind=bool, default_help="off")
+    fresh: bool = flag(
+        "start a new run; the old checkpoint is kept beside it",
+        False,
+        kind=bool,
+        default_help="off",
+    )
 
     @property
     def processes(self) -> int:

@@ -18,39 +18,39 @@ class SharedSettings:
     """The first flags of every script."""
 
     data_dir: Path = flag(
-        "photos: {train,val,test}/CLASS/* or CLASS/*, or a table of them; empty: a built-in sample",
+        "photos: {train,val,test}/CLASS/*, CLASS/* or a CSV table; empty: the built-in sample",
         Path("data"),
         kind=Path,
     )
     model_dir: Path = flag(
-        "where checkpoint.pt, split.json and the results are", Path("model"), kind=Path
+        "folder for checkpoint.pt, split.json and results", Path("model"), kind=Path
     )
-    cache_dir: Path = flag("decoded photos; safe to delete", Path(".cache"), kind=Path)
+    cache_dir: Path = flag("folder for decoded photos; safe to delete", Path(".cache"), kind=Path)
     image_column: str | None = flag(
-        "of a table (*.csv) in the data folder: the photos' paths or names",
+        "column of the CSV table that holds paths or names of photos",
         None,
         default_help="guessed",
     )
     label_column: str | None = flag(
-        "of a table: the classes",
+        "column of the CSV table that holds classes",
         None,
         default_help="guessed; five classes for Kaggle's styles.csv",
     )
     min_count: int = flag(
-        "of a table: values with fewer photos make no class",
+        "leave out classes of the CSV table that have fewer photos",
         Columns.min_count,
         kind=int,
         at_least=3,
     )
     max_megapixels: int = flag(
-        "skip larger photos; a worker needs up to 18 MB a megapixel",
+        "skip photos with more megapixels; a worker needs up to 18 MB per megapixel",
         LIMITS.megapixels,
         kind=int,
         at_least=1,
         below=100_001,
     )
     max_megabytes: int = flag(
-        "skip larger files", LIMITS.megabytes, kind=int, at_least=1, below=100_001
+        "skip files with more megabytes", LIMITS.megabytes, kind=int, at_least=1, below=100_001
     )
 
     @property

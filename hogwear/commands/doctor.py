@@ -51,7 +51,7 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Look for what is wrong with the photos; write a report, and model/doctor.json. Changes no photo."""
+    """Check the photos for problems; print a report and write model/doctor.json. Changes no photo."""
 
 
 class Photo(NamedTuple):

@@ -39,7 +39,7 @@ MEASURED = 1000  # photos at most: a fair sample of a large split
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Write model/checkpoint.pt as ONNX with its preprocessing inside, and a model card.
+    """Export model/checkpoint.pt to ONNX, preprocessing included, and write a model card.
 
     The exported network is measured on the test split, or on val where there is no test split.
     """

@@ -120,7 +120,7 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
         description=inspect.cleandoc(settings.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Each flag can be set in the environment too: HOGWEAR_<FLAG>, for example HOGWEAR_SEED=1.",
+        epilog="Every flag can also be an environment variable: HOGWEAR_<FLAG>, for example HOGWEAR_SEED=1.",
     )
     for setting in fields(settings):  # type: ignore[arg-type]
         rules, several = setting.metadata, isinstance(setting.default, tuple)
