@@ -28,7 +28,7 @@ from hogwear.system.text import escaped
 
 if TYPE_CHECKING:
     from hogwear.evaluation.report import Mistake
-    from model import Trained
+    from hogwear.evaluation.trained_model import TrainedModel
 
 SCHEMA = 1  # of eval_results.json, as docs/eval_results.md describes it
 WORST = 12  # mistakes shown in the report
@@ -52,7 +52,7 @@ def main(settings: Settings) -> None:
 
     machine.keep_freed_memory()
     torch.set_num_threads(1)
-    trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
+    trained = model.load(settings.model_dir, model.choose_dtype(settings.cache_dir))
     Known.read(settings.model_dir).require(trained.split)
     photos = settings.photos_of(trained.class_names, trained.is_sample)
     if photos.is_sample:
@@ -70,13 +70,13 @@ def main(settings: Settings) -> None:
     pixels = loading.unseen(decoded, trained.trained_on.numpy(), split.name)
     if train := settings.cache.at_hand(photos.train, trained.image_size):
         loading.warn_of_leakage(train, pixels, split.name)
-    logits = predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
+    logits = predict.predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     mistakes = worst_mistakes(trained, logits, pixels, split)
     results = (
         {"schema": SCHEMA}
         | measure(logits, pixels.labels, trained.class_names)
-        | probabilities(logits, pixels.labels, trained.temperature, trained.sure_from)
+        | probabilities(logits, pixels.labels, trained.temperature, trained.confidence_threshold)
         | {"mistakes": [mistake.as_json() for mistake in mistakes]}
         | {
             "split": split.name,
@@ -148,7 +148,7 @@ def probabilities(
 
 
 def worst_mistakes(
-    trained: "Trained", logits: metrics.Floats, pixels: Pixels, split: Split
+    trained: "TrainedModel", logits: metrics.Floats, pixels: Pixels, split: Split
 ) -> "list[Mistake]":
     """The WORST photos by the probability of their true class, and what the network looked at."""
     import torch
@@ -165,7 +165,7 @@ def worst_mistakes(
         return []
     images = pixels.images[pixels.rows[worst]]
     with torch.inference_mode():
-        evidence = trained.net.evidence(
+        evidence = trained.net.class_activation_map(
             torch.from_numpy(images), torch.from_numpy(predicted[worst])
         ).numpy()
     mistakes = []
@@ -186,7 +186,7 @@ def worst_mistakes(
     return mistakes
 
 
-def circumstances(trained: "Trained", photos: Photos, pixels: Pixels) -> dict[str, Any]:
+def circumstances(trained: "TrainedModel", photos: Photos, pixels: Pixels) -> dict[str, Any]:
     """What produced these figures."""
     return {
         "checkpoint": {
@@ -195,7 +195,7 @@ def circumstances(trained: "Trained", photos: Photos, pixels: Pixels) -> dict[st
             "arch": trained.arch,
             "image_size": trained.image_size,
         },
-        "run": trained.choices,
+        "run": trained.hyperparameters,
         "data": {
             "folder": "the built-in sample" if photos.is_sample else str(photos.folder),
             "fingerprint": fingerprint(pixels),
@@ -224,7 +224,7 @@ def write_report(
     results: dict[str, Any],
     logits: metrics.Floats,
     labels: metrics.Ints,
-    trained: "Trained",
+    trained: "TrainedModel",
     mistakes: "list[Mistake]",
 ) -> Path:
     from hogwear.evaluation import (

@@ -31,7 +31,7 @@ from hogwear.system.flags import flag
 from hogwear.system.text import as_csv, composed, escaped
 
 if TYPE_CHECKING:
-    from model import Trained
+    from hogwear.evaluation.trained_model import TrainedModel
 
 RESULTS, SHEET, PREDICTIONS, TABLE = (
     "results",
@@ -90,7 +90,7 @@ def main(settings: Settings) -> None:
     record = Record(settings.responses_dir)
     require_free(record)
     torch.set_num_threads(1)
-    trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
+    trained = model.load(settings.model_dir, model.choose_dtype(settings.cache_dir))
     photos = given(settings, trained, record) if settings.images else drawn(settings, trained)
     if not any(photo.image is not None for photo in photos):
         raise BadInput(
@@ -139,7 +139,7 @@ def require_no_photos(photos: Photos, folder: Path) -> None:
             )
 
 
-def given(settings: Settings, trained: "Trained", record: Record) -> list[Photo]:
+def given(settings: Settings, trained: "TrainedModel", record: Record) -> list[Photo]:
     """The photos of --images, folders opened and patterns filled in, each once.
 
     BadInput for a path that is not there or not apart from the results, and if there are no files.
@@ -188,7 +188,7 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def drawn(settings: Settings, trained: "Trained") -> list[Photo]:
+def drawn(settings: Settings, trained: "TrainedModel") -> list[Photo]:
     """--num-images readable photos of the test split at random, none of which was trained on."""
     Known.read(settings.model_dir).require(trained.split)
     photos = settings.photos_of(trained.class_names, trained.is_sample)
@@ -231,7 +231,7 @@ def guarded(files: Paths, size: int, settings: Settings, processes: int) -> Guar
     return Guard(files, size, limits, processes, within=settings.images or [settings.data_dir])
 
 
-def photo(file: Path, image: Array | str, trained: "Trained", folder: str) -> Photo:
+def photo(file: Path, image: Array | str, trained: "TrainedModel", folder: str) -> Photo:
     """What was decoded, or why nothing was; its true class is known where the name of its folder is one of the classes."""
     true_class = name if (name := composed(folder)) in trained.class_names else None
     return (
@@ -241,14 +241,14 @@ def photo(file: Path, image: Array | str, trained: "Trained", folder: str) -> Ph
     )
 
 
-def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
+def answer(trained: "TrainedModel", photos: list[Photo]) -> list[Prediction]:
     """An answer for every photo, in order, with calibrated probabilities; for one that could not be read, why."""
-    from hogwear.evaluation.predict import predict
+    from hogwear.evaluation.predict import predict_logits
 
     batch = np.stack(
         [photo.image for photo in photos if photo.image is not None]
     )  # (n, S, S, 3) uint8
-    logits = predict(trained.net, batch, np.arange(len(batch)), machine.cpus())
+    logits = predict_logits(trained.net, batch, np.arange(len(batch)), machine.cpus())
     probabilities = iter(np.exp(metrics.log_softmax(logits / trained.temperature)).tolist())
     predictions = []
     for photo in photos:
@@ -257,7 +257,7 @@ def answer(trained: "Trained", photos: list[Photo]) -> list[Prediction]:
             if photo.unread is None
             else {}
         )
-        unsure = photo.unread is None and max(given.values()) < trained.sure_from
+        unsure = photo.unread is None and max(given.values()) < trained.confidence_threshold
         predictions.append(Prediction(photo.file, photo.true_class, photo.unread, given, unsure))
     return predictions
 
@@ -362,7 +362,7 @@ def table(predictions: list[Prediction]) -> list[list[object]]:
     return rows
 
 
-def latency(trained: "Trained", photos: list[Photo], repeats: int = 9) -> float:
+def latency(trained: "TrainedModel", photos: list[Photo], repeats: int = 9) -> float:
     """Median milliseconds for one decoded photo alone, on one thread."""
     import torch
 

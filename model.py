@@ -4,23 +4,22 @@ A network here has two parts. The *trunk* turns pixels into activations and is n
 those into logits and is. Every network takes letterboxed RGB pixels, (B, S, S, 3) uint8, gives (B, num_classes)
 float32 logits, and normalises the pixels itself, so that no script can do it differently.
 
-    net = build("efficientnet_lite0", num_classes=5, image_size=128, dtype=fast_dtype(cache_dir))
+    net = build("efficientnet_lite0", num_classes=5, image_size=128, dtype=choose_dtype(cache_dir))
     net.load_pretrained()
     logits = net(pixels)
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks import precision
 from hogwear.networks.layers import Conv, Pointwise, can_fuse, fused
 from hogwear.networks.network import Network
-from hogwear.networks.weights import pretrained_weights
+from hogwear.networks.weights import read_pretrained
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint, schema
 from hogwear.training.checkpoint import Checkpoint
@@ -72,7 +71,8 @@ class EfficientNetLite0(Network):
     weights are float32; the arithmetic is done in `dtype`. Preprocessing: (x - 127) / 128.
     """
 
-    lr, pretrained = 0.05, True
+    default_lr = 0.05
+    pretrained = True
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class EfficientNetLite0(Network):
             x = block(x)
         return x
 
-    def top(self, x: Tensor) -> Tensor:
+    def tail(self, x: Tensor) -> Tensor:
         return self.last_activations(x).mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
 
     def last_activations(self, x: Tensor) -> Tensor:
@@ -114,18 +114,18 @@ class EfficientNetLite0(Network):
             fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))
         )  # (B, H, W, HEAD_CHANNELS)
 
-    def evidence(self, pixels: Tensor, classes: Tensor) -> Tensor:
+    def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         x = self.last_activations(self.trunk(pixels)).float()
         return torch.einsum("bhwc,bc->bhw", x, self.head.weight[classes]) / (
             x.shape[1] * x.shape[2]
         )
 
-    def crop(self, image_size: int) -> int:
+    def crop_size(self, image_size: int) -> int:
         return 8 * round(0.9 * image_size / 8)  # docs/decisions/augmentation.md
 
     @torch.no_grad()
     def load_pretrained(self) -> None:
-        state = pretrained_weights()
+        state = read_pretrained()
 
         def fold(module: Conv | Pointwise, conv: str, norm: str) -> None:
             scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + BATCH_NORM_EPS).sqrt()
@@ -146,7 +146,8 @@ class EfficientNetLite0(Network):
 class TinyVGG(Network):
     """The ancestor's small network (poloclub.github.io/cnn-explainer), trained from scratch over all its parameters."""
 
-    lr, pretrained = 0.02, False
+    default_lr = 0.02
+    pretrained = False
     CHANNELS = 10
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
@@ -172,10 +173,10 @@ class TinyVGG(Network):
     def trunk(self, pixels: Tensor) -> Tensor:
         return ((pixels.float() - 127) / 128).permute(0, 3, 1, 2)
 
-    def top(self, x: Tensor) -> Tensor:
+    def tail(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
-    def evidence(self, pixels: Tensor, classes: Tensor) -> Tensor:
+    def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         parts = self.features(pixels) * self.head.weight[classes]
         return parts.view(len(parts), self.CHANNELS, self.side, self.side).sum(1)
 
@@ -196,21 +197,21 @@ def build(
     return ARCHITECTURES[arch](num_classes, image_size, dtype)
 
 
-def fast_dtype(cache_dir: Path) -> torch.dtype:
-    """The dtype that the trunk is fastest in on this CPU, as precision.fast_dtype says."""
-    return precision.fast_dtype(
+def choose_dtype(cache_dir: Path) -> torch.dtype:
+    """The dtype that the trunk is fastest in on this CPU, as precision.choose_dtype says."""
+    return precision.choose_dtype(
         lambda dtype: build("efficientnet_lite0", 2, 128, dtype).trunk,
         (TRUNK_BATCH, 128, 128, 3),
         cache_dir,
     )
 
 
-def last_checkpoint(model_dir: Path) -> Checkpoint:
+def load_checkpoint(model_dir: Path) -> Checkpoint:
     """The one to go on from or to predict with, all of it checked. Raises as checkpoint.load, and BadInput for odd content."""
-    return checked(checkpoint.load(model_dir))
+    return validate_checkpoint(checkpoint.load(model_dir))
 
 
-def checked(saved: Checkpoint) -> Checkpoint:
+def validate_checkpoint(saved: Checkpoint) -> Checkpoint:
     """The same, once its content is known to be what a run of this version writes. BadInput if it is not."""
     try:
         schema.require_valid(saved.state, build)
@@ -221,36 +222,9 @@ def checked(saved: Checkpoint) -> Checkpoint:
     return saved
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A network out of a checkpoint, ready to predict."""
-
-    net: Network
-    arch: str
-    class_names: tuple[str, ...]
-    image_size: int
-    dtype: torch.dtype
-    is_sample: bool  # whether it was trained on the built-in sample
-    epoch: int  # that the weights come from; 0: interrupted before the first validation
-    val_acc: (
-        float | None
-    )  # of these weights, on the validation photos of the last run; None where epoch is 0
-    temperature: float  # divides the logits, so that probabilities are as often right as they say; fitted on val
-    sure_from: (
-        float  # an answer less probable than this is unsure: on val, 99 % from there on were right
-    )
-    history: tuple[dict[str, float], ...]  # an epoch each, as in metrics.csv
-    choices: dict[str, Any]  # the settings of the last run
-    sha256: str  # of the checkpoint file
-    split: dict[str, Any]  # division.Identity, of model/split.json
-    trained_on: (
-        Tensor  # (k,) int64, contents.short of all photos that the weights were ever trained on
-    )
-
-
-def load(model_dir: Path, dtype: torch.dtype) -> Trained:
-    """The best weights of the checkpoint in model_dir, to predict with in `dtype`. Raises as last_checkpoint."""
-    saved = last_checkpoint(model_dir)
+def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
+    """The best weights of the checkpoint in model_dir, to predict with in `dtype`. Raises as load_checkpoint."""
+    saved = load_checkpoint(model_dir)
     state, choices = saved.state, saved.state["choices"]
     not_validated = {
         "epoch": 0,
@@ -264,15 +238,15 @@ def load(model_dir: Path, dtype: torch.dtype) -> Trained:
     net = build(choices["arch"], len(state["class_names"]), best["image_size"], dtype)
     net.load_state_dict(best["weights"])
     net.requires_grad_(False)
-    return Trained(
+    return TrainedModel(
         net, choices["arch"], tuple(state["class_names"]), best["image_size"], dtype,
         is_sample=state["photos"]["is_sample"],
         epoch=best["epoch"],
         val_acc=best["val_acc"],
         temperature=best["temperature"],
-        sure_from=best["sure_from"],
+        confidence_threshold=best["sure_from"],
         history=tuple(state["history"]),
-        choices=choices,
+        hyperparameters=choices,
         sha256=saved.sha256,
         split=state["split"],
         trained_on=state["trained_on"],

@@ -17,7 +17,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
@@ -45,6 +45,7 @@ from hogwear.training.hyperparameters import (
 from hogwear.training.photo_sets import PhotoSet, PhotoSets
 
 if TYPE_CHECKING:
+    from hogwear.networks.network import Network
     from hogwear.training.checkpoint import Checkpoint
     from hogwear.training.time_budget import Budget
     from hogwear.training.trainer import Run
@@ -282,7 +283,7 @@ def divided(settings: Settings, others: Alone) -> tuple[Photos, Divider]:
 
 def connection(
     here: Place | None, photos: int, sync_every: int, epochs_done: float | None
-) -> Callable[[Any], Alone]:
+) -> "Callable[[Network], Alone]":
     """What makes a network one of several machines', where there are several."""
     if here is None:
         return Alone
@@ -343,7 +344,7 @@ def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
     import model
 
     torch.set_num_threads(1)  # for the workers too, which are forked from here
-    saved = model.last_checkpoint(settings.model_dir)
+    saved = model.load_checkpoint(settings.model_dir)
     is_sample = saved.state["photos"]["is_sample"]
     if is_sample and not dataset.is_empty(settings.data_dir, settings.own):
         return (
@@ -362,7 +363,7 @@ def agreed(
     from hogwear.training import agreement
 
     saved = agreement.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
-    return saved and model.checked(saved)
+    return saved and model.validate_checkpoint(saved)
 
 
 def going_on(saved: "Checkpoint") -> str:
@@ -408,7 +409,7 @@ def plan_in_time(
         choices.arch,
         len(photos.class_names),
         time_budget.PROBED_SIZE,
-        model.fast_dtype(settings.cache_dir),
+        model.choose_dtype(settings.cache_dir),
     )
     speed = time_budget.probe(net, photos.train, settings.limits, settings.processes)
     head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
@@ -458,7 +459,7 @@ def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
     choices, class_names = prepared.choices, prepared.photos.class_names
     torch.set_num_threads(1)
     torch.manual_seed(choices.seed)
-    dtype = model.fast_dtype(cache_dir)
+    dtype = model.choose_dtype(cache_dir)
     print(f"Arithmetic: {str(dtype).removeprefix('torch.')}, the fastest on this CPU as measured.")
     net = model.build(choices.arch, len(class_names), choices.image_size, dtype)
     run = Run(net, choices, class_names, prepared.photo_sets, others.machines)

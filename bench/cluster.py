@@ -19,7 +19,7 @@ from bench import network
 from bench.common import CLOTHING10, FASHION5, ROOT, evaluate, folders, spread, table
 from bench.growth import link
 from bench.network import Network
-from hogwear.networks.parameters import trained
+from hogwear.networks.parameters import trained_parameters
 from hogwear.system import machine
 
 LINES = ((100, 0.0), (1000, 0.0), (1000, 0.010))  # Mbit/s, seconds one way
@@ -168,7 +168,7 @@ def main() -> None:
     machine.keep_freed_memory()
     dist.init_process_group("gloo")
     net = shared_network()
-    parallel, parameters = nn.parallel.DistributedDataParallel(net), trained(net)
+    parallel, parameters = nn.parallel.DistributedDataParallel(net), trained_parameters(net)
     buffers = [torch.zeros_like(p) for p in parameters]
     with tempfile.TemporaryDirectory() as folder:
         course = Training(Path(folder)).course

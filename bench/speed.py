@@ -18,14 +18,19 @@ from hogwear.data import dataset
 from hogwear.data import pixels as pixels_of
 from hogwear.data.decoding import decode
 from hogwear.networks import layers
-from hogwear.networks.parameters import share, share_momentum, trained, views
+from hogwear.networks.parameters import (
+    create_momentum_buffers,
+    share_parameters,
+    trained_parameters,
+    unflatten_like,
+)
 from hogwear.system import machine
 from hogwear.system.workers import Workers
 from hogwear.training import augment, hogwild
 from hogwear.training.hogwild import Course
 
 SIZE, CROP, BATCH = 160, 144, 32  # CROP: what training takes of SIZE
-DTYPE = model.fast_dtype(ROOT / ".cache")
+DTYPE = model.choose_dtype(ROOT / ".cache")
 
 
 def phases() -> str:
@@ -34,24 +39,24 @@ def phases() -> str:
     roof = 2 * 2048**3 / median_seconds(lambda: a @ b, 5) / 1e9
     net = model.build("efficientnet_lite0", 5, SIZE, DTYPE)
     net.load_pretrained()
-    share(net)
+    share_parameters(net)
     images = np.random.default_rng(0).integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)
     pixels, labels = torch.from_numpy(images), torch.arange(BATCH) % 5
     with torch.no_grad():
         activations = net.trunk(pixels)
-    parameters = trained(net)
-    buffers = views(share_momentum(net, 1, None)[0], parameters)
+    parameters = trained_parameters(net)
+    buffers = unflatten_like(create_momentum_buffers(net, 1, None)[0], parameters)
 
     def trunk() -> None:
         with torch.no_grad():
             net.trunk(pixels)
 
-    def top_forward() -> None:
+    def tail_forward() -> None:
         with torch.no_grad():
-            net.head(net.top(activations))
+            net.head(net.tail(activations))
 
-    def top_step() -> None:
-        loss = F.cross_entropy(net.head(net.top(activations)), labels)
+    def tail_step() -> None:
+        loss = F.cross_entropy(net.head(net.tail(activations)), labels)
         net.zero_grad()
         loss.backward()
 
@@ -65,8 +70,8 @@ def phases() -> str:
         ("decode (224 px JPEG)", lambda: [decode(path, SIZE) for path in paths], len(paths), 0),
         ("augment", lambda: augment.augment(images, CROP, random), BATCH, 0),
         ("trunk", trunk, BATCH, 160e6),  # FLOP an image
-        ("top, forward without gradients", top_forward, BATCH, 231e6),
-        ("top, forward and backward", top_step, BATCH, 3 * 231e6),
+        ("tail, forward without gradients", tail_forward, BATCH, 231e6),
+        ("tail, forward and backward", tail_step, BATCH, 3 * 231e6),
         ("clip and update", update, BATCH, 0),
     ]
     rows = []
@@ -141,7 +146,7 @@ class Training:
     def hogwild(self, workers: int, threads: int = 1, alone: bool = False) -> float:
         """Images/s; `alone` gives each worker weights of its own, so that nothing is shared but the machine."""
         net = shared_network()
-        momentum = share_momentum(net, workers, None)
+        momentum = create_momentum_buffers(net, workers, None)
 
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             torch.set_num_threads(threads)
@@ -167,7 +172,7 @@ class Training:
             dist.init_process_group(
                 "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers
             )
-            parallel, parameters = nn.parallel.DistributedDataParallel(net), trained(net)
+            parallel, parameters = nn.parallel.DistributedDataParallel(net), trained_parameters(net)
             buffers = [torch.zeros_like(p) for p in parameters]
 
             def steps(item: int) -> float:
@@ -192,7 +197,7 @@ class Training:
 def shared_network() -> Any:
     net = model.build("efficientnet_lite0", 5, SIZE, DTYPE)
     net.load_pretrained()
-    share(net)
+    share_parameters(net)
     return net
 
 

@@ -30,7 +30,7 @@ torch.set_num_threads(1)  # as the scripts do: a process with threads must not f
 
 
 with tempfile.TemporaryDirectory() as folder:
-    FAST = model.fast_dtype(Path(folder))
+    FAST = model.choose_dtype(Path(folder))
 
 
 FASHION5 = Path(os.environ.get("FASHION5", ROOT.parent / "shared" / "data" / "fashion5"))

@@ -15,7 +15,7 @@ from torch import nn
 import model
 from hogwear.data.decoding import decode
 from hogwear.data.pixels import Array
-from hogwear.evaluation.predict import predict
+from hogwear.evaluation.predict import predict_logits
 from hogwear.networks import layers, precision
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import Workers
@@ -229,12 +229,16 @@ def test_the_fast_dtype_is_measured_once_a_cpu_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for measured in precision.DTYPES:
-        monkeypatch.setattr(precision, "faster", lambda build, shape, measured=measured: measured)
+        monkeypatch.setattr(
+            precision, "measure_fastest", lambda build, shape, measured=measured: measured
+        )
         for broken in ("{", '"', "{}"):
             (tmp_path / "fast-dtype.json").write_text(broken)
-            assert model.fast_dtype(tmp_path) == precision.DTYPES[measured], "measured again"
-    monkeypatch.setattr(precision, "faster", lambda build, shape: next(iter(precision.DTYPES)))
-    assert model.fast_dtype(tmp_path) == precision.DTYPES[measured], "kept"
+            assert model.choose_dtype(tmp_path) == precision.DTYPES[measured], "measured again"
+    monkeypatch.setattr(
+        precision, "measure_fastest", lambda build, shape: next(iter(precision.DTYPES))
+    )
+    assert model.choose_dtype(tmp_path) == precision.DTYPES[measured], "kept"
 
 
 # --- predict
@@ -253,15 +257,15 @@ def images(photo_files: list[Path]) -> Array:
 def test_predictions_are_the_same_bits_for_any_number_of_processes(
     net: model.EfficientNetLite0, images: Array
 ) -> None:
-    one, two = (predict(net, images, np.arange(33), processes) for processes in (1, 2))
+    one, two = (predict_logits(net, images, np.arange(33), processes) for processes in (1, 2))
     assert one.shape == (33, 1000) and one.dtype == np.float32
     assert np.array_equal(one, two)
 
 
 def test_every_photo_is_predicted_in_its_order(net: model.EfficientNetLite0, images: Array) -> None:
-    whole = predict(net, images, np.arange(33), 2)
-    backwards = predict(net, images, np.arange(33)[::-1], 2)
-    few = predict(net, images, np.array([5, 32, 7]), 2)
+    whole = predict_logits(net, images, np.arange(33), 2)
+    backwards = predict_logits(net, images, np.arange(33)[::-1], 2)
+    few = predict_logits(net, images, np.array([5, 32, 7]), 2)
     for i in range(33):
         others = np.abs(whole - backwards[32 - i]).mean(1)
         assert others.argmin() == i, "a photo's logits are nearest to its own"

@@ -42,7 +42,7 @@ import eval
 import model
 import train
 from hogwear.data.sample import garments
-from hogwear.networks.parameters import share_momentum
+from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system import flags
 from hogwear.training.checkpoint import Checkpoint
 from hogwear.training.hyperparameters import Choices, choose
@@ -160,7 +160,7 @@ def test_an_epoch_without_one_sound_answer_leaves_a_checkpoint_that_can_be_read(
         CLASSES,
         PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)]),
     )
-    run.momentum, run.trained_on = share_momentum(run.net, 1, None), torch.arange(4)
+    run.momentum, run.trained_on = create_momentum_buffers(run.net, 1, None), torch.arange(4)
     run.tally = Tally(images=4, loss=1.0, correct=4, seconds=1.0)
     assert run.keep(LossWatch(5))
     run.close_epoch(
@@ -170,7 +170,7 @@ def test_an_epoch_without_one_sound_answer_leaves_a_checkpoint_that_can_be_read(
         val,
         lr=0.1,
     )
-    model.checked(Checkpoint(Path("checkpoint.pt"), {"format": 3, **run.state()}, ""))
+    model.validate_checkpoint(Checkpoint(Path("checkpoint.pt"), {"format": 3, **run.state()}, ""))
     run.momentum[0, -1] = np.nan
     assert not run.keep(LossWatch(5)), "what cannot be loaded is not saved"
 

@@ -129,7 +129,7 @@ class Link(Alone):
     ) -> None:
         import torch  # here, and not once more in the process
 
-        from hogwear.networks.parameters import trained
+        from hogwear.networks.parameters import trained_parameters
         from hogwear.system.workers import FORK
 
         torch.set_num_threads(1)
@@ -142,7 +142,7 @@ class Link(Alone):
         self.part = slice(
             here.rank, None, here.machines
         )  # every so-manieth photo, so that classes are spread
-        self.parameters = trained(net) if net else []
+        self.parameters = trained_parameters(net) if net else []
         self.synced = int(
             epochs_done * syncs_per_epoch
         )  # the same for all: whatever a machine has left out, they call as often
@@ -396,9 +396,9 @@ class Link(Alone):
 
     def move(self, flat: "Tensor", replace: bool) -> None:
         """The live parameters to `flat`, (n,), or by it."""
-        from hogwear.networks.parameters import views
+        from hogwear.networks.parameters import unflatten_like
 
-        for p, part in zip(self.parameters, views(flat, self.parameters), strict=True):
+        for p, part in zip(self.parameters, unflatten_like(flat, self.parameters), strict=True):
             if replace:
                 p.data.copy_(part)
             else:

@@ -248,14 +248,14 @@ def doubted(photos: Photos, splits: list[Split], settings: Settings) -> dict[str
 
     torch.set_num_threads(1)
     try:
-        trained = model.load(settings.model_dir, model.fast_dtype(settings.cache_dir))
+        trained = model.load(settings.model_dir, model.choose_dtype(settings.cache_dir))
         settings.require_same_kind(trained.is_sample)
         require_same_classes(trained.class_names, photos)
         contradicted = []
         for split in splits:
             pixels = settings.cache.open(split, trained.image_size)
             logits = (
-                predict.predict(trained.net, pixels.images, pixels.rows, machine.cpus())
+                predict.predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())
                 / trained.temperature
             )
             probabilities = np.exp(metrics.log_softmax(logits))

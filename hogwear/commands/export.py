@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from hogwear.commands.onnx_graph import Graph
     from hogwear.data.pixels import Pixels
     from hogwear.evaluation.metrics import Floats, Ints
+    from hogwear.evaluation.trained_model import TrainedModel
     from hogwear.networks.layers import Conv, Pointwise
-    from model import EfficientNetLite0, TinyVGG, Trained
+    from model import EfficientNetLite0, TinyVGG
 
 # torch, onnx and onnxruntime take seconds to import, so not before the flags are known to be good.
 
@@ -61,7 +62,7 @@ def main(settings: Settings) -> None:
     split = photos.evaluated
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
     images, labels = sample(loading.unseen(decoded, trained.trained_on.numpy(), split.name))
-    logits = predict.predict(trained.net, images, np.arange(len(images)), machine.cpus())
+    logits = predict.predict_logits(trained.net, images, np.arange(len(images)), machine.cpus())
     expected = np.exp(metrics.log_softmax(logits / trained.temperature))  # (n, classes)
 
     exported = onnx_model(trained)
@@ -107,7 +108,7 @@ def sample(pixels: "Pixels") -> tuple[Array, "Ints"]:
 # --- the network as a graph
 
 
-def onnx_model(trained: "Trained") -> bytes:
+def onnx_model(trained: "TrainedModel") -> bytes:
     """The file: `photo`, (H, W, 3) uint8 -> `probabilities`, (classes,) float32, calibrated; settings in its metadata."""
     from hogwear.commands.onnx_graph import Graph, letterbox
 
@@ -130,10 +131,10 @@ def onnx_model(trained: "Trained") -> bytes:
         "arch": trained.arch,
         "image_size": str(size),
         "temperature": str(trained.temperature),
-        "sure_from": str(trained.sure_from),
+        "sure_from": str(trained.confidence_threshold),
         "epoch": str(trained.epoch),
         "checkpoint_sha256": trained.sha256,
-        "choices": json.dumps(trained.choices),
+        "choices": json.dumps(trained.hyperparameters),
     }
     return graph.model(len(trained.class_names), metadata).SerializeToString()
 

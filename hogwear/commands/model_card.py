@@ -11,7 +11,7 @@ from hogwear.system.errors import BadInput
 from hogwear.system.text import escaped
 
 if TYPE_CHECKING:
-    from model import Trained
+    from hogwear.evaluation.trained_model import TrainedModel
 
 
 def evaluation(model_dir: Path, sha256: str) -> dict[str, Any] | None:
@@ -34,7 +34,7 @@ def measured(megabytes: float, accuracy: float, milliseconds: float, photos: str
     )
 
 
-def model_card(trained: "Trained", measured: str, evaluation: dict[str, Any] | None) -> str:
+def model_card(trained: "TrainedModel", measured: str, evaluation: dict[str, Any] | None) -> str:
     """The card, in Markdown. `measured` is a sentence on the file, `evaluation` what eval says of this checkpoint, if it does."""
     names = ", ".join(map(code, trained.class_names))
     size = trained.image_size
@@ -93,25 +93,25 @@ def code(text: str) -> str:
     return f"{fence} {shown} {fence}" if len(fence) > 1 else f"`{shown}`"
 
 
-def calibration(trained: "Trained") -> str:
-    if trained.sure_from == 0:
+def calibration(trained: "TrainedModel") -> str:
+    if trained.confidence_threshold == 0:
         return "They are not calibrated: the run has not been validated yet."
     calibrated = (
         f"They are calibrated: logits are divided by the temperature {trained.temperature:.3g}."
     )
-    if trained.sure_from > 1:
+    if trained.confidence_threshold > 1:
         return calibrated
-    return f"{calibrated} Predictions with a probability of {trained.sure_from:.2f} or more were at least 99 % correct on the validation photos of its training."
+    return f"{calibrated} Predictions with a probability of {trained.confidence_threshold:.2f} or more were at least 99 % correct on the validation photos of its training."
 
 
-def training(trained: "Trained") -> str:
+def training(trained: "TrainedModel") -> str:
     start = (
         "From ImageNet weights; the first half of the layers was left as it was."
         if trained.net.pretrained
         else "From random weights."
     )
     choices = ", ".join(
-        f"{name} {value}" for name, value in trained.choices.items() if value is not None
+        f"{name} {value}" for name, value in trained.hyperparameters.items() if value is not None
     )
     best = (
         ""
@@ -144,7 +144,7 @@ def accuracy(evaluation: dict[str, Any] | None) -> str:
     )
 
 
-def licence(trained: "Trained") -> str:
+def licence(trained: "TrainedModel") -> str:
     if not trained.net.pretrained:
         return "Trained from scratch: no weights of others are in it. Hogwear itself is Apache-2.0."
     return (

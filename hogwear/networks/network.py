@@ -1,42 +1,48 @@
-"""What every network offers to training, evaluation and export; model.py has the architectures."""
+"""The interface of a network, which training, evaluation and export rely on. model.py has the architectures."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """A frozen trunk, a trained top, and the hyper-parameters that suit them."""
+    """An image classifier in three parts: a frozen trunk, a trained tail, and a linear head.
 
-    lr: float  # the default peak learning rate
-    pretrained: bool  # whether its features are good for anything before training
-    head: nn.Linear  # the classifier: the one layer that never comes from pretrained weights
+    It takes letterboxed RGB pixels, (B, S, S, 3) uint8, normalises them itself, and returns
+    (B, num_classes) float32 logits.
+    """
+
+    default_lr: float  # peak learning rate
+    pretrained: bool  # whether its features are useful before any training
+    head: nn.Linear  # the classifier; its weights are never pretrained
 
     def trunk(self, pixels: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 or float in 0..255 -> activations in the network's compute dtype."""
+        """(B, S, S, 3) uint8, or float in 0..255 -> activations in the network's compute dtype."""
         raise NotImplementedError
 
-    def top(self, x: Tensor) -> Tensor:
-        """Activations -> (B, D) float32 features, the classifier's input."""
+    def tail(self, x: Tensor) -> Tensor:
+        """Activations of the trunk -> (B, D) float32 features, the input of the head."""
         raise NotImplementedError
 
     def features(self, pixels: Tensor) -> Tensor:
+        """(B, S, S, 3) pixels -> (B, D) float32 features, with gradients of the tail only."""
         with torch.no_grad():
             x = self.trunk(pixels)
-        return self.top(x)
+        return self.tail(x)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.features(pixels))
 
-    def evidence(self, pixels: Tensor, classes: Tensor) -> Tensor:
-        """(B, H, W) float32: how far each place of the last activations speaks for the given class of a photo, (B,) int64.
+    def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
+        """How much each location contributes to the logit of `classes`, (B,) int64, one per photo.
 
-        These are class activation maps (arXiv 1512.04150): the logit, taken apart by place. H and W are the activations'.
+        Returns (B, H, W) float32, the size of the last activations. Summed over H and W, a map is
+        the logit without its bias (class activation mapping, arXiv 1512.04150).
         """
         raise NotImplementedError
 
-    def crop(self, image_size: int) -> int:
-        """The side of the random crops that it is best trained on, of photos of this size."""
+    def crop_size(self, image_size: int) -> int:
+        """The side of the random crops to train on, for photos of this size."""
         return image_size
 
     def load_pretrained(self) -> None:
-        """Replace the initial weights with published ones, where there are any (`pretrained`)."""
+        """Load published weights, all but the head's; does nothing where there are none."""

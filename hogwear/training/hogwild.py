@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hogwear.data.pixels import Array, Images
-from hogwear.networks.parameters import trained, views
+from hogwear.networks.network import Network
+from hogwear.networks.parameters import trained_parameters, unflatten_like
 from hogwear.training.augment import augment
 
 Ints = npt.NDArray[np.int64]
@@ -138,11 +139,11 @@ def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
     torch._foreach_mul_(gradients, list(scale.unbind()))
 
 
-def trainer(net: nn.Module, momentum: Tensor, course: Course) -> Callable[[int], Result]:
+def trainer(net: Network, momentum: Tensor, course: Course) -> Callable[[int], Result]:
     """A worker's job: train `net`, whose parameters it shares, on the batch of a step. `momentum` is its own."""
     assert all(p.is_shared() for p in net.parameters())
-    parameters = trained(net)
-    buffers = views(momentum, parameters)
+    parameters = trained_parameters(net)
+    buffers = unflatten_like(momentum, parameters)
     clip = (
         adaptive_clip_grad
         if course.pretrained

@@ -9,14 +9,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn, strided
+from torch import Tensor, strided
 
 from hogwear.evaluation.metrics import COLDEST, HOTTEST, NOWHERE
+from hogwear.networks.network import Network
 from hogwear.system.text import is_safe
 from hogwear.training.hyperparameters import ARCHITECTURES, ONE_SIZE, RANGES, SETBACKS, Choices
 
 LONGEST = 60  # characters of a value that are quoted
-Build = Callable[[str, int, int], nn.Module]  # (architecture, classes, image size) -> a network
+Build = Callable[[str, int, int], Network]  # (architecture, classes, image size) -> a network
 
 
 class Odd(ValueError):
@@ -200,7 +201,7 @@ def exactly(value: int) -> Rule:
     return Rule(str(value), lambda other: type(other) is int and other == value)
 
 
-def weights_of(net: nn.Module) -> Schema:
+def weights_of(net: Network) -> Schema:
     return {name: tensor(*value.shape) for name, value in net.state_dict().items()}
 
 

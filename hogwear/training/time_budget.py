@@ -3,7 +3,6 @@
 import statistics
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from hogwear.data.decoding import Guard, Limits
 from hogwear.data.photos import Split
+from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import QUEUED, Workers
 
@@ -37,14 +37,14 @@ class Speed:
     training: float
 
 
-def probe(net: Any, split: Split, limits: Limits, workers: int) -> Speed:
-    """Measure the speeds of a model.Network with so many processes at once, in about a second."""
+def probe(net: Network, split: Split, limits: Limits, workers: int) -> Speed:
+    """Measure the speeds of a network with so many processes at once, in about a second."""
     torch.set_num_threads(1)  # as in training: the workers are forked from here
     guard = Guard(
         split.paths, PROBED_SIZE, replace(limits, seconds=PROBED_SECONDS), workers, [split.root]
     )
     images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
-    crop = net.crop(PROBED_SIZE)
+    crop = net.crop_size(PROBED_SIZE)
 
     def decode(item: int) -> float | None:
         started = time.perf_counter()

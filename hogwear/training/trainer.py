@@ -19,6 +19,7 @@ from hogwear.data import contents, splitting
 from hogwear.data.pixels import Array, Pixels
 from hogwear.evaluation import metrics, predict
 from hogwear.networks import parameters
+from hogwear.networks.network import Network
 from hogwear.system.artifacts import METRICS
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
@@ -66,13 +67,13 @@ class Snapshot:
 
 
 class Run:
-    """One run of `choices.epochs` epochs, maybe after others. `net` is a model.Network."""
+    """One run of `choices.epochs` epochs, maybe after others."""
 
     good: Snapshot  # the last one that was sound
 
     def __init__(
         self,
-        net: Any,
+        net: Network,
         choices: Choices,
         class_names: tuple[str, ...],
         photos: PhotoSets,
@@ -157,7 +158,7 @@ class Run:
     ) -> dict[str, Any]:
         """The `best` of a checkpoint with its figures on these photos, of its image size. The network is left with its weights."""
         self.net.load_state_dict(best["weights"])
-        logits = predict.predict(self.net, val.images, val.rows, workers, others.beat)
+        logits = predict.predict_logits(self.net, val.images, val.rows, workers, others.beat)
         logits, labels = others.gather([logits, val.labels])
         return best | validated(logits, labels) | calibrated(logits, labels)
 
@@ -165,13 +166,13 @@ class Run:
         steady = min(1.0, STEADY_WORKERS / workers, self.choices.batch_size / Choices.batch_size)
         return Course(
             images=train.images,
-            crop=self.net.crop(self.choices.image_size),
+            crop=self.net.crop_size(self.choices.image_size),
             rows=train.rows,
             labels=train.labels,
             batch_size=self.choices.batch_size,
             length=torch.tensor([self.length or self.choices.epochs * len(train)]).share_memory_(),
             lr=self.choices.lr
-            or self.net.lr * steady * math.sqrt(self.machines),  # docs/decisions/cluster.md
+            or self.net.default_lr * steady * math.sqrt(self.machines),  # docs/decisions/cluster.md
             lr_scale=torch.tensor([0.5**self.setbacks], dtype=torch.float64).share_memory_(),
             momentum=self.choices.momentum,
             seed=self.choices.seed,
@@ -182,7 +183,7 @@ class Run:
 
     def fit(
         self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop, budget: Budget | None = None,
-        connect: Callable[[Any], Alone] = Alone,
+        connect: Callable[[Network], Alone] = Alone,
     ) -> None:  # fmt: skip
         """Train to the end of the run or until `stop`; save then, and as often as costs SAVING_SHARE of the time.
 
@@ -210,15 +211,17 @@ class Run:
             if first and self.net.pretrained
             else None
         )
-        parameters.share(self.net)
-        self.momentum = momentum = parameters.share_momentum(self.net, workers, self.momentum)
+        parameters.share_parameters(self.net)
+        self.momentum = momentum = parameters.create_momentum_buffers(
+            self.net, workers, self.momentum
+        )
         images = val.images
 
         def prepare(rank: int) -> dict[str, Any]:
             return {
                 "moments": moments.job(self.net.features, rank) if moments else None,
                 "train": hogwild.trainer(self.net, momentum[rank], course),
-                "predict": predict.job(self.net, images, val.rows),
+                "predict": predict.prediction_job(self.net, images, val.rows),
             }
 
         with (
@@ -254,7 +257,7 @@ class Run:
                 self.finished = step >= course.steps
                 if closing:
                     self.close_epoch(
-                        predict.gather(pool, len(val), self.others.beat),
+                        predict.collect_logits(pool, len(val), self.others.beat),
                         val,
                         course.lr_at(step - 1),
                     )

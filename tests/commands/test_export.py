@@ -24,7 +24,8 @@ from hogwear.commands.onnx_graph import OPSET, Graph, letterbox
 from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import Array, decode
-from hogwear.networks.parameters import share_momentum
+from hogwear.evaluation.trained_model import TrainedModel
+from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.training import checkpoint, closed_form
 from hogwear.training.hyperparameters import Choices
 from hogwear.training.photo_sets import PhotoSet, PhotoSets
@@ -70,7 +71,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         CLASSES,
         PhotoSets(False, *2 * [PhotoSet(40, "0" * 64)]),
     )
-    run.momentum, run.trained_on = share_momentum(net, 1, None), torch.arange(120)
+    run.momentum, run.trained_on = create_momentum_buffers(net, 1, None), torch.arange(120)
     assert run.keep(LossWatch(len(CLASSES)))
     row = {
         "images": 120,
@@ -110,7 +111,7 @@ def pixels_in(photo: Path) -> Array:
         return np.asarray(image.convert("RGB"))
 
 
-def our_probabilities(trained: model.Trained, photo: Path) -> Any:
+def our_probabilities(trained: TrainedModel, photo: Path) -> Any:
     with torch.inference_mode():
         logits = trained.net(torch.from_numpy(decode(photo, trained.image_size).copy())[None])[0]
     return (logits / trained.temperature).softmax(0).numpy()
@@ -144,9 +145,9 @@ def test_onnxruntime_answers_as_the_network_does_whatever_the_photos_shape(
     net.load_pretrained()
     torch.nn.init.normal_(net.head.weight, std=spread)
     torch.nn.init.normal_(net.head.bias)
-    trained = model.Trained(
+    trained = TrainedModel(
         net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32,
-        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, sure_from=0.5, history=(), choices={}, sha256="f00d", split={}, trained_on=torch.empty(0),
+        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, history=(), hyperparameters={}, sha256="f00d", split={}, trained_on=torch.empty(0),
     )  # fmt: skip
     session = onnxruntime.InferenceSession(export.onnx_model(trained))
     answers = {
@@ -247,7 +248,7 @@ def test_the_card_of_a_run_that_was_not_validated_yet_does_not_claim_calibrated_
         loaded, "", None
     )
     assert "They are not calibrated: the run has not been validated yet." in model_card.model_card(
-        replace(loaded, sure_from=0.0), "", None
+        replace(loaded, confidence_threshold=0.0), "", None
     )
 
 

@@ -128,7 +128,7 @@ def test_evidence_adds_up_to_the_logit(arch: str, photo_files: list[Path]) -> No
         torch.tensor([0, 3, 4]),
     )
     with torch.inference_mode():
-        logits, evidence = net(pixels), net.evidence(pixels, classes)
+        logits, evidence = net(pixels), net.class_activation_map(pixels, classes)
     expected = logits[torch.arange(3), classes] - net.head.bias[classes]
     assert evidence.dim() == 3 and torch.allclose(evidence.sum((1, 2)), expected, atol=1e-3)
 

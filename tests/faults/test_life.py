@@ -516,7 +516,7 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
     monkeypatch.setattr(predict, "predict", recorder.predict)
     monkeypatch.setattr(decoding, "opened", recorder.open)
     monkeypatch.setattr(machine, "cpus", lambda: 1)
-    monkeypatch.setattr(model, "fast_dtype", lambda cache_dir: torch.float32)
+    monkeypatch.setattr(model, "choose_dtype", lambda cache_dir: torch.float32)
     monkeypatch.setattr(eval, "write_report", lambda *arguments: "none")
     monkeypatch.setattr(eval, "worst_mistakes", lambda *arguments: [])
     monkeypatch.setattr(

@@ -132,8 +132,8 @@ def test_an_epoch_is_shuffled_once_and_not_for_every_batch(
 
 def test_training_maps_no_photos_into_memory(course: Course) -> None:
     net = network("tinyvgg")
-    parameters.share(net)
-    momentum = parameters.share_momentum(net, 1, None)
+    parameters.share_parameters(net)
+    momentum = parameters.create_momentum_buffers(net, 1, None)
     train = hogwild.trainer(net, momentum[0], course)
     maps = Elsewhere(lambda: train(0) and Path("/proc/self/maps").read_text()).answer()
     assert "libtorch" in maps and "pixels.npy" not in maps
@@ -173,8 +173,8 @@ def train_in_workers(
     net: Any, course: Course, count: int, *parts: range, momentum: torch.Tensor | None = None
 ) -> Trained:
     """Train on the steps of `parts`, one after the other; `momentum` as saved."""
-    parameters.share(net)
-    buffers = parameters.share_momentum(net, count, momentum)
+    parameters.share_parameters(net)
+    buffers = parameters.create_momentum_buffers(net, count, momentum)
     with Workers(
         count, lambda rank: {"train": hogwild.trainer(net, buffers[rank], course)}
     ) as workers:
@@ -266,7 +266,7 @@ def test_momentum_goes_on_where_it_was_saved(course: Course) -> None:
 def test_momentum_of_another_number_of_workers_is_used_as_far_as_it_goes(workers: int) -> None:
     net = network("tinyvgg")
     saved = torch.arange(2.0)[:, None].expand(2, sum(p.numel() for p in net.parameters())) + 1
-    buffers = parameters.share_momentum(net, workers, saved)
+    buffers = parameters.create_momentum_buffers(net, workers, saved)
     assert buffers.is_shared() and buffers[:, 0].tolist() == [1, 2, 0][:workers]
 
 
@@ -274,7 +274,7 @@ def test_momentum_of_another_number_of_workers_is_used_as_far_as_it_goes(workers
 def test_sharing_keeps_the_weights_and_shares_every_parameter(arch: str) -> None:
     net = network(arch)
     before = flat(net.state_dict())
-    parameters.share(net)
+    parameters.share_parameters(net)
     assert all(p.is_shared() for p in net.parameters())
     assert torch.equal(flat(net.state_dict()), before)
 
@@ -373,8 +373,8 @@ def test_a_slow_worker_gets_fewer_items() -> None:
 def test_a_killed_worker_costs_one_batch(log: Path, course: Course) -> None:
     """It is replaced, all steps get done, and what is done again is no more than the batch that it was working on."""
     net, note = network("tinyvgg"), log_to(log)
-    parameters.share(net)
-    momentum = parameters.share_momentum(net, 2, None)
+    parameters.share_parameters(net)
+    momentum = parameters.create_momentum_buffers(net, 2, None)
 
     def prepare(rank: int) -> dict[str, Callable[[int], Any]]:
         train = hogwild.trainer(net, momentum[rank], course)

@@ -130,7 +130,7 @@ def odd_values(state: State, key: Key) -> Iterator[Any]:
 def problem(state: State) -> str:
     """Why it is refused; empty where it is not."""
     try:
-        model.checked(Checkpoint(Path("model/checkpoint.pt"), state, ""))
+        model.validate_checkpoint(Checkpoint(Path("model/checkpoint.pt"), state, ""))
     except BadInput as error:
         assert str(error).isprintable() and len(str(error)) < 400, error
         assert str(error).startswith("model/checkpoint.pt: not what train writes (") and str(
@@ -327,7 +327,7 @@ def test_any_changed_byte_under_a_right_digest_is_refused_or_does_no_harm(
             body[:place] + bytes([body[place] ^ 1 << random_.randrange(8)]) + body[place + 1 :]
         )
         try:
-            model.checked(
+            model.validate_checkpoint(
                 checkpoint.parsed(folder / CHECKPOINT, changed + hashlib.sha256(changed).digest())
             )
         except BadInput as error:
@@ -353,6 +353,6 @@ def test_weights_so_large_that_no_answer_is_a_number_are_refused(
     answer = call(script, *at(data, write(state, tmp_path / "model"), written.cache))
     assert (
         answer.code == 2
-        and "no finite numbers: its weights are useless" in answer.stderr
+        and "NaN or infinite: its weights are unusable" in answer.stderr
         and "nan" not in answer.stdout
     )

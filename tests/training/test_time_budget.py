@@ -13,6 +13,7 @@ import model
 import train
 from hogwear.data import dataset, decoding
 from hogwear.data.decoding import LIMITS
+from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
 from hogwear.training import time_budget, trainer
 from hogwear.training.progress import TrainingBar
@@ -62,14 +63,12 @@ def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(
         torch.set_num_threads(4)
         threads = torch.tensor([0]).share_memory_()
 
-        class Network(torch.nn.Module):
-            crop = staticmethod(round)
-
+        class CountsThreads(Network):
             def forward(self, pixels: torch.Tensor) -> torch.Tensor:
                 threads[0] = max(int(threads[0]), torch.get_num_threads())
                 return torch.zeros(len(pixels), 5, requires_grad=True)
 
-        speed = probe(Network(), dataset.find(data, tmp_path).train, LIMITS, 2)
+        speed = probe(CountsThreads(), dataset.find(data, tmp_path).train, LIMITS, 2)
         assert int(threads[0]) == 1
         return speed
 

@@ -1,0 +1,42 @@
+"""A network with all that a checkpoint says about it: what evaluation, prediction and export need."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hogwear.evaluation import metrics
+from hogwear.networks.network import Network
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The best network of a run, frozen, and what is known about it."""
+
+    net: Network
+    arch: str
+    class_names: tuple[str, ...]
+    image_size: int
+    dtype: torch.dtype
+    is_sample: bool  # whether it was trained on the built-in sample
+    epoch: int  # that the weights are from; 0: interrupted before the first validation
+    val_acc: float | None  # of these weights; None where epoch is 0
+    temperature: float  # divides the logits, to calibrate the probabilities; fitted on val
+    confidence_threshold: float  # from this probability on, 99 % were correct on val
+    history: tuple[dict[str, float], ...]  # one row per epoch, as in metrics.csv
+    hyperparameters: dict[str, Any]  # of the last run
+    sha256: str  # of the checkpoint file
+    split: dict[str, Any]  # splitting.Identity, of model/split.json
+    trained_on: Tensor  # (k,) int64, contents.short of all photos it was ever trained on
+
+    def probabilities(self, logits: metrics.Floats) -> npt.NDArray[np.float64]:
+        """(n, classes) logits -> calibrated probabilities."""
+        return np.exp(metrics.log_softmax(logits / self.temperature))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the weights were validated, which fits the temperature and the threshold."""
+        return self.confidence_threshold > 0
