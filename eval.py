@@ -19,12 +19,12 @@ from hogwear.commands.common import SharedSettings
 from hogwear.data import loading
 from hogwear.data.photos import Photos, Split
 from hogwear.data.pixels import Pixels
-from hogwear.data.splitting import Known
+from hogwear.data.splitting import SplitAssignments
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
 from hogwear.system.artifacts import EVALUATION
 from hogwear.system.files import write_atomically
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 
 if TYPE_CHECKING:
     from hogwear.evaluation.report import Mistake
@@ -53,23 +53,23 @@ def main(settings: Settings) -> None:
     machine.keep_freed_memory()
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.choose_dtype(settings.cache_dir))
-    Known.read(settings.model_dir).require(trained.split)
+    SplitAssignments.read(settings.model_dir).require(trained.split)
     photos = settings.photos_of(trained.class_names, trained.is_sample)
     if photos.is_sample:
         print("Photos: the built-in sample (data/ is empty)")
     split = photos.evaluated
     if split is not photos.test:
         print(
-            escaped(
+            escape(
                 f"Warning: {photos.folder} has no test split; these figures are of val, which chose the weights"
             ),
             file=sys.stderr,
         )
     started = time.perf_counter()
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
-    pixels = loading.unseen(decoded, trained.trained_on.numpy(), split.name)
-    if train := settings.cache.at_hand(photos.train, trained.image_size):
-        loading.warn_of_leakage(train, pixels, split.name)
+    pixels = loading.exclude_trained_on(decoded, trained.trained_on.numpy(), split.name)
+    if train := settings.cache.open_if_complete(photos.train, trained.image_size):
+        loading.warn_about_leakage(train, pixels, split.name)
     logits = predict.predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     mistakes = worst_mistakes(trained, logits, pixels, split)
@@ -90,9 +90,9 @@ def main(settings: Settings) -> None:
         settings.model_dir / EVALUATION, (json.dumps(results, indent=2) + "\n").encode()
     )
     for line in table(results):
-        print(escaped(line))
+        print(escape(line))
     page = write_report(settings.model_dir, results, logits, pixels.labels, trained, mistakes)
-    print(escaped(f"Report: {page}. All metrics: {settings.model_dir / EVALUATION}."))
+    print(escape(f"Report: {page}. All metrics: {settings.model_dir / EVALUATION}."))
 
 
 def measure(
@@ -236,7 +236,7 @@ def write_report(
 
 def table(results: dict[str, Any]) -> list[str]:
     """What people read: a row a class, with what it was taken for, and the overall figures."""
-    names = [escaped(name) for name in results["class_names"]]
+    names = [escape(name) for name in results["class_names"]]
     wide = max(len("class"), *map(len, names))
     lines = [f"{'class':{wide}}  precision  recall     F1  photos  mistaken for"]
     for i, name in enumerate(names):

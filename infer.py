@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hogwear.commands.common import SharedSettings
-from hogwear.data.contents import short
-from hogwear.data.decoding import Array, Guard
+from hogwear.data.contents import short_hashes
+from hogwear.data.decoding import Array, SafeDecoder
 from hogwear.data.photos import Photos
-from hogwear.data.splitting import Known
+from hogwear.data.splitting import SplitAssignments
 from hogwear.evaluation import metrics, pictures
 from hogwear.evaluation.pictures import Prediction
 from hogwear.system import flags, machine
 from hogwear.system.errors import BadInput
-from hogwear.system.files import Paths, Record
+from hogwear.system.files import Manifest, Paths
 from hogwear.system.flags import flag
-from hogwear.system.text import as_csv, composed, escaped
+from hogwear.system.text import escape, normalize, to_csv
 
 if TYPE_CHECKING:
     from hogwear.evaluation.trained_model import TrainedModel
@@ -87,43 +87,43 @@ def main(settings: Settings) -> None:
     import model
 
     machine.keep_freed_memory()
-    record = Record(settings.responses_dir)
-    require_free(record)
+    manifest = Manifest(settings.responses_dir)
+    require_free(manifest)
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, model.choose_dtype(settings.cache_dir))
-    photos = given(settings, trained, record) if settings.images else drawn(settings, trained)
+    photos = given(settings, trained, manifest) if settings.images else drawn(settings, trained)
     if not any(photo.image is not None for photo in photos):
         raise BadInput(
             "; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3])
             + ": no photo could be read"
         )
     predictions = answer(trained, photos)
-    for line in (*(p.line() for p in predictions), *write(predictions, photos, settings, record)):
-        print(escaped(line))
+    for line in (*(p.line() for p in predictions), *write(predictions, photos, settings, manifest)):
+        print(escape(line))
     print(f"Latency: {latency(trained, photos):.1f} ms per photo, on one CPU, without decoding.")
 
 
-def require_free(record: Record) -> None:
+def require_free(manifest: Manifest) -> None:
     """BadInput where a file that is not ours has the name of one that is to be written."""
-    for file in record.folder / PREDICTIONS, record.folder / TABLE:
-        if file.exists() and not record.made(file):
+    for file in manifest.folder / PREDICTIONS, manifest.folder / TABLE:
+        if file.exists() and not manifest.owns(file):
             raise BadInput(
                 f"{file}: infer did not write this, or it was changed since; move it away, or choose another --responses-dir"
             )
 
 
-def require_apart(paths: Iterable[Path], record: Record) -> None:
+def require_apart(paths: Iterable[Path], manifest: Manifest) -> None:
     """BadInput for a photo or a folder of --images that lies where results are written, or that those would lie in. Links are followed."""
-    results = (record.folder / RESULTS).resolve()
+    results = (manifest.folder / RESULTS).resolve()
     for path in paths:
         real = path.resolve()
         if (
             real.is_relative_to(results)
             or results.is_relative_to(real)
-            or (real.parent == results.parent and record.made(record.folder / real.name))
+            or (real.parent == results.parent and manifest.owns(manifest.folder / real.name))
         ):
             raise BadInput(
-                f"--images: {path} overlaps what infer writes to {record.folder}; choose another --responses-dir"
+                f"--images: {path} overlaps what infer writes to {manifest.folder}; choose another --responses-dir"
             )
 
 
@@ -132,14 +132,14 @@ def require_no_photos(photos: Photos, folder: Path) -> None:
     real = folder.resolve()
     written = real if real.is_relative_to(photos.folder.resolve()) else (folder / RESULTS).resolve()
     splits = (split for split in (photos.train, photos.val, photos.test) if split is not None)
-    for parent in {path.rpartition("/")[0] for split in splits for path in split.paths.texts()}:
+    for parent in {path.rpartition("/")[0] for split in splits for path in split.paths.strings()}:
         if Path(parent).resolve().is_relative_to(written):
             raise BadInput(
                 f"--data-dir: there are photos in {parent}, where infer writes its results; choose another --responses-dir"
             )
 
 
-def given(settings: Settings, trained: "TrainedModel", record: Record) -> list[Photo]:
+def given(settings: Settings, trained: "TrainedModel", manifest: Manifest) -> list[Photo]:
     """The photos of --images, folders opened and patterns filled in, each once.
 
     BadInput for a path that is not there or not apart from the results, and if there are no files.
@@ -156,16 +156,16 @@ def given(settings: Settings, trained: "TrainedModel", record: Record) -> list[P
             raise BadInput(
                 f"--images: {pattern} does not exist; give photos, folders of photos, or patterns such as 'photos/*.jpg'"
             )
-        require_apart(matching, record)
+        require_apart(matching, manifest)
         for path in matching:
             files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
     if not files:
         raise BadInput(
             f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos"
         )
-    require_apart(files, record)
-    guard = guarded(Paths(files), trained.image_size, settings, min(machine.cpus(), len(files)))
-    with guard.workers({"decode": guard.decode}) as workers:
+    require_apart(files, manifest)
+    decoder = guarded(Paths(files), trained.image_size, settings, min(machine.cpus(), len(files)))
+    with decoder.workers({"decode": decoder.decode}) as workers:
         images = dict(workers.run("decode", range(len(files))))
     return [
         photo(file, images[i], trained, file.absolute().parent.name) for i, file in enumerate(files)
@@ -190,28 +190,28 @@ def files_in(folder: Path) -> list[Path]:
 
 def drawn(settings: Settings, trained: "TrainedModel") -> list[Photo]:
     """--num-images readable photos of the test split at random, none of which was trained on."""
-    Known.read(settings.model_dir).require(trained.split)
+    SplitAssignments.read(settings.model_dir).require(trained.split)
     photos = settings.photos_of(trained.class_names, trained.is_sample)
     require_no_photos(photos, settings.responses_dir)
     split = photos.evaluated
-    seen = np.isin(short(split.contents.hashes), trained.trained_on.numpy())
+    seen = np.isin(short_hashes(split.contents.hashes), trained.trained_on.numpy())
     if seen.all():
         raise BadInput(
             f"all {len(split)} photos in {split.name} were used for training; give others with --images"
         )
     source = "the built-in sample (data/ is empty)" if photos.is_sample else photos.folder
     print(
-        escaped(
+        escape(
             f"Photos: {min(settings.num_images, len(split) - seen.sum())} at random from the {split.name} split of {source}"
         )
     )
     chosen: list[Photo] = []
-    guard = guarded(
+    decoder = guarded(
         split.paths, trained.image_size, settings, processes=1
     )  # which answers in order, so a seed chooses the same
     order = np.random.default_rng(settings.seed).permutation(len(split))
     order = order[~seen[order]]
-    with guard.workers({"decode": guard.decode}) as workers:
+    with decoder.workers({"decode": decoder.decode}) as workers:
         for i, image in workers.run(
             "decode", order.tolist(), pause=lambda: len(chosen) == settings.num_images
         ):
@@ -219,21 +219,23 @@ def drawn(settings: Settings, trained: "TrainedModel") -> list[Photo]:
                 continue  # it was on its way when there were enough
             found = photo(split.paths[i], image, trained, photos.class_names[split.labels[i]])
             if found.image is None:
-                print(escaped(f"Warning: skipped '{found.file}': {found.unread}"), file=sys.stderr)
+                print(escape(f"Warning: skipped '{found.file}': {found.unread}"), file=sys.stderr)
             else:
                 chosen.append(found)
     return chosen
 
 
-def guarded(files: Paths, size: int, settings: Settings, processes: int) -> Guard:
+def guarded(files: Paths, size: int, settings: Settings, processes: int) -> SafeDecoder:
     """Links may lead only to what was given: a link that is given itself is its user's own choice."""
     limits = settings.limits
-    return Guard(files, size, limits, processes, within=settings.images or [settings.data_dir])
+    return SafeDecoder(
+        files, size, limits, processes, within=settings.images or [settings.data_dir]
+    )
 
 
 def photo(file: Path, image: Array | str, trained: "TrainedModel", folder: str) -> Photo:
     """What was decoded, or why nothing was; its true class is known where the name of its folder is one of the classes."""
-    true_class = name if (name := composed(folder)) in trained.class_names else None
+    true_class = name if (name := normalize(folder)) in trained.class_names else None
     return (
         Photo(file, true_class, None, image)
         if isinstance(image, str)
@@ -263,13 +265,13 @@ def answer(trained: "TrainedModel", photos: list[Photo]) -> list[Prediction]:
 
 
 def write(
-    predictions: list[Prediction], photos: list[Photo], settings: Settings, record: Record
+    predictions: list[Prediction], photos: list[Photo], settings: Settings, manifest: Manifest
 ) -> list[str]:
     """Pictures and contact sheets of the first photos, in place of those of an earlier run, and all answers; what there is to say of that."""
     folder = settings.responses_dir
     results, first = folder / RESULTS, predictions[: settings.pictures]
     results.mkdir(parents=True, exist_ok=True)
-    others = record.delete(
+    others = manifest.delete(
         path
         for path in (*results.iterdir(), *folder.glob(f"{SHEET}*.png"))
         if not path.name.startswith(".")
@@ -280,7 +282,7 @@ def write(
         for i, p in enumerate(first)
         if p.unread is None
     }
-    draw_pictures(first, photos, files, settings, record)
+    draw_pictures(first, photos, files, settings, manifest)
     sheets = []
     for start in range(0, len(first), pictures.SHEET):
         images = [photo.image for photo in photos[start : start + pictures.SHEET]]
@@ -289,7 +291,7 @@ def write(
                 folder, f"{SHEET}{f'-{start // pictures.SHEET + 1}' if start else ''}", taken
             )
         )
-        record.write(
+        manifest.write(
             sheets[-1],
             pictures.draw_sheet(
                 list(zip(first[start : start + pictures.SHEET], images, strict=False))
@@ -299,8 +301,8 @@ def write(
         p.as_json() | {"picture": files[i].name if i in files else None}
         for i, p in enumerate(predictions)
     ]
-    record.write(folder / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
-    record.write(folder / TABLE, as_csv(table(predictions)).encode())
+    manifest.write(folder / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
+    manifest.write(folder / TABLE, to_csv(table(predictions)).encode())
 
     of_first = (
         f", of the first {len(first)} photos of {len(predictions)} (--pictures)"
@@ -323,10 +325,10 @@ def draw_pictures(
     photos: list[Photo],
     files: dict[int, Path],
     settings: Settings,
-    record: Record,
+    manifest: Manifest,
 ) -> None:
     """One for each of the `files`, {row: its name}."""
-    guard = guarded(
+    decoder = guarded(
         Paths(p.file for p in predictions),
         pictures.PHOTO_SIDE,
         settings,
@@ -334,14 +336,14 @@ def draw_pictures(
     )
 
     def draw(i: int) -> bytes:
-        image: Any = guard.decode(i)
+        image: Any = decoder.decode(i)
         if isinstance(image, str):  # that it could be read a moment ago is no promise
             image = photos[i].image
         return pictures.draw_prediction(predictions[i], image)
 
-    with guard.workers({"draw": draw}) as workers:
+    with decoder.workers({"draw": draw}) as workers:
         for i, picture in workers.run("draw", files):
-            record.write(files[i], picture)
+            manifest.write(files[i], picture)
 
 
 def table(predictions: list[Prediction]) -> list[list[object]]:

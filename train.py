@@ -25,16 +25,16 @@ from hogwear.cluster import membership
 from hogwear.cluster.peers import ALONE, Alone, Cut, Link, Place
 from hogwear.commands.common import SharedSettings
 from hogwear.data import dataset, loading
-from hogwear.data.contents import short
+from hogwear.data.contents import short_hashes
 from hogwear.data.loading import Loader
 from hogwear.data.photos import Photos, Split
 from hogwear.data.pixels import Pixels
-from hogwear.data.splitting import Divider, Known
+from hogwear.data.splitting import SplitAssignments, Splitter
 from hogwear.system import flags, machine
 from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 from hogwear.training.hyperparameters import (
     ARCHITECTURES,
     RANGES,
@@ -140,7 +140,7 @@ class Prepared:
     """All that a run begins with."""
 
     photos: Photos
-    known: Known  # how they are divided
+    known: SplitAssignments  # how they are divided
     choices: Choices
     workers: int
     budget: "Budget | None"
@@ -173,7 +173,7 @@ def main(settings: Settings) -> None:
         nullcontext() if lock else suppress(OSError)
     ):  # other machines than rank 0 may be without a model folder
         prepared.known.write(settings.model_dir)
-    run.take(prepared.known.identity(), prepared.photos.train.contents.hashes)
+    run.take(prepared.known.version(), prepared.photos.train.contents.hashes)
     connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
     with machine.Stop() as stop:
         try:
@@ -206,12 +206,12 @@ def main(settings: Settings) -> None:
 def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
     saved, why_none = saved_run(settings)
-    photos, divide = divided(settings, others)
+    photos, splitter = divided(settings, others)
     if isinstance(others, Link):
         saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
     if state:
-        divide.found.require(state["split"])
+        splitter.found.require(state["split"])
     if state and state["finished"] and membership.job() and state["job"] == membership.job():
         print(f"Job {membership.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
@@ -219,7 +219,7 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
     workers = settings.processes
     machine.require_memory(workers)
-    print(escaped(going_on(saved) if saved else f"Starting a new run: {why_none}."))
+    print(escape(going_on(saved) if saved else f"Starting a new run: {why_none}."))
     budget = None
     if choices.time_budget and (state is None or state["finished"]):
         free = state is None and settings.image_size is None
@@ -236,14 +236,14 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     def decoded(split: Split, image_size: int) -> Pixels:
         return loader.load(split, image_size, lambda: importlib.import_module("model"))
 
-    seen = short(photos.train.contents.hashes)
+    seen = short_hashes(photos.train.contents.hashes)
     seen = np.union1d(seen, state["trained_on"].numpy()) if state else seen
     train, val = (
         decoded(photos.train, choices.image_size),
-        loading.unseen(decoded(photos.val, choices.image_size), seen, "val"),
+        loading.exclude_trained_on(decoded(photos.val, choices.image_size), seen, "val"),
     )
     if others.machines == 1:
-        loading.warn_of_leakage(train, val, "val")
+        loading.warn_about_leakage(train, val, "val")
     photo_sets = PhotoSets(
         photos.is_sample,
         *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)),
@@ -258,27 +258,27 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
             val_of_best = (
                 val
                 if size == choices.image_size
-                else loading.unseen(decoded(photos.val, size), seen, "val")
+                else loading.exclude_trained_on(decoded(photos.val, size), seen, "val")
             )
     return Prepared(
-        photos, divide.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best
+        photos, splitter.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best
     )
 
 
-def divided(settings: Settings, others: Alone) -> tuple[Photos, Divider]:
+def divided(settings: Settings, others: Alone) -> tuple[Photos, Splitter]:
     """The photos, and what has divided them: on all machines as rank 0 does, which knows what the one of them knows that knows most."""
-    mine = Known.read(settings.model_dir)
+    mine = SplitAssignments.read(settings.model_dir)
     known = max(
-        (Known.parse(content, mine.file) for content in others.tell(mine.written())),
+        (SplitAssignments.parse(content, mine.file) for content in others.tell(mine.to_json())),
         key=lambda known: len(known.sides),
     )
-    divide = Divider(known, settings.limits)
-    photos = settings.photos(divide) if others.rank == 0 else None
-    content = others.hand_on(0, divide.known.written())
+    splitter = Splitter(known, settings.limits)
+    photos = settings.photos(splitter) if others.rank == 0 else None
+    content = others.hand_on(0, splitter.known.to_json())
     if photos is None:
-        divide.known, divide.places_new = Known.parse(content, mine.file), False
-        photos = settings.photos(divide)
-    return photos, divide
+        splitter.known, splitter.assigns_new = SplitAssignments.parse(content, mine.file), False
+        photos = settings.photos(splitter)
+    return photos, splitter
 
 
 def connection(
@@ -346,7 +346,7 @@ def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
     torch.set_num_threads(1)  # for the workers too, which are forked from here
     saved = model.load_checkpoint(settings.model_dir)
     is_sample = saved.state["photos"]["is_sample"]
-    if is_sample and not dataset.is_empty(settings.data_dir, settings.own):
+    if is_sample and not dataset.is_empty(settings.data_dir, settings.output_folders):
         return (
             None,
             f"{saved.file} was trained on the built-in sample, and now there are photos in {settings.data_dir}",
@@ -395,7 +395,7 @@ def keep_beside(file: Path) -> None:
         )
         kept = next(name for name in names if not name.exists())
         file.rename(kept)
-        print(escaped(f"The old checkpoint is kept as {kept}."))
+        print(escape(f"The old checkpoint is kept as {kept}."))
 
 
 def plan_in_time(
@@ -421,18 +421,18 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
     cpus = machine.cpus()
     source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
     print(
-        escaped(
+        escape(
             f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with."
         )
     )
     for note in photos.notes:
-        print(escaped(note))
-    print(escaped(f"Classes: {', '.join(photos.class_names)}."))
+        print(escape(note))
+    print(escape(f"Classes: {', '.join(photos.class_names)}."))
     counts = np.bincount(photos.train.labels)
     if counts.max() >= UNBALANCED * counts.min():
         least, most = (photos.class_names[i] for i in (counts.argmin(), counts.argmax()))
         print(
-            escaped(
+            escape(
                 f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training."
             )
         )

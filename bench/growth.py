@@ -80,7 +80,7 @@ def growth(
 
 def link(folder: Path, count: int) -> None:
     """`count` photos as hard links to fashion5's (or the sample's), or to copies where `folder` is on another file system."""
-    source = FASHION5 if FASHION5.is_dir() else garments.ensure(folder.parent / "sample")
+    source = FASHION5 if FASHION5.is_dir() else garments.ensure_sample(folder.parent / "sample")
     originals = [source / split for split in SHARES]
     try:
         os.link(next(originals[0].glob("*/*")), folder.parent / "probe")

@@ -65,7 +65,7 @@ def phases() -> str:
         hogwild.sgd(parameters, buffers, 1e-6, 0.9)
 
     random = np.random.default_rng(0)
-    paths = list(dataset.find(FASHION5, FASHION5).train.paths)[:100]
+    paths = list(dataset.find_photos(FASHION5, FASHION5).train.paths)[:100]
     kinds: list[tuple[str, Callable[[], object], int, float]] = [
         ("decode (224 px JPEG)", lambda: [decode(path, SIZE) for path in paths], len(paths), 0),
         ("augment", lambda: augment.augment(images, CROP, random), BATCH, 0),
@@ -130,7 +130,7 @@ class Training:
             file, np.random.default_rng(0).integers(0, 256, (512, SIZE, SIZE, 3), dtype=np.uint8)
         )
         self.course = Course(
-            pixels_of.Images(file),
+            pixels_of.ArrayFile(file),
             CROP,
             np.arange(512),
             np.arange(512) % 5,

@@ -112,7 +112,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     in the next one; in test, 3 of eyewear in handbag and 1 of topwear in footwear, so that the classes differ in size.
     """
     folder = tmp_path_factory.mktemp("photos") / "data"
-    source = FASHION5 if FASHION5.is_dir() else garments.ensure(folder.parent / "sample")
+    source = FASHION5 if FASHION5.is_dir() else garments.ensure_sample(folder.parent / "sample")
     around = list(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
     misplaced = {
         "train": dict.fromkeys(around, 4),

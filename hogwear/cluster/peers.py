@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hogwear.data.pixels import WHOLE
+from hogwear.data.pixels import ALL_ROWS
 from hogwear.system import machine
 from hogwear.system.errors import BadInput
 
@@ -59,7 +59,7 @@ class Alone:
     """No other machines: what there is to share is shared."""
 
     rank, machines = 0, 1
-    part = WHOLE  # of a split's rows, what this machine trains or validates with
+    part = ALL_ROWS  # of a split's rows, what this machine trains or validates with
 
     def __init__(self, net: "nn.Module | None" = None) -> None:
         pass

@@ -7,7 +7,7 @@ from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import LIMITS, Limits
 from hogwear.data.photos import Photos
-from hogwear.data.splitting import Divider, Known
+from hogwear.data.splitting import SplitAssignments, Splitter
 from hogwear.data.tables import Columns
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
@@ -61,24 +61,24 @@ class SharedSettings:
     def cache(self) -> PhotoCache:
         return PhotoCache(self.cache_dir, self.limits)
 
-    def divider(self, places_new: bool) -> Divider:
-        """What divides photos as the model folder's split.json says. Raises as Known.read."""
-        return Divider(Known.read(self.model_dir), self.limits, places_new)
+    def splitter(self, assigns_new: bool) -> Splitter:
+        """What divides photos as the model folder's split.json says. Raises as SplitAssignments.read."""
+        return Splitter(SplitAssignments.read(self.model_dir), self.limits, assigns_new)
 
     @property
-    def own(self) -> tuple[Path, ...]:
+    def output_folders(self) -> tuple[Path, ...]:
         """Folders that are no photos' even where they lie in the data folder."""
         return self.model_dir, self.cache_dir
 
-    def photos(self, divide: Divider | None = None) -> Photos:
-        """Divided as train has divided them, without those that it has not seen yet, or by `divide`. Raises as dataset.find."""
+    def photos(self, splitter: Splitter | None = None) -> Photos:
+        """Divided as train has divided them, without those that it has not seen yet, or by `splitter`. Raises as dataset.find_photos."""
         columns = Columns(self.image_column, self.label_column, self.min_count)
-        return dataset.find(
+        return dataset.find_photos(
             self.data_dir,
             self.cache_dir,
             columns,
-            divide or self.divider(places_new=False),
-            self.own,
+            splitter or self.splitter(assigns_new=False),
+            self.output_folders,
         )
 
     def photos_of(self, class_names: tuple[str, ...], is_sample: bool) -> Photos:
@@ -90,7 +90,7 @@ class SharedSettings:
 
     def require_same_kind(self, is_sample: bool) -> None:
         """BadInput where a checkpoint is of the built-in sample and the photos are not, or the other way round."""
-        is_empty = dataset.is_empty(self.data_dir, self.own)
+        is_empty = dataset.is_empty(self.data_dir, self.output_folders)
         if is_empty and not is_sample:
             raise BadInput(
                 f"{self.data_dir}: empty, but the checkpoint was trained on real photos; look for a missing mount or a misspelt --data-dir, "

@@ -24,7 +24,7 @@ from hogwear.system import flags, machine
 from hogwear.system.artifacts import CHECKPOINT, DOCTOR_REPORT
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths, write_atomically
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 
 SCHEMA = (
     1  # of doctor.json: raised when something in it is renamed, removed or means something else
@@ -75,7 +75,7 @@ class Member(NamedTuple):
 
 def main(settings: Settings) -> None:
     machine.keep_freed_memory()
-    photos = settings.photos(settings.divider(places_new=True))
+    photos = settings.photos(settings.splitter(assigns_new=True))
     limits = settings.limits
     splits = [split for split in (photos.train, photos.val, photos.test) if split is not None]
     members = [
@@ -99,18 +99,18 @@ def main(settings: Settings) -> None:
         settings.model_dir / DOCTOR_REPORT, (json.dumps(report, indent=2) + "\n").encode()
     )
     for line in (*lines(report), f"Written to {settings.model_dir / DOCTOR_REPORT}."):
-        print(escaped(line))
+        print(escape(line))
 
 
 def look_at(paths: Paths, root: Path, limits: Limits) -> list[Photo | str]:
     """Every file as a photo, or why it is none; decoded by all CPUs."""
-    found = dict(decoding.look_at(paths, SIZE, limits, root, look, "looking"))
+    found = dict(decoding.map_photos(paths, SIZE, limits, root, look, "looking"))
     return [found[row] for row in range(len(paths))]
 
 
 def look(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -> Photo:
     """In a worker. Raises as `decode` does."""
-    with decoding.opened(path, limits, within) as file:
+    with decoding.open_photo(path, limits, within) as file:
         digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
         file.seek(0)
         read = decoding.read(file, size, limits)
@@ -120,7 +120,7 @@ def look(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -
         read.side,
         read.turned,
         is_flat(read.image),
-        near_duplicates.signature(decoding.letterboxed(read.image, size)),
+        near_duplicates.compute_signature(decoding.letterbox(read.image, size)),
     )
 
 
@@ -133,7 +133,7 @@ def is_flat(image: Image.Image) -> bool:
 
 def counted(photos: Photos, splits: list[Split]) -> dict[str, Any]:
     """How many photos of each class, and which classes have too few."""
-    counts = {split.name: dataset.counts(split, photos.class_names) for split in splits}
+    counts = {split.name: dataset.count_per_class(split, photos.class_names) for split in splits}
     largest = max(counts["train"].values())
     return {
         "counts": counts,
@@ -161,18 +161,18 @@ def faults(members: list[Member], found: list[Photo | str]) -> dict[str, Any]:
         for member, why in zip(members, found, strict=True)
         if isinstance(why, str)
     ]
-    near = near_duplicates.near_pairs(
+    near = near_duplicates.find_pairs(
         np.array([photo.signature for photo in photos], np.uint8).reshape(
-            -1, near_duplicates.LENGTH
+            -1, near_duplicates.SIGNATURE_SIZE
         )
     )
     exact = same_digest(photos)
     alike = [
         group
-        for group in near_duplicates.groups(len(photos), np.concatenate([near, exact]))
+        for group in near_duplicates.group_pairs(len(photos), np.concatenate([near, exact]))
         if len({photos[i].digest for i in group}) > 1
     ]
-    same = near_duplicates.groups(len(photos), exact)
+    same = near_duplicates.group_pairs(len(photos), exact)
     return {
         "leaked": leaked(readable, exact, near),
         "conflicting": [
@@ -211,7 +211,7 @@ def leaked(members: list[Member], exact: Ints, near: Ints) -> list[dict[str, Any
     """The photos of val and test that are in train too, with the photo there; the same bytes go before nearly the same."""
     twins: dict[int, dict[str, Any]] = {}
     pairs = []
-    for group in near_duplicates.groups(len(members), exact):
+    for group in near_duplicates.group_pairs(len(members), exact):
         if (
             first := next((row for row in group if members[row].split == "train"), None)
         ) is not None:

@@ -17,7 +17,7 @@ from hogwear.commands import model_card
 from hogwear.commands.common import SharedSettings
 from hogwear.data import loading
 from hogwear.data.decoding import Array
-from hogwear.data.splitting import Known
+from hogwear.data.splitting import SplitAssignments
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
 from hogwear.system.artifacts import MODEL_CARD, ONNX_MODEL
@@ -57,11 +57,13 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     trained = model.load(settings.model_dir, torch.float32)
     evaluation = model_card.evaluation(settings.model_dir, trained.sha256)
-    Known.read(settings.model_dir).require(trained.split)
+    SplitAssignments.read(settings.model_dir).require(trained.split)
     photos = settings.photos_of(trained.class_names, trained.is_sample)
     split = photos.evaluated
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
-    images, labels = sample(loading.unseen(decoded, trained.trained_on.numpy(), split.name))
+    images, labels = sample(
+        loading.exclude_trained_on(decoded, trained.trained_on.numpy(), split.name)
+    )
     logits = predict.predict_logits(trained.net, images, np.arange(len(images)), machine.cpus())
     expected = np.exp(metrics.log_softmax(logits / trained.temperature))  # (n, classes)
 

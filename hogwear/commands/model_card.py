@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hogwear.evaluation import metrics
 from hogwear.system.artifacts import EVALUATION
 from hogwear.system.errors import BadInput
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 
 if TYPE_CHECKING:
     from hogwear.evaluation.trained_model import TrainedModel
@@ -88,7 +88,7 @@ print(json.loads(session.get_modelmeta().custom_metadata_map["class_names"])[pro
 
 def code(text: str) -> str:
     """A code span of Markdown, in which nothing is markup: its fence is longer than any run of backticks in it."""
-    shown = escaped(text)
+    shown = escape(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence} {shown} {fence}" if len(fence) > 1 else f"`{shown}`"
 

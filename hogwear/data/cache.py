@@ -26,14 +26,14 @@ import numpy as np
 
 from hogwear.data import decoding, near_duplicates
 from hogwear.data.contents import as_keys
-from hogwear.data.decoding import HASH_SIZE, LIMITS, Array, Guard, Limits, Passing
+from hogwear.data.decoding import HASH_SIZE, LIMITS, Array, Limits, Passing, SafeDecoder
 from hogwear.data.photos import Split
-from hogwear.data.pixels import WHOLE, Bools, Images, Ints, Pixels
+from hogwear.data.pixels import ALL_ROWS, ArrayFile, Bools, Ints, Pixels
 from hogwear.system import machine
 from hogwear.system.errors import BadInput, naming
 from hogwear.system.files import write_atomically
-from hogwear.system.text import escaped
-from hogwear.system.workers import QUEUED
+from hogwear.system.text import escape
+from hogwear.system.workers import MAX_IN_FLIGHT
 
 CACHE_VERSION = (
     4  # part of the recipe: raise it when `decode` gives other pixels, or `signature` others
@@ -60,7 +60,7 @@ class PhotoCache:
     processes: int = field(default_factory=lambda: machine.cpus())
 
     def open(
-        self, split: Split, size: int, part: slice = WHOLE,
+        self, split: Split, size: int, part: slice = ALL_ROWS,
         on_photos: Callable[[int], object] = lambda count: None, meanwhile: Callable[[], object] = lambda: None,
     ) -> Pixels:  # fmt: skip
         """The split's pixels, or those of a part of its rows, decoded now unless they are there.
@@ -91,10 +91,10 @@ class PhotoCache:
                 shutil.rmtree(folder, ignore_errors=True)
         return stored.pixels(part, unread)
 
-    def at_hand(self, split: Split, size: int) -> Pixels | None:
+    def open_if_complete(self, split: Split, size: int) -> Pixels | None:
         """The split's pixels if all are there; nothing is decoded."""
         stored = self.stored(split, size)
-        return stored.pixels() if stored.is_complete(WHOLE) else None
+        return stored.pixels() if stored.is_complete(ALL_ROWS) else None
 
     def stored(self, split: Split, size: int) -> "StoredSplit":
         """Where these contents are, also those of a data folder that has moved, or else belong."""
@@ -121,16 +121,18 @@ class PhotoCache:
         split, filling = stored.split, Filling(stored)
         rows = stored.missing(filling.ready, part)
         on_photos(len(range(len(split))[part]) - len(rows))
-        guard = Guard(split.paths, stored.size, self.limits, self.processes, within=[split.root])
-        chunk = max(1, min(LARGEST_CHUNK, -(-len(rows) // (QUEUED * self.processes))))
+        decoder = SafeDecoder(
+            split.paths, stored.size, self.limits, self.processes, within=[split.root]
+        )
+        chunk = max(1, min(LARGEST_CHUNK, -(-len(rows) // (MAX_IN_FLIGHT * self.processes))))
 
         def decode_chunk(start: int) -> dict[int, str]:
             reasons = {
-                row: filling.decode(row, guard) for row in rows[start : start + chunk].tolist()
+                row: filling.decode(row, decoder) for row in rows[start : start + chunk].tolist()
             }
             return {row: why for row, why in reasons.items() if why is not None}
 
-        with guard.workers({"decode": decode_chunk}) as workers:
+        with decoder.workers({"decode": decode_chunk}) as workers:
             for start, skipped in workers.run(
                 "decode", range(0, len(rows), chunk), meanwhile=meanwhile
             ):
@@ -165,14 +167,14 @@ class StoredSplit:
         except DAMAGE:
             return False
 
-    def pixels(self, part: slice = WHOLE, unread: dict[int, str] | None = None) -> Pixels:
+    def pixels(self, part: slice = ALL_ROWS, unread: dict[int, str] | None = None) -> Pixels:
         """What is there, without those that the system did not let us read. Raises as PhotoCache.open."""
         split, wanted = self.split, np.arange(len(self.split))[part]
         reasons = read_reasons(self.folder) | split.contents.unread | (unread or {})
         skipped = {row: reasons[row] for row in wanted.tolist() if row in reasons}
         rows = np.setdiff1d(wanted, list(skipped))
         labels = split.labels[rows]
-        if part == WHOLE and len(emptied := np.setdiff1d(split.labels, labels)):
+        if part == ALL_ROWS and len(emptied := np.setdiff1d(split.labels, labels)):
             row = next(i for i in skipped if split.labels[i] in emptied)
             photo = split.paths[row]
             raise BadInput(
@@ -181,12 +183,12 @@ class StoredSplit:
         named = {split.paths[i]: why for i, why in skipped.items()}
         return Pixels(
             self.folder,
-            Images(self.folder / PIXELS),
+            ArrayFile(self.folder / PIXELS),
             rows,
             labels,
             split.contents.hashes[rows],
             named,
-            Images(self.folder / SIGNATURES),
+            ArrayFile(self.folder / SIGNATURES),
         )
 
     def create(self) -> None:
@@ -198,7 +200,7 @@ class StoredSplit:
             self.folder / PIXELS, "w+", np.uint8, (count, self.size, self.size, 3)
         )  # header and holes
         np.lib.format.open_memmap(
-            self.folder / SIGNATURES, "w+", np.uint8, (count, near_duplicates.LENGTH)
+            self.folder / SIGNATURES, "w+", np.uint8, (count, near_duplicates.SIGNATURE_SIZE)
         )
         np.save(self.folder / DONE, np.zeros(count, bool))
         write_atomically(self.folder / SKIPPED, b"{}")
@@ -223,7 +225,7 @@ class Filling:
         }
         self.unread: dict[int, str] = {}  # for a reason that may be gone the next time
         self.images, self.signatures = (
-            Images(stored.folder / name, "r+b") for name in (PIXELS, SIGNATURES)
+            ArrayFile(stored.folder / name, "r+b") for name in (PIXELS, SIGNATURES)
         )
         self.earlier = list(stored.earlier())
         self.noted = time.monotonic()
@@ -236,7 +238,7 @@ class Filling:
         except DAMAGE as error:
             if folder.exists():
                 print(
-                    escaped(
+                    escape(
                         f"Warning: the cache {folder} is damaged ({error}); its photos are decoded again"
                     ),
                     file=sys.stderr,
@@ -245,7 +247,7 @@ class Filling:
             self.stored.create()
             return self.stored.ready()
 
-    def decode(self, row: int, guard: Guard) -> str | None:
+    def decode(self, row: int, decoder: SafeDecoder) -> str | None:
         """In a worker: write a photo's pixels and signature, copied where they were decoded before. Why not, if not."""
         for old in self.earlier:
             if (at := int(old.rows[row])) >= 0:
@@ -255,10 +257,12 @@ class Filling:
                     file[old.rows[[row]]][0] for file in (old.images, old.signatures)
                 )
                 return None
-        image = guard.call(row, partial(decoding.decode_known, known=self.hashes[row].tobytes()))
+        image = decoder.call(
+            row, partial(decoding.decode_verified, known=self.hashes[row].tobytes())
+        )
         if isinstance(image, str):
             return image
-        self.images[row], self.signatures[row] = image, near_duplicates.signature(image)
+        self.images[row], self.signatures[row] = image, near_duplicates.compute_signature(image)
         return None
 
     def add(self, rows: Ints, skipped: dict[int, str]) -> None:
@@ -295,8 +299,8 @@ class Earlier:
         self.hashes = np.load(folder / HASHES)
         ready = ready_rows(folder, len(self.hashes), size) & self.hashes.any(axis=1)
         self.images, self.signatures, self.skipped = (
-            Images(folder / PIXELS),
-            Images(folder / SIGNATURES),
+            ArrayFile(folder / PIXELS),
+            ArrayFile(folder / SIGNATURES),
             read_reasons(folder),
         )
         keys, wanted = as_keys(self.hashes[ready]), as_keys(hashes)
@@ -311,10 +315,10 @@ def ready_rows(folder: Path, count: int, size: int) -> Bools:
     """Which rows a folder has, (count,). Raises one of DAMAGE where it is not as it was written."""
     for name, row in {
         PIXELS: (size, size, 3),
-        SIGNATURES: (near_duplicates.LENGTH,),
+        SIGNATURES: (near_duplicates.SIGNATURE_SIZE,),
         HASHES: (HASH_SIZE,),
     }.items():
-        Images(folder / name).require(count, *row)
+        ArrayFile(folder / name).require(count, *row)
     read_reasons(folder)
     try:
         rows: Bools = np.load(folder / DONE)

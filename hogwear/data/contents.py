@@ -21,7 +21,7 @@ import numpy.typing as npt
 from hogwear.data import decoding
 from hogwear.data.decoding import HASH_SIZE, Array, Limits
 from hogwear.system.files import Paths, write_atomically
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 
 SETTLED = 2.0  # seconds since a file changed, before its time can tell that it has not changed again: what FAT counts in
 KEY = f"S{HASH_SIZE}"
@@ -45,7 +45,7 @@ class Contents:
         )
 
 
-def of(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
+def read_contents(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
     """Of photos within `root`; those that the cache does not know are read, by all CPUs."""
     index = (
         cache_dir / f"contents-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.npy"
@@ -63,7 +63,7 @@ def of(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
     hashes, unread = found.copy(), {}
     is_known: npt.NDArray[np.bool_] = np.asarray(found.any(axis=1))
     missing = np.flatnonzero(~is_known)
-    for row, answer in decoding.look_at(
+    for row, answer in decoding.map_photos(
         paths.where(~is_known), 0, limits, root, decoding.content_hash, "reading"
     ):
         if isinstance(answer, str):
@@ -81,7 +81,7 @@ def of(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
     return Contents(hashes, unread)
 
 
-def short(hashes: Array) -> npt.NDArray[np.int64]:
+def short_hashes(hashes: Array) -> npt.NDArray[np.int64]:
     """Half of each hash, (n,): enough to tell photos apart, and little enough for a checkpoint to keep those of all that it was trained on."""
     return np.ascontiguousarray(hashes[:, :8]).view(np.int64)[:, 0]
 
@@ -95,7 +95,7 @@ def read(index: Path) -> Array:
     except FileNotFoundError:
         rows = np.empty((0, 2 * HASH_SIZE), np.uint8)
     except (OSError, ValueError, EOFError):
-        print(escaped(f"Warning: {index} is damaged; the photos are read again"), file=sys.stderr)
+        print(escape(f"Warning: {index} is damaged; the photos are read again"), file=sys.stderr)
         rows = np.empty((0, 2 * HASH_SIZE), np.uint8)
     return rows
 
@@ -108,7 +108,7 @@ def as_keys(rows: Array) -> Bytes:
 def identities(paths: Paths, root: Path) -> tuple[Array, npt.NDArray[np.bool_]]:
     """A key for each file, (n, HASH_SIZE), that is another as soon as the file may have other bytes; and whether its time can tell that, (n,)."""
     keys, is_settled, now = bytearray(), np.zeros(len(paths), bool), time.time()
-    for row, path in enumerate(paths.texts()):
+    for row, path in enumerate(paths.strings()):
         told, changed = identity(path)
         keys += hashlib.blake2b(
             os.fsencode(path.removeprefix(f"{root}/")) + told, digest_size=HASH_SIZE

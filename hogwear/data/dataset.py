@@ -17,7 +17,7 @@ from hogwear.data import contents, tables
 from hogwear.data.folders import DataFolder, require_inside
 from hogwear.data.photos import Photos, Split
 from hogwear.data.sample import garments
-from hogwear.data.splitting import SHARES, Divider
+from hogwear.data.splitting import SHARES, Splitter
 from hogwear.data.tables import GUESSED, Columns, Table
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths
@@ -35,25 +35,25 @@ class Listed:
     notes: tuple[str, ...] = ()
 
 
-def find(
+def find_photos(
     data_dir: Path,
     cache_dir: Path,
     columns: Columns = GUESSED,
-    divide: Divider | None = None,
-    own: Iterable[Path] = (),
+    splitter: Splitter | None = None,
+    output_folders: Iterable[Path] = (),
 ) -> Photos:
     """The photos of `data_dir`; of the built-in sample, drawn into `cache_dir`, if it is empty. A table is read by its `columns`.
 
-    Those without a split are divided by `divide`; where that is None, as photos are that nobody has divided before.
+    Those without a split are divided by `splitter`; where that is None, as photos are that nobody has divided before.
     Folders of our `own` in there are not looked at.
 
     Raises BadInput for a folder that is missing or laid out otherwise, and for a class without photos.
     """
-    is_sample = is_empty(data_dir, own)
-    data = DataFolder(data_dir, own)
+    is_sample = is_empty(data_dir, output_folders)
+    data = DataFolder(data_dir, output_folders)
     table = tables.find(data_dir, data.entries, columns)
     if is_sample:
-        data = DataFolder(garments.ensure(cache_dir / "sample"), own)
+        data = DataFolder(garments.ensure_sample(cache_dir / "sample"), output_folders)
     if not data.folders and not table:
         raise BadInput(
             f"{data_dir}: {len(data.entries)} files but no folders; expected a folder a class: {data_dir}/CLASS/*.jpg, or a table: *.csv"
@@ -69,13 +69,13 @@ def find(
         raise BadInput(
             f"{data.path}: one class only ({listed.class_names[0]}); a classifier needs two or more"
         )
-    divide = divide or Divider()
-    splits = splits_of(listed, data.path, cache_dir, divide)
+    splitter = splitter or Splitter()
+    splits = splits_of(listed, data.path, cache_dir, splitter)
     notes = (
         *data.notes,
         *listed.notes,
         *in_two_classes([splits["train"], splits["val"]], data.path),
-        *divide.notes,
+        *splitter.notes,
     )
     return Photos(
         data.path,
@@ -88,7 +88,7 @@ def find(
     )
 
 
-def splits_of(listed: Listed, root: Path, cache_dir: Path, divide: Divider) -> dict[str, Split]:
+def splits_of(listed: Listed, root: Path, cache_dir: Path, splitter: Splitter) -> dict[str, Split]:
     """{split: its photos}, test only where there is one. Each file is looked into unless the cache knows what is in it."""
     paths = Paths.joined(paths for paths, _ in listed.splits.values())
     whole = Split(
@@ -96,10 +96,10 @@ def splits_of(listed: Listed, root: Path, cache_dir: Path, divide: Divider) -> d
         paths,
         np.concatenate([labels for _, labels in listed.splits.values()]),
         root,
-        contents.of(paths, root, cache_dir, divide.limits),
+        contents.read_contents(paths, root, cache_dir, splitter.limits),
     )
     if None in listed.splits:
-        return divide(whole, listed.class_names, SHARES, listed.divided)
+        return splitter(whole, listed.class_names, SHARES, listed.divided)
     split_of = np.repeat(
         np.arange(len(listed.splits)), [len(labels) for _, labels in listed.splits.values()]
     )
@@ -107,7 +107,7 @@ def splits_of(listed: Listed, root: Path, cache_dir: Path, divide: Divider) -> d
         str(name): whole.where(split_of == i, str(name)) for i, name in enumerate(listed.splits)
     }
     if "val" not in splits:
-        splits |= divide(
+        splits |= splitter(
             splits["train"], listed.class_names, {"val": SHARES["val"]}, listed.divided
         )
     return splits
@@ -132,17 +132,17 @@ def in_two_classes(splits: list[Split], root: Path) -> Iterator[str]:
         yield f"In two classes: {same.sum()} photos, such as {one} and {other}; the doctor lists them."
 
 
-def is_empty(data_dir: Path, own: Iterable[Path] = ()) -> bool:
+def is_empty(data_dir: Path, output_folders: Iterable[Path] = ()) -> bool:
     """Whether there is nothing in it but folders of our `own`, so that the built-in sample is used. BadInput for a folder that is missing."""
     if not data_dir.is_dir():
         raise BadInput(f"{data_dir}: no such folder; make it and put photos in {data_dir}/CLASS/")
-    return not DataFolder(data_dir, own).entries
+    return not DataFolder(data_dir, output_folders).entries
 
 
 def labelled(folder: Path, files: Iterable[Paths]) -> tuple[Paths, npt.NDArray[np.int64]]:
     """Photos and labels, of paths within a folder for each class in order."""
     files = list(files)
-    paths = Paths(f"{folder}/{file}" for of_class in files for file in of_class.texts())
+    paths = Paths(f"{folder}/{file}" for of_class in files for file in of_class.strings())
     return paths, np.repeat(np.arange(len(files)), [len(of_class) for of_class in files])
 
 
@@ -180,7 +180,7 @@ def from_table(table: Table, data_dir: Path) -> Listed:
     return Listed(class_names, splits, data_dir, table.notes)
 
 
-def counts(split: Split, class_names: Iterable[str]) -> dict[str, int]:
+def count_per_class(split: Split, class_names: Iterable[str]) -> dict[str, int]:
     """{class: photos of it}."""
     per_class = np.bincount(split.labels, minlength=len(tuple(class_names)))
     return dict(zip(class_names, per_class.tolist(), strict=True))

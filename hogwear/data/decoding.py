@@ -1,6 +1,6 @@
 """One photo from a stranger -> pixels, or the reason why not; within limits of size, memory and time.
 
-`decode` is the one way from a file to pixels. `Guard` calls it in forked workers, where a photo that crashes its decoder or
+`decode` is the one way from a file to pixels. `SafeDecoder` calls it in forked workers, where a photo that crashes its decoder or
 keeps it busy for ever costs a worker and not the run. Why so: docs/decisions/hostile-photos.md.
 """
 
@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from hogwear.system import machine
 from hogwear.system.files import Paths
-from hogwear.system.text import escaped
-from hogwear.system.workers import QUEUED, Jobs, Workers
+from hogwear.system.text import escape
+from hogwear.system.workers import MAX_IN_FLIGHT, Jobs, Workers
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
 UNREADABLE = Exception  # a decoder fed by strangers may raise anything
@@ -91,38 +91,38 @@ def decode(
     A link may lead only to the real paths `within`, or into them; None: anywhere.
     Raises any exception (UNREADABLE) for what is not a readable photo; `reason` puts it into words.
     """
-    with opened(path, limits, within) as file:
-        return letterboxed(read(file, size, limits).image, size)
+    with open_photo(path, limits, within) as file:
+        return letterbox(read(file, size, limits).image, size)
 
 
-def decode_known(
+def decode_verified(
     path: Path, size: int, limits: Limits, within: frozenset[str] | None, known: bytes
 ) -> Array:
     """The same, of a file whose content has this hash. OSError for one that has other bytes by now."""
     content = content_of(path, limits, within)
-    if hash_of(content) != known:
+    if hash_content(content) != known:
         raise OSError(
             errno.ESTALE, "changed while the photos were read; it is looked at again the next time"
         )
-    return letterboxed(read(io.BytesIO(content), size, limits).image, size)
+    return letterbox(read(io.BytesIO(content), size, limits).image, size)
 
 
 def content_hash(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -> bytes:
     """(HASH_SIZE) of a photo's file, which nothing is decoded of. Raises as `decode` does."""
-    return hash_of(content_of(path, limits, within))
+    return hash_content(content_of(path, limits, within))
 
 
-def hash_of(content: bytes) -> bytes:
+def hash_content(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=HASH_SIZE).digest()
 
 
 def content_of(path: Path, limits: Limits, within: frozenset[str] | None) -> bytes:
     """As long as the file is when it is opened: one that grows all the time has an end, too."""
-    with opened(path, limits, within) as file:
+    with open_photo(path, limits, within) as file:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def letterboxed(fitted: Image.Image, size: int) -> Array:
+def letterbox(fitted: Image.Image, size: int) -> Array:
     """(size, size, 3), the image in its middle."""
     square = Image.new("RGB", (size, size), WHITE)
     square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
@@ -153,7 +153,7 @@ def read(file: IO[bytes], size: int, limits: Limits) -> Read:
     image.load()
     if turn is not None:
         image = image.transpose(turn)
-    image = over_white(image)
+    image = flatten_onto_white(image)
     scale = size / max(image.size)
     fitted = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
@@ -164,7 +164,7 @@ def read(file: IO[bytes], size: int, limits: Limits) -> Read:
     )  # MPO: JPEGs with several pictures
 
 
-def opened(path: Path, limits: Limits, within: frozenset[str] | None) -> BinaryIO:
+def open_photo(path: Path, limits: Limits, within: frozenset[str] | None) -> BinaryIO:
     """The file, looked at only once it is open, so that nobody can put another in its place between."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO would wait for somebody to write
     try:
@@ -203,7 +203,7 @@ def orientation(image: Image.Image) -> object:
         return None
 
 
-def over_white(image: Image.Image) -> Image.Image:
+def flatten_onto_white(image: Image.Image) -> Image.Image:
     """The image as RGB, white where it is transparent; made in strips, which changes no pixel."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
@@ -220,7 +220,7 @@ def over_white(image: Image.Image) -> Image.Image:
     return flat
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why a photo was not read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return f"not one of {', '.join(FORMATS)}"
@@ -231,7 +231,7 @@ def reason(error: Exception) -> str:
         or str(error)
         or type(error).__name__
     )
-    return escaped(text)[:200]
+    return escape(text)[:200]
 
 
 def is_passing(error: Exception) -> bool:
@@ -243,11 +243,11 @@ def is_passing(error: Exception) -> bool:
     )
 
 
-class Guard:
-    """Decodes photos in forked workers: one that crashes its decoder or takes too long is condemned, and the rest go on.
+class SafeDecoder:
+    """Decodes photos in forked workers: one that crashes its decoder or takes too long is rejected, and the rest go on.
 
-        guard = Guard(paths, 160, LIMITS, processes, within=[data_dir])
-        with guard.workers({"decode": guard.decode}) as workers:
+        decoder = SafeDecoder(paths, 160, LIMITS, processes, within=[data_dir])
+        with decoder.workers({"decode": decoder.decode}) as workers:
             dict(workers.run("decode", range(len(paths))))     # {row: pixels, or the reason why there are none}
 
     Such a photo costs the `seconds` of the limits, and what its worker had in hand besides is done again. Workers killed otherwise are
@@ -260,7 +260,7 @@ class Guard:
         self.paths, self.size, self.limits, self.processes = paths, size, limits, processes
         self.within = frozenset(map(os.path.realpath, within))
         self.rank = NOBODY  # in a worker: its own
-        self.condemned: dict[
+        self.rejected: dict[
             int, str
         ] = {}  # {row: why}; a worker knows those from before it was forked
         self.busy = np.frombuffer(
@@ -286,7 +286,7 @@ class Guard:
                 )  # and its file
             return jobs
 
-        return Workers(self.processes, prepare, self.blame)
+        return Workers(self.processes, prepare, self.on_worker_death)
 
     def decode(self, row: int) -> Array | str:
         """In a worker: the photo as `decode` gives it, or why there is none."""
@@ -294,8 +294,8 @@ class Guard:
 
     def call(self, row: int, function: Look[T]) -> T | str:
         """In a worker: what a function like `decode` makes of the photo, or why nothing."""
-        if row in self.condemned:
-            return self.condemned[row]
+        if row in self.rejected:
+            return self.rejected[row]
         self.busy[self.rank] = row
         signal.setitimer(
             signal.ITIMER_PROF, self.limits.seconds
@@ -303,19 +303,19 @@ class Guard:
         try:
             return function(self.paths[row], self.size, self.limits, self.within)
         except UNREADABLE as error:
-            return Passing(reason(error)) if is_passing(error) else reason(error)
+            return Passing(describe_error(error)) if is_passing(error) else describe_error(error)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             self.busy[self.rank] = NOBODY
 
-    def blame(self, rank: int, exitcode: int) -> bool:
+    def on_worker_death(self, rank: int, exitcode: int) -> bool:
         """Condemn the photo that a worker has died of; False where it was none, or where anything may have killed it (SIGKILL)."""
         row = int(self.busy[rank])
         self.busy[rank] = NOBODY
         if row == NOBODY or -exitcode not in (signal.SIGPROF, *CRASHES):
             return False
         slow = -exitcode == signal.SIGPROF
-        self.condemned[row] = (
+        self.rejected[row] = (
             f"takes more than {self.limits.seconds:g} s to decode"
             if slow
             else f"its decoder crashed ({signal.Signals(-exitcode).name})"
@@ -323,20 +323,20 @@ class Guard:
         return True
 
 
-def look_at(
+def map_photos(
     paths: Paths, size: int, limits: Limits, root: Path, look: Look[T], doing: str
 ) -> Iterator[tuple[int, T | str]]:
     """(row, what `look` makes of that photo, or why nothing), as they come, by all CPUs and with a bar. Links may lead to within `root`."""
     if not len(paths):
         return
-    guard = Guard(paths, size, limits, min(machine.cpus(), len(paths)), within=[root])
-    chunk = min(CHUNK, -(-len(paths) // (QUEUED * guard.processes)))
+    decoder = SafeDecoder(paths, size, limits, min(machine.cpus(), len(paths)), within=[root])
+    chunk = min(CHUNK, -(-len(paths) // (MAX_IN_FLIGHT * decoder.processes)))
 
     def look_at_some(start: int) -> list[T | str]:
-        return [guard.call(row, look) for row in range(start, min(start + chunk, len(paths)))]
+        return [decoder.call(row, look) for row in range(start, min(start + chunk, len(paths)))]
 
     with (
-        guard.workers({"look": look_at_some}) as workers,
+        decoder.workers({"look": look_at_some}) as workers,
         tqdm(
             total=len(paths), desc=doing, unit=" photos", disable=None, delay=0.5, leave=False
         ) as bar,

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hogwear.data.tables import CLASSES_SHOWN, SPLITS
-from hogwear.system.artifacts import CHECKPOINT, RECORD
+from hogwear.system.artifacts import CHECKPOINT, MANIFEST
 from hogwear.system.errors import BadInput
-from hogwear.system.files import Paths, Record
-from hogwear.system.text import composed, is_safe
+from hogwear.system.files import Manifest, Paths
+from hogwear.system.text import is_safe, normalize
 
 
 class DataFolder:
@@ -18,10 +18,10 @@ class DataFolder:
     Those are the folders `own`, any with a checkpoint in it, and any that infer has written to.
     """
 
-    def __init__(self, path: Path, own: Iterable[Path]) -> None:
+    def __init__(self, path: Path, output_folders: Iterable[Path]) -> None:
         self.path = path
-        written = (path / name.partition("/")[0] for name in Record(path).digests)
-        self.own = frozenset(map(os.path.realpath, (*own, *written)))
+        written = (path / name.partition("/")[0] for name in Manifest(path).digests)
+        self.output_folders = frozenset(map(os.path.realpath, (*output_folders, *written)))
         self.entries = self.visible(path)
         self.folders = sorted(entry.name for entry in self.entries if entry.is_dir())
         self.notes: tuple[str, ...] = ()  # on folders that are not used, for people
@@ -32,9 +32,9 @@ class DataFolder:
         return [entry for entry in visible(folder) if not self.is_own(entry)]
 
     def is_own(self, entry: os.DirEntry[str]) -> bool:
-        files = (f"{entry.path}/{name}" for name in (CHECKPOINT, RECORD))
+        files = (f"{entry.path}/{name}" for name in (CHECKPOINT, MANIFEST))
         return entry.is_dir() and (
-            os.path.realpath(entry.path) in self.own or any(map(os.path.isfile, files))
+            os.path.realpath(entry.path) in self.output_folders or any(map(os.path.isfile, files))
         )
 
     def splits(self) -> dict[str, Path]:
@@ -90,7 +90,7 @@ class DataFolder:
                     f"{folder}: the name of the class folder {name!r} cannot be printed; rename it"
                 )
             require_inside(folder / name, self.path)
-            folders[composed(name)].append(name)
+            folders[normalize(name)].append(name)
         if not folders:
             raise BadInput(f"{folder}: no class folders in it; expected {folder}/CLASS/*.jpg")
         return {

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from hogwear.data import contents, pixels
 from hogwear.data.cache import PhotoCache
 from hogwear.data.photos import Split
-from hogwear.data.pixels import WHOLE, Ints, Pixels
+from hogwear.data.pixels import ALL_ROWS, Ints, Pixels
 from hogwear.system.errors import BadInput
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 
 SKIPPED_SHOWN = 10
 
@@ -26,7 +26,7 @@ class Loader:
     """
 
     cache: PhotoCache
-    part: slice = field(default_factory=lambda: WHOLE)
+    part: slice = field(default_factory=lambda: ALL_ROWS)
     heartbeat: Callable[[], object] = lambda: None
     shows_progress: bool = True
 
@@ -49,18 +49,18 @@ class Loader:
 
             opened = self.cache.open(split, size, self.part, on_photos, meanwhile)
         for path, why in list(opened.skipped.items())[:SKIPPED_SHOWN]:
-            print(escaped(f"Warning: skipped '{path}': {why}"), file=sys.stderr)
+            print(escape(f"Warning: skipped '{path}': {why}"), file=sys.stderr)
         if (more := len(opened.skipped) - SKIPPED_SHOWN) > 0:
             print(f"Warning: skipped {more} more photos of {split.name}", file=sys.stderr)
         return opened
 
 
-def unseen(pixels: Pixels, trained_on: Ints, name: str) -> Pixels:
-    """Those photos of a split that no weights were trained on, by contents.short, (k,); the others are counted. BadInput if there are none.
+def exclude_trained_on(pixels: Pixels, trained_on: Ints, name: str) -> Pixels:
+    """Those photos of a split that no weights were trained on, by contents.short_hashes, (k,); the others are counted. BadInput if there are none.
 
     A photo may be in train, too, or may have been there before somebody moved it.
     """
-    is_new = ~np.isin(contents.short(pixels.hashes), trained_on)
+    is_new = ~np.isin(contents.short_hashes(pixels.hashes), trained_on)
     if seen := len(pixels) - int(is_new.sum()):
         told = f"{seen} of {len(pixels)} photos in {name}"
         if not is_new.any():
@@ -71,8 +71,8 @@ def unseen(pixels: Pixels, trained_on: Ints, name: str) -> Pixels:
     return pixels.where(is_new)
 
 
-def warn_of_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
+def warn_about_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
     """Say how many photos of a split are in train, too."""
-    if count := pixels.leaked(train, held_out):
+    if count := pixels.count_leaked(train, held_out):
         print(f"Warning: leakage: {name} shares {count} of its {len(held_out)} photos with train, exactly or nearly: its figures may be too good; "
               "the doctor lists them: docker compose run --rm doctor, or python -m hogwear.commands.doctor", file=sys.stderr)  # fmt: skip

@@ -16,9 +16,12 @@ GRID, RISE = (
     3,
 )  # a bit is set where the next cell of the grid, of 0..255, is brighter by more than that: less is noise of JPEG
 COLOURS = 8
-BITS, LENGTH = 2 * GRID * GRID // 8, 2 * GRID * GRID // 8 + 3 * COLOURS * COLOURS  # bytes
-BANDS = BITS // 2  # of 16 bits
-FARTHEST = BANDS - 1  # differing bits: of two photos with that few, at least one band is equal
+HASH_BYTES, SIGNATURE_SIZE = (
+    2 * GRID * GRID // 8,
+    2 * GRID * GRID // 8 + 3 * COLOURS * COLOURS,
+)  # bytes
+BANDS = HASH_BYTES // 2  # of 16 bits
+MAX_DISTANCE = BANDS - 1  # differing bits: of two photos with that few, at least one band is equal
 ALIKE = 0.995  # correlation of the colours ...
 PAPER = (
     250  # ... where at least one of the two photos has a channel below that: white is no likeness
@@ -26,12 +29,12 @@ PAPER = (
 AT_ONCE = 1 << 14  # pairs whose colours are compared
 NEIGHBOURS = 16  # photos with an equal band that each is compared with; more have too little in their bands to tell
 SPREAD = np.random.default_rng(0).permutation(
-    8 * BITS
+    8 * HASH_BYTES
 )  # which bits are a band: from all over, or the bands of white edges are all equal
 
 
-def signature(image: Array) -> Array:
-    """(S, S, 3) uint8 RGB -> (LENGTH,) uint8."""
+def compute_signature(image: Array) -> Array:
+    """(S, S, 3) uint8 RGB -> (SIGNATURE_SIZE,) uint8."""
     photo = Image.fromarray(image).resize((GRID + 1, GRID + 1), Image.Resampling.BOX)
     grey = np.asarray(photo.convert("L"), np.int16)
     rises = [np.diff(grey[:-1], axis=1) > RISE, np.diff(grey[:, :-1], axis=0) > RISE]
@@ -39,14 +42,14 @@ def signature(image: Array) -> Array:
     return np.concatenate([np.packbits(np.concatenate(rises, axis=None)[SPREAD]), colours.ravel()])
 
 
-def near_pairs(signatures: Array, border: int = 0) -> Ints:
-    """(n, LENGTH) -> (k, 2) rows of near duplicates, each pair once, the smaller row first.
+def find_pairs(signatures: Array, border: int = 0) -> Ints:
+    """(n, SIGNATURE_SIZE) -> (k, 2) rows of near duplicates, each pair once, the smaller row first.
 
     With a `border`, only pairs of a row before it and one from it on: the rest is not looked at, which takes less time.
 
     Time and memory grow with n, not with its square: photos are compared only where at least one band of their bits is equal.
     """
-    bits = np.ascontiguousarray(signatures[:, :BITS])
+    bits = np.ascontiguousarray(signatures[:, :HASH_BYTES])
     words, bands = bits.view(np.uint64), bits.view(">u2").astype(np.uint64)
     checked, found = np.empty(0, np.int64), np.empty(0, np.int64)  # pairs as one number
     for band in range(BANDS):
@@ -66,7 +69,7 @@ def near_pairs(signatures: Array, border: int = 0) -> Ints:
                 break
             if border:
                 at = at[(order[at] < border) != (order[at + offset] < border)]
-            at = at[distances(ordered[at], ordered[at + offset]) <= FARTHEST]
+            at = at[count_differing_bits(ordered[at], ordered[at + offset]) <= MAX_DISTANCE]
             one, other = order[at], order[at + offset]
             close.append(np.minimum(one, other) * len(bits) + np.maximum(one, other))
         new = np.setdiff1d(np.concatenate(close), checked)
@@ -74,12 +77,16 @@ def near_pairs(signatures: Array, border: int = 0) -> Ints:
         for some in np.split(new, range(AT_ONCE, len(new), AT_ONCE)):
             found = np.append(
                 found,
-                some[colours_alike(signatures[:, BITS:], *np.divmod(some, max(1, len(bits))))],
+                some[
+                    have_similar_colours(
+                        signatures[:, HASH_BYTES:], *np.divmod(some, max(1, len(bits)))
+                    )
+                ],
             )
     return np.stack(np.divmod(np.sort(found), max(1, len(bits))), axis=1)
 
 
-def distances(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Ints:
+def count_differing_bits(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Ints:
     """How many bits differ, row by row, (m,)."""
     differing = np.bitwise_count(one ^ other)
     return sum(
@@ -88,7 +95,7 @@ def distances(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Int
     )
 
 
-def colours_alike(colours: Array, one: Ints, other: Ints) -> npt.NDArray[np.bool_]:
+def have_similar_colours(colours: Array, one: Ints, other: Ints) -> npt.NDArray[np.bool_]:
     """Whether the colours of rows correlate, (m,); those of photos of one colour never do."""
     x, y = (colours[rows] for rows in (one, other))
     channels = np.minimum(x, y).reshape(-1, COLOURS * COLOURS, 3)
@@ -107,7 +114,7 @@ def colours_alike(colours: Array, one: Ints, other: Ints) -> npt.NDArray[np.bool
     return (uv > ALIKE * np.sqrt(uu * vv)) & (uu * vv > 1)
 
 
-def groups(count: int, pairs: Ints) -> list[list[int]]:
+def group_pairs(count: int, pairs: Ints) -> list[list[int]]:
     """The rows, of `count`, that pairs connect (union-find): each group sorted, by its first row; rows without a partner left out."""
     parent = list(range(count))
 
@@ -125,6 +132,6 @@ def groups(count: int, pairs: Ints) -> list[list[int]]:
     return list(members.values())
 
 
-def leaked(train: Array, held_out: Array) -> int:
+def count_leaked(train: Array, held_out: Array) -> int:
     """How many of the photos with these signatures are nearly in train, too."""
-    return len(np.unique(near_pairs(np.concatenate([held_out, train]), border=len(held_out))[:, 0]))
+    return len(np.unique(find_pairs(np.concatenate([held_out, train]), border=len(held_out))[:, 0]))

@@ -17,10 +17,10 @@ from hogwear.system.workers import Workers
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-WHOLE = slice(None)
+ALL_ROWS = slice(None)
 
 
-class Images:
+class ArrayFile:
     """The (N, S, S, 3) uint8 array in a .npy file (or any uint8 array of rows), read and written by row, also by processes forked after it was opened.
 
     It is not memory-mapped, because a page once touched counts as resident, and in the end all of the file would.
@@ -59,12 +59,12 @@ class Pixels:
     """The readable photos of one split. Its files stay open: whatever becomes of the cache, they can be read, by forked processes too."""
 
     folder: Path  # the cache's
-    images: Images | Array  # index it with `rows`
+    images: ArrayFile | Array  # index it with `rows`
     rows: Ints  # (n,) rows of `images` that hold a photo
     labels: Ints  # (n,)
     hashes: Array  # (n, HASH_SIZE) uint8, of the photos' contents
     skipped: dict[Path, str]  # {photo: why it was not read}
-    all_signatures: Images | Array  # index it with `rows`
+    all_signatures: ArrayFile | Array  # index it with `rows`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +81,7 @@ class Pixels:
         )
 
 
-def leaked(train: Pixels, held_out: Pixels) -> int:
+def count_leaked(train: Pixels, held_out: Pixels) -> int:
     """How many photos of `held_out` are in `train`, too, exactly or nearly; kept beside them, for it takes 6 s with 200,000.
 
     Another process looks: the memory that takes is then free again.
@@ -94,7 +94,9 @@ def leaked(train: Pixels, held_out: Pixels) -> int:
         with Workers(
             1,
             lambda rank: {
-                "look": lambda item: near_duplicates.leaked(train.signatures, held_out.signatures)
+                "look": lambda item: near_duplicates.count_leaked(
+                    train.signatures, held_out.signatures
+                )
             },
         ) as workers:
             [(_, count)] = workers.run("look", [0])

@@ -23,7 +23,7 @@ from hogwear.data.photos import Split
 from hogwear.system.artifacts import SPLIT
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 
 FORMAT = 1  # of model/split.json
 SIDES = ("train", "val", "test")
@@ -35,11 +35,11 @@ SIZE = 160  # the side that photos are compared at, in pixels; the doctor's, so 
 SHOWN = 5  # names in a note
 
 Sides = npt.NDArray[np.int8]  # (n,) indices into SIDES
-Identity = dict[str, Any]  # {"count": of photos, "sha256": of what is known of them}
+SplitVersion = dict[str, Any]  # {"count": of photos, "sha256": of what is known of them}
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class SplitAssignments:
     """On which side photos are, in the order in which they came: what split.json holds."""
 
     file: Path  # for messages
@@ -48,13 +48,13 @@ class Known:
     groups: Array  # (m, HASH_SIZE), the same for near duplicates: the hash of one of them; zeros for a photo without
 
     @classmethod
-    def read(cls, model_dir: Path) -> "Known":
+    def read(cls, model_dir: Path) -> "SplitAssignments":
         """Of a model folder; with no photos where there is no file. Raises as `parse`."""
         file = model_dir / SPLIT
         return cls.parse(file.read_bytes() if file.exists() else b"", file)
 
     @classmethod
-    def parse(cls, content: bytes, file: Path) -> "Known":
+    def parse(cls, content: bytes, file: Path) -> "SplitAssignments":
         """What a file held, with no photos for no content. BadInput for what `written` does not give."""
         try:
             told: Any = (
@@ -68,7 +68,7 @@ class Known:
                 f"{file}: damaged ({error}); restore it, or move it away and train with --fresh"
             ) from None
 
-    def written(self) -> bytes:
+    def to_json(self) -> bytes:
         """As JSON, a line for each photo."""
         photos, groups = hexadecimal(self.hashes), hexadecimal(self.groups)
         split = ",\n".join(
@@ -84,24 +84,24 @@ class Known:
 
     def write(self, model_dir: Path) -> None:
         """Into the model folder, if it is not there already."""
-        file, content = model_dir / SPLIT, self.written()
+        file, content = model_dir / SPLIT, self.to_json()
         if not (file.exists() and file.read_bytes() == content):
             write_atomically(file, content)
 
-    def identity(self) -> Identity:
+    def version(self) -> SplitVersion:
         """What a checkpoint keeps of it."""
-        return self.identity_of(len(self.sides))
+        return self.version_of_first(len(self.sides))
 
-    def identity_of(self, photos: int) -> Identity:
+    def version_of_first(self, photos: int) -> SplitVersion:
         """Of the first so many."""
         digest = hashlib.sha256()
         for entries in self.hashes, self.sides, self.groups:
             digest.update(entries[:photos].tobytes())
         return {"count": photos, "sha256": digest.hexdigest()}
 
-    def require(self, identity: Identity) -> "Known":
+    def require(self, identity: SplitVersion) -> "SplitAssignments":
         """Itself. BadInput if it is not this split, perhaps with more photos by now."""
-        if self.identity_of(identity["count"]) != identity:
+        if self.version_of_first(identity["count"]) != identity:
             what = "changed" if len(self.sides) else "missing"
             raise BadInput(
                 f"{self.file}: {what} since the checkpoint was trained, so nothing tells which photos it has not seen; restore it, or train with --fresh"
@@ -121,14 +121,14 @@ class Known:
 
     def with_more(
         self, sides: dict[str, str], groups: dict[str, str], file: Path | None = None
-    ) -> "Known":
+    ) -> "SplitAssignments":
         """The same and more photos, {hash: side}, and the groups of those that have one. ValueError for what is no hash and no side."""
         more = [SIDES.index(side) for side in sides.values()]
         hashes, keys = (
             from_hexadecimal(texts)
             for texts in (list(sides), [groups.get(photo, ALONE) for photo in sides])
         )
-        return Known(
+        return SplitAssignments(
             file or self.file,
             np.concatenate([self.hashes, hashes]),
             np.concatenate([self.sides, np.array(more, np.int8)]),
@@ -148,22 +148,22 @@ def hexadecimal(hashes: Array) -> list[str]:
 
 
 NO_HASHES = np.empty((0, HASH_SIZE), np.uint8)
-NOTHING = Known(Path(SPLIT), NO_HASHES, np.empty(0, np.int8), NO_HASHES)
+NOTHING = SplitAssignments(Path(SPLIT), NO_HASHES, np.empty(0, np.int8), NO_HASHES)
 
 
-class Divider:
-    """Divides photos as they are `known`. New ones get a place if it `places_new` ones, as only train may; else they are left out.
+class Splitter:
+    """Divides photos as they are `known`. New ones get a place if it `assigns_new` ones, as only train may; else they are left out.
 
-    divide = Divider(Known.read(model_dir))
-    divide(photos, ("hats", "socks"), SHARES, data_dir)    # {"train": ..., "val": ..., "test": ...}
-    divide.known.write(model_dir)
+    splitter = Splitter(SplitAssignments.read(model_dir))
+    splitter(photos, ("hats", "socks"), SHARES, data_dir)    # {"train": ..., "val": ..., "test": ...}
+    splitter.known.write(model_dir)
     """
 
     def __init__(
-        self, known: Known = NOTHING, limits: Limits = LIMITS, places_new: bool = True
+        self, known: SplitAssignments = NOTHING, limits: Limits = LIMITS, assigns_new: bool = True
     ) -> None:
         self.found = known  # before anything was added
-        self.known, self.limits, self.places_new = known, limits, places_new
+        self.known, self.limits, self.assigns_new = known, limits, assigns_new
         self.notes: tuple[str, ...] = ()  # on what was done, for people
 
     def __call__(
@@ -174,13 +174,13 @@ class Divider:
         Raises BadInput for a class with fewer photos than splits, for one that has none left to train on, and where no photo of val or test is known.
         """
         sides = self.sides(photos, shares)
-        if self.places_new and (sides == UNKNOWN).any():
+        if self.assigns_new and (sides == UNKNOWN).any():
             self.place(photos, class_names, sides, shares, folder)
             sides = self.sides(photos, shares)
         parts = {
             split: photos.where(sides == SIDES.index(split), split) for split in ("train", *shares)
         }
-        if self.places_new:
+        if self.assigns_new:
             if gone := set(range(len(class_names))) - set(parts["train"].labels.tolist()):
                 raise BadInput(
                     f"{folder / class_names[min(gone)]}: all its photos to train on are gone; add some, or move {self.known.file} away and train with --fresh"
@@ -192,7 +192,7 @@ class Divider:
                     f"{left_out}; run train, which gives new photos a place, or put photos to measure in {folder}/test/CLASS/"
                 )
             print(
-                escaped(f"Warning: {left_out}, ignored; run train to assign them to a split"),
+                escape(f"Warning: {left_out}, ignored; run train to assign them to a split"),
                 file=sys.stderr,
             )
         return parts
@@ -256,7 +256,7 @@ class Divider:
                 f"Near duplicates: {sum(map(len, groups))} photos in {len(groups)} groups; {whole} of the groups are kept in one split.",
             )
         if joining:
-            names = ", ".join(escaped(str(path)) for path in joining[:SHOWN]) + ", ..." * (
+            names = ", ".join(escape(str(path)) for path in joining[:SHOWN]) + ", ..." * (
                 len(joining) > SHOWN
             )
             self.notes += (
@@ -268,22 +268,24 @@ class Divider:
         contents, mask = list(first), np.zeros(len(photos), bool)
         mask[list(first.values())] = True
         signatures, readable = (
-            np.zeros((len(contents), near_duplicates.LENGTH), np.uint8),
+            np.zeros((len(contents), near_duplicates.SIGNATURE_SIZE), np.uint8),
             np.zeros(len(contents), bool),
         )
-        for i, answer in decoding.look_at(
+        for i, answer in decoding.map_photos(
             photos.paths.where(mask), SIZE, self.limits, photos.root, signature, "comparing"
         ):
             if not isinstance(answer, str):
                 signatures[i], readable[i] = answer, True
         rows = np.flatnonzero(readable).tolist()
-        groups = near_duplicates.groups(len(rows), near_duplicates.near_pairs(signatures[readable]))
+        groups = near_duplicates.group_pairs(
+            len(rows), near_duplicates.find_pairs(signatures[readable])
+        )
         return [tuple(contents[rows[i]] for i in group) for group in groups]
 
 
 def signature(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -> Array:
     """In a worker. Raises as `decode` does."""
-    return near_duplicates.signature(decoding.decode(path, size, limits, within))
+    return near_duplicates.compute_signature(decoding.decode(path, size, limits, within))
 
 
 def assigned(

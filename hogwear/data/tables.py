@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hogwear.data.csv_rows import rows_of
 from hogwear.system.errors import BadInput
-from hogwear.system.text import composed, escaped, is_safe, shortened
+from hogwear.system.text import escape, is_safe, normalize, shorten
 
 KAGGLE, KAGGLE_HEADER = "styles.csv", {"id", "masterCategory", "subCategory"}
 FASHION = {  # subCategory -> class; rows of other ones are of no class
@@ -162,7 +162,7 @@ class Layout:
     def label_of(self, row: list[str]) -> str:
         """The class of a row. Raises LeftOut if it has none."""
         value = cell(row, self.label)
-        name = composed(FASHION.get(value, "") if self.is_fashion else value)
+        name = normalize(FASHION.get(value, "") if self.is_fashion else value)
         if name in NO_CLASS:
             raise LeftOut(NO_LABEL, value)
         return name
@@ -290,7 +290,7 @@ def places(path: str) -> Iterator[tuple[str, str]]:
 
 def spelling(name: str) -> str:
     """The same for names that Windows and macOS may write in place of each other."""
-    stem, dot, suffix = composed(name).rpartition(".")
+    stem, dot, suffix = normalize(name).rpartition(".")
     return f"{stem}.{suffix.lower()}" if dot else suffix
 
 
@@ -315,7 +315,7 @@ def read(file: Path, columns: Columns) -> Table:
         except LeftOut as error:
             left_out[error.why] += 1
             examples.setdefault(
-                error.why, f"line {line}: {shortened(error.value, LONGEST_EXAMPLE) or 'empty'}"
+                error.why, f"line {line}: {shorten(error.value, LONGEST_EXAMPLE) or 'empty'}"
             )
             continue
         if path not in places:
@@ -326,7 +326,7 @@ def read(file: Path, columns: Columns) -> Table:
         if name != (first := places[path][1]):
             conflicts.setdefault(
                 path,
-                f"line {line}: {', '.join(shortened(text, LONGEST_EXAMPLE) for text in (path, first, name))}",
+                f"line {line}: {', '.join(shorten(text, LONGEST_EXAMPLE) for text in (path, first, name))}",
             )
     for path, example in conflicts.items():
         del places[path]
@@ -334,7 +334,7 @@ def read(file: Path, columns: Columns) -> Table:
         examples.setdefault(CONFLICT, example)
     if repeated:
         left_out[AGAIN] = repeated.total()
-        examples[AGAIN] = shortened(next(iter(repeated)), LONGEST_EXAMPLE)
+        examples[AGAIN] = shorten(next(iter(repeated)), LONGEST_EXAMPLE)
     found: dict[str | None, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for path, (split, name) in places.items():
         found[split][name].append(path)
@@ -370,7 +370,7 @@ def of_classes(
     notes = [f"{summary}.", *alike(photos)]
     if few:
         shown = ", ".join(
-            f"{escaped(name)[:LONGEST_NAME]} {count}" for name, count in few[:CLASSES_SHOWN]
+            f"{escape(name)[:LONGEST_NAME]} {count}" for name, count in few[:CLASSES_SHOWN]
         )
         more = f" and {len(few) - CLASSES_SHOWN} more" if len(few) > CLASSES_SHOWN else ""
         total = sum(count for _, count in few)
@@ -391,7 +391,7 @@ def alike(names: Iterable[str]) -> list[str]:
         plain = " ".join(name.casefold().split())
         groups[Decimal(plain) if NUMBER.fullmatch(plain) else plain].append(name)
     same = [
-        " and ".join(f"'{shortened(name, LONGEST_EXAMPLE)}'" for name in group)
+        " and ".join(f"'{shorten(name, LONGEST_EXAMPLE)}'" for name in group)
         for group in groups.values()
         if len(group) > 1
     ]

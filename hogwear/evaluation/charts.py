@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from hogwear.evaluation import metrics
 from hogwear.evaluation.metrics import Floats, Ints
 from hogwear.system.files import write_atomically
-from hogwear.system.text import shortened
+from hogwear.system.text import shorten
 
 BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#8a929b", "#22262b"
 STYLE: Any = {
@@ -65,7 +65,7 @@ def most_confused(matrix: Ints) -> Ints:
 def confusion(matrix: Ints, class_names: Sequence[str]) -> Figure:
     """Photos by true class, down, and predicted class, across; darker: a larger share of the true class. Of the classes that are `most_confused`."""
     shown = most_confused(matrix)
-    names = [shortened(class_names[i], 24) for i in shown]
+    names = [shorten(class_names[i], 24) for i in shown]
     count, side = len(shown), 1.8 + 0.4 * len(shown)
     shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[np.ix_(shown, shown)]
     matrix = matrix[np.ix_(shown, shown)]

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from hogwear.data.decoding import Array
-from hogwear.system.text import escaped, shortened
+from hogwear.system.text import escape, shorten
 
 RIGHT, WRONG, OTHERS, INK = (
     "#0072B2",
@@ -51,10 +51,10 @@ class Prediction:
     def line(self) -> str:
         """For a terminal."""
         if self.unread is not None:
-            return escaped(f"{'not read':12}          {self.file}: {self.unread}")
+            return escape(f"{'not read':12}          {self.file}: {self.unread}")
         wrong = f"  WRONG: it is {self.true_class}" if self.is_wrong else ""
         unsure = "  unsure" * self.unsure
-        return escaped(
+        return escape(
             f"{self.predicted:12} {self.probabilities[self.predicted]:7.1%}  {self.file}{unsure}{wrong}"
         )
 
@@ -80,7 +80,7 @@ class Prediction:
 def stem_of(prediction: Prediction) -> str:
     """What its picture is called: the photo's name and the predicted class, in which a checkpoint may have put anything."""
     parts = (
-        escaped(name).replace("/", "_").replace("\\", "_")
+        escape(name).replace("/", "_").replace("\\", "_")
         for name in (prediction.file.stem, prediction.predicted)
     )
     return "_".join(part.encode()[:110].decode(errors="ignore") for part in parts)
@@ -107,7 +107,7 @@ def draw_prediction(prediction: Prediction, image: Array) -> bytes:
     for spine in photo.spines.values():
         spine.set(color=colour, linewidth=2)
     title = (
-        f"{shortened(prediction.predicted, 24)}  {prediction.probabilities[prediction.predicted]:.1%}"
+        f"{shorten(prediction.predicted, 24)}  {prediction.probabilities[prediction.predicted]:.1%}"
         + "  unsure" * prediction.unsure
     )
     figure.text(
@@ -122,9 +122,7 @@ def draw_prediction(prediction: Prediction, image: Array) -> bytes:
     )
     if prediction.true_class is not None:
         verdict = (
-            f"wrong: it is {shortened(prediction.true_class, 18)}"
-            if prediction.is_wrong
-            else "right"
+            f"wrong: it is {shorten(prediction.true_class, 18)}" if prediction.is_wrong else "right"
         )
         figure.text(0.53, 0.82, verdict, fontsize=14, color=colour, va="center", parse_math=False)
     draw_bars(
@@ -136,7 +134,7 @@ def draw_prediction(prediction: Prediction, image: Array) -> bytes:
     figure.text(
         0.03,
         0.025,
-        shortened(prediction.file.name, 60),
+        shorten(prediction.file.name, 60),
         fontsize=9,
         color=SOFT,
         va="center",
@@ -174,7 +172,7 @@ def draw_sheet(photos: Sequence[tuple[Prediction, Array | None]]) -> bytes:
         frame = (x - 3, y - 3, x + CELL + 2, y + CELL + 2)
         if image is None:
             pen.rectangle(frame, outline=OTHERS, width=3)
-            lines = [("not read", bold, SOFT), (shortened(prediction.file.name, 60), regular, SOFT)]
+            lines = [("not read", bold, SOFT), (shorten(prediction.file.name, 60), regular, SOFT)]
         else:
             sheet.paste(
                 Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y)
@@ -189,12 +187,12 @@ def draw_sheet(photos: Sequence[tuple[Prediction, Array | None]]) -> bytes:
             )
             percent = f" {prediction.probabilities[prediction.predicted]:.0%}"
             first = (
-                fitted(shortened(prediction.predicted, 60), bold, CELL - bold.getlength(percent))
+                fitted(shorten(prediction.predicted, 60), bold, CELL - bold.getlength(percent))
                 + percent
             )
             lines = [
                 (first, bold, colour_of(prediction)),
-                (shortened(second, 60), regular, INK if prediction.is_wrong else SOFT),
+                (shorten(second, 60), regular, INK if prediction.is_wrong else SOFT),
             ]
         for n, (text, font, colour) in enumerate(lines):
             pen.text((x, y + CELL + 6 + 19 * n), fitted(text, font, CELL), colour, font)
@@ -226,7 +224,7 @@ def draw_bars(axes: Any, probabilities: dict[str, float], predicted: str, colour
     axes.set(xlim=(0, 1.0), ylim=(TOP_CLASSES - 0.5, -0.5), xticks=[])
     axes.set_yticks(
         range(len(names)),
-        [shortened(name, 18) for name in names],
+        [shorten(name, 18) for name in names],
         fontsize=11,
         color=INK,
         parse_math=False,

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hogwear.data.pixels import Array, Images
+from hogwear.data.pixels import Array, ArrayFile
 from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import Workers
@@ -16,7 +16,7 @@ BATCH_SIZE = 32
 
 
 def prediction_job(
-    net: Network, images: Images | Array, rows: npt.NDArray[np.int64]
+    net: Network, images: ArrayFile | Array, rows: npt.NDArray[np.int64]
 ) -> Callable[[int], Logits]:
     """A job for `Workers`: the logits of the BATCH_SIZE photos that begin at rows[start]."""
 
@@ -45,7 +45,7 @@ def collect_logits(
 
 def predict_logits(
     net: Network,
-    images: Images | Array,
+    images: ArrayFile | Array,
     rows: npt.NDArray[np.int64],
     processes: int,
     on_batch: Callable[[], object] = lambda: None,

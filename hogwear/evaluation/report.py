@@ -16,7 +16,7 @@ from hogwear.evaluation import charts
 from hogwear.evaluation.metrics import Floats, Ints
 from hogwear.system.artifacts import REPORT
 from hogwear.system.files import write_atomically
-from hogwear.system.text import shortened
+from hogwear.system.text import shorten
 
 FEW = 0.1  # an interval of accuracy wider than this claims too much of its test photos
 GLOW = (213, 94, 0)  # orange: where the network looked
@@ -88,7 +88,7 @@ def write(
 
 def harmless(value: object) -> object:
     """Whatever the page shows, but for what we made ourselves, which contains only text that has been here."""
-    return value if isinstance(value, Markup) else shortened(str(value), 200)
+    return value if isinstance(value, Markup) else shorten(str(value), 200)
 
 
 def picture(image: Array) -> Markup:

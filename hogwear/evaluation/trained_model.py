@@ -29,8 +29,8 @@ class TrainedModel:
     history: tuple[dict[str, float], ...]  # one row per epoch, as in metrics.csv
     hyperparameters: dict[str, Any]  # of the last run
     sha256: str  # of the checkpoint file
-    split: dict[str, Any]  # splitting.Identity, of model/split.json
-    trained_on: Tensor  # (k,) int64, contents.short of all photos it was ever trained on
+    split: dict[str, Any]  # splitting.SplitVersion, of model/split.json
+    trained_on: Tensor  # (k,) int64, contents.short_hashes of all photos it was ever trained on
 
     def probabilities(self, logits: metrics.Floats) -> npt.NDArray[np.float64]:
         """(n, classes) logits -> calibrated probabilities."""

@@ -9,4 +9,4 @@ DOCTOR_REPORT = "doctor.json"
 ONNX_MODEL, MODEL_CARD = "model.onnx", "MODEL_CARD.md"
 
 # In the responses folder.
-RECORD = ".hogwear.sha256"  # the files that infer has written there
+MANIFEST = ".hogwear.sha256"  # the files that infer has written there

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hogwear.system.artifacts import RECORD
+from hogwear.system.artifacts import MANIFEST
 from hogwear.system.errors import naming
 
 AT_ONCE = 4096  # paths that are str at the same time
@@ -48,7 +48,7 @@ class Paths:
         return Path(os.fsdecode(bytes(self.encoded[start : self.ends[i]])))
 
     def __iter__(self) -> Iterator[Path]:
-        return map(Path, self.texts())
+        return map(Path, self.strings())
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "Paths":
         """Those where the mask, (n,), is true."""
@@ -57,7 +57,7 @@ class Paths:
             bytearray(np.frombuffer(self.encoded, np.uint8)[np.repeat(mask, lengths)])
         )
 
-    def texts(self) -> Iterator[str]:
+    def strings(self) -> Iterator[str]:
         """All of them as str, a few thousand at a time: a tenth of the time that Path takes."""
         start = 0
         for end in [*self.ends[AT_ONCE - 1 : -1 : AT_ONCE].tolist(), len(self.encoded) - 1]:
@@ -84,21 +84,21 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
-class Record:
+class Manifest:
     """Which files in a folder, and in those below it, we made: the only ones that may be deleted or written over.
 
     FOLDER/.hogwear.sha256 has a line for each, as sha256sum writes them. A file is ours for as long as its content is.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / RECORD
+        self.folder, self.file = folder, folder / MANIFEST
         self.digests: dict[str, set[str]] = {}  # {path within the folder: of what we wrote there}
         if self.file.exists():
             for line in self.file.read_text(errors="replace").splitlines():
                 digest, _, name = line.partition("  ")
                 self.digests.setdefault(name, set()).add(digest)
 
-    def made(self, path: Path) -> bool:
+    def owns(self, path: Path) -> bool:
         """Whether this path within the folder is a file as we made it. Raises OSError for one that cannot be read."""
         digests = self.digests.get(str(path.relative_to(self.folder)), set())
         return (
@@ -120,11 +120,11 @@ class Record:
         """Delete those that we made, and return the others."""
         others = []
         for path in paths:
-            if self.made(path):
+            if self.owns(path):
                 path.unlink()
             else:
                 others.append(path)
-        kept = [name for name in self.digests if self.made(self.folder / name)]
+        kept = [name for name in self.digests if self.owns(self.folder / name)]
         self.digests = {name: {digest_of((self.folder / name).read_bytes())} for name in kept}
         lines = [
             f"{digest}  {name}\n" for name, digests in self.digests.items() for digest in digests

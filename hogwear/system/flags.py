@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 
 from hogwear.system import streams
 from hogwear.system.errors import BadInput
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 
 S = TypeVar("S")
 METAVARS: dict[Any, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
@@ -36,7 +36,7 @@ MENDED_BY = {
     errno.EACCES: "give this user the right to it, or choose another folder",
     errno.EIO: "the disk fails; choose a folder on another one",
 }
-TOO_LARGE = 1_000_000_000  # an integer, where its flag sets no other limit; a product of two such ones still has 64 bits
+INTEGER_LIMIT = 1_000_000_000  # an integer, where its flag sets no other limit; a product of two such ones still has 64 bits
 OUT_OF_MEMORY = re.compile(  # as torch and the kernel, the loader of libraries, C++, oneDNN and protobuf call it
     "allocate memory|failed to map segment|std::bad_alloc|could not create a primitive$|failed to serialize proto",
     re.IGNORECASE,
@@ -56,11 +56,11 @@ def flag(  # noqa: PLR0913
 ) -> Any:
     """A setting. `kind` reads it from text; bool makes a switch, a tuple default takes several values.
 
-    Integers are below TOO_LARGE where `below` sets no other limit.
+    Integers are below INTEGER_LIMIT where `below` sets no other limit.
 
     `default_help` says in words what a default of None comes to, or what a switch is without its flag.
     """
-    below = TOO_LARGE if kind is int and below is None else below
+    below = INTEGER_LIMIT if kind is int and below is None else below
     metadata = {
         "help": help,
         "kind": kind,
@@ -195,7 +195,7 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
             )  # as a program that the signal ends: its reader has seen enough
         else:
             message, code = in_words(error), 2
-    print(f"{Path(sys.argv[0]).name}: {escaped(message)}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {escape(message)}", file=sys.stderr, flush=True)
     return code
 
 

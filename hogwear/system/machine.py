@@ -116,13 +116,13 @@ def die_with_parent() -> None:
 
 
 class Stop:
-    """SIGTERM and SIGINT as a flag, for work that must be put away first: `with Stop() as stop: ... if stop.asked`."""
+    """SIGTERM and SIGINT as a flag, for work that must be put away first: `with Stop() as stop: ... if stop.requested`."""
 
     def __init__(self) -> None:
         self.signal = 0
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.signal != 0
 
     def __enter__(self) -> "Stop":

@@ -21,7 +21,7 @@ FORMULA = (
 )  # what spreadsheets take a cell for that begins so
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     r"""The same on one line that shows all of it in its order: `\x1b`, `\u202e`, `\udcff` in place of what would not.
 
     That is whatever Unicode counts as Other (control and format characters such as bidirectional controls, surrogates,
@@ -35,10 +35,10 @@ def escaped(text: str) -> str:
 
 def is_safe(text: str) -> bool:
     """Whether it can be shown as it is."""
-    return escaped(text) == text
+    return escape(text) == text
 
 
-def composed(text: str) -> str:
+def normalize(text: str) -> str:
     """The form that names are compared in: é may be one character or two (macOS writes two), and looks the same (Unicode's NFC)."""
     return unicodedata.normalize("NFC", text)
 
@@ -49,13 +49,13 @@ def is_shown(character: str) -> bool:
     )
 
 
-def shortened(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
     """The same in at most so many characters, for where there is no room for more."""
-    shown = escaped(text)
+    shown = escape(text)
     return shown if len(shown) <= length else f"{shown[: length - 1]}…"
 
 
-def as_csv(rows: Iterable[Sequence[object]]) -> str:
+def to_csv(rows: Iterable[Sequence[object]]) -> str:
     """A table for spreadsheets, in which no text is a formula: OWASP, "CSV Injection".
 
     Texts are escaped, which deals with tab, carriage return and the like; one that a spreadsheet would calculate has a ' before it.
@@ -71,5 +71,5 @@ def as_csv(rows: Iterable[Sequence[object]]) -> str:
 def as_cell(value: object) -> object:
     if value is None or isinstance(value, int | float):
         return value
-    text = escaped(str(value))
+    text = escape(str(value))
     return f"'{text}" if text.startswith(FORMULA) else text

@@ -23,8 +23,8 @@ from typing import Any
 from hogwear.system.errors import BadInput
 
 Jobs = Mapping[str, Callable[[int], Any]]
-Blame = Callable[[int, int], bool]
-QUEUED = 2  # items in a worker's hands: the one it works on and the next, so that it never waits for the parent
+OnWorkerDeath = Callable[[int, int], bool]
+MAX_IN_FLIGHT = 2  # items in a worker's hands: the one it works on and the next, so that it never waits for the parent
 DEATHS_IN_A_ROW = 3
 FORK = multiprocessing.get_context("fork")
 
@@ -48,7 +48,7 @@ class Workers:
 
     Leaving the with-block ends them. They also end by themselves when the parent is gone.
 
-    `blame(rank, exitcode)` is called in the parent when a worker has died, before another takes its place; where it
+    `on_worker_death(rank, exitcode)` is called in the parent when a worker has died, before another takes its place; where it
     answers True the cause has been dealt with, and the death does not count.
     """
 
@@ -56,9 +56,9 @@ class Workers:
         self,
         count: int,
         prepare: Callable[[int], Jobs],
-        blame: Blame = lambda rank, exitcode: False,
+        on_worker_death: OnWorkerDeath = lambda rank, exitcode: False,
     ) -> None:
-        self.prepare, self.blame = prepare, blame
+        self.prepare, self.on_worker_death = prepare, on_worker_death
         self.slots = [Slot() for _ in range(count)]
 
     def run(
@@ -77,7 +77,7 @@ class Workers:
         while True:
             while not pause():
                 idlest = min(self.slots, key=lambda slot: len(slot.given))
-                if len(idlest.given) == QUEUED or (item := next(waiting, None)) is None:
+                if len(idlest.given) == MAX_IN_FLIGHT or (item := next(waiting, None)) is None:
                     break
                 self.give(idlest, job, item)
             busy = {slot.pipe: slot for slot in self.slots if slot.given}
@@ -147,7 +147,7 @@ class Workers:
         slot.process.join()
         slot.pipe.close()
         code = slot.process.exitcode
-        slot.deaths += not self.blame(self.slots.index(slot), code)
+        slot.deaths += not self.on_worker_death(self.slots.index(slot), code)
         if slot.deaths == DEATHS_IN_A_ROW:
             hint = "; memory ran out: use fewer --workers or a smaller --batch-size" * (
                 code == -signal.SIGKILL

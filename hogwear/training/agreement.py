@@ -51,7 +51,7 @@ def fingerprint(photos: Photos) -> str:
     """Of the photos' names and classes; their times may differ between machines, and the folder they are in."""
     digest = hashlib.sha256(json.dumps(photos.class_names).encode())
     for split in (photos.train, photos.val):
-        for path in split.paths.texts():
+        for path in split.paths.strings():
             digest.update(os.fsencode(os.path.relpath(path, photos.folder)) + b"\0")
         digest.update(split.labels.tobytes())
     return digest.hexdigest()

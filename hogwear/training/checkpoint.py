@@ -19,7 +19,7 @@ import torch
 from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput, NoCheckpoint
 from hogwear.system.flags import is_out_of_memory
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 
 FORMAT = 3
 UNFINISHED = f".{CHECKPOINT}.unfinished-"  # files that nobody else names so
@@ -111,7 +111,7 @@ def load(model_dir: Path) -> Checkpoint:
         else:
             if problems:
                 print(
-                    escaped(
+                    escape(
                         f"Warning: {problems[0]}; the one saved before it, {file.name}, is used instead"
                     ),
                     file=sys.stderr,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hogwear.data.pixels import Array, Images
+from hogwear.data.pixels import Array, ArrayFile
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters, unflatten_like
 from hogwear.training.augment import augment
@@ -34,7 +34,7 @@ class Course:
     """What is trained on, in which order and at which learning rate: all that makes a batch, and its step, reproducible."""
 
     images: (
-        Images | Array
+        ArrayFile | Array
     )  # (N, S, S, 3) uint8; a file is opened before the workers are forked, for later it may be gone
     crop: int  # side of the crops that are trained on
     rows: Ints  # (n,) photos of the split, as rows of `images`

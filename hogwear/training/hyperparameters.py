@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hogwear.system.errors import BadInput
-from hogwear.system.flags import TOO_LARGE
+from hogwear.system.flags import INTEGER_LIMIT
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
 IMAGES = {
@@ -35,8 +35,8 @@ class Choices:
 
 RANGES: dict[str, dict[str, Any]] = {  # of the numbers among them: the flags' and the checkpoint's
     "image_size": {"kind": int, "at_least": 32, "below": 1025},
-    "epochs": {"kind": int, "at_least": 1, "below": TOO_LARGE},
-    "time_budget": {"kind": int, "at_least": 5, "below": TOO_LARGE},
+    "epochs": {"kind": int, "at_least": 1, "below": INTEGER_LIMIT},
+    "time_budget": {"kind": int, "at_least": 5, "below": INTEGER_LIMIT},
     "batch_size": {"kind": int, "at_least": 1, "below": 4097},
     "lr": {"kind": float, "at_least": 1e-7, "below": 10},
     "momentum": {"kind": float, "at_least": 0, "below": 1},

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hogwear.data.decoding import Guard, Limits
+from hogwear.data.decoding import Limits, SafeDecoder
 from hogwear.data.photos import Split
 from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
-from hogwear.system.workers import QUEUED, Workers
+from hogwear.system.workers import MAX_IN_FLIGHT, Workers
 
 # Sides of photos, and how many epochs there must be time for to make each worth its cost; docs/decisions/time-budget.md.
 Sizes = tuple[tuple[int, float], ...]
@@ -40,7 +40,7 @@ class Speed:
 def probe(net: Network, split: Split, limits: Limits, workers: int) -> Speed:
     """Measure the speeds of a network with so many processes at once, in about a second."""
     torch.set_num_threads(1)  # as in training: the workers are forked from here
-    guard = Guard(
+    decoder = SafeDecoder(
         split.paths, PROBED_SIZE, replace(limits, seconds=PROBED_SECONDS), workers, [split.root]
     )
     images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
@@ -50,7 +50,7 @@ def probe(net: Network, split: Split, limits: Limits, workers: int) -> Speed:
         started = time.perf_counter()
         return (
             None
-            if isinstance(guard.decode(item % len(split)), str)
+            if isinstance(decoder.decode(item % len(split)), str)
             else time.perf_counter() - started
         )
 
@@ -62,9 +62,9 @@ def probe(net: Network, split: Split, limits: Limits, workers: int) -> Speed:
         logits: Tensor = net(images[:, :crop, :crop])
         F.cross_entropy(logits, torch.zeros(PROBED_BATCH, dtype=torch.int64)).backward()
 
-    with guard.workers({"decode": decode}) as pool:
+    with decoder.workers({"decode": decode}) as pool:
         dict(
-            pool.run("decode", range(QUEUED * workers))
+            pool.run("decode", range(MAX_IN_FLIGHT * workers))
         )  # two for each: the first time, Pillow imports its decoders
         decoding = [
             seconds for _, seconds in pool.run("decode", range(8 * workers)) if seconds is not None

@@ -24,7 +24,7 @@ from hogwear.system.artifacts import METRICS
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
 from hogwear.system.machine import Stop
-from hogwear.system.text import as_csv
+from hogwear.system.text import to_csv
 from hogwear.system.workers import Workers
 from hogwear.training import checkpoint, hogwild, schema
 from hogwear.training.closed_form import Moments
@@ -103,10 +103,10 @@ class Run:
             None  # where images do not tell, because another number of machines had a part each
         )
         self.others = ALONE  # machines that train beside this one
-        self.split = splitting.NOTHING.identity()  # of model/split.json
+        self.split = splitting.NOTHING.version()  # of model/split.json
         self.trained_on = torch.empty(
             0, dtype=torch.int64
-        )  # contents.short of all photos, in this run and those before
+        )  # contents.short_hashes of all photos, in this run and those before
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: in the middle of its run, or with a run more if that was finished."""
@@ -123,11 +123,11 @@ class Run:
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
             self.length, self.setbacks = state["length"], state["setbacks"]
 
-    def take(self, split: splitting.Identity, hashes: Array) -> None:
+    def take(self, split: splitting.SplitVersion, hashes: Array) -> None:
         """Keep in mind by which split, and on photos of which contents, (n, HASH_SIZE), it trains from now on."""
         self.split = split
         self.trained_on = torch.from_numpy(
-            np.union1d(self.trained_on.numpy(), contents.short(hashes[hashes.any(axis=1)]))
+            np.union1d(self.trained_on.numpy(), contents.short_hashes(hashes[hashes.any(axis=1)]))
         )
 
     def state(self) -> dict[str, Any]:
@@ -236,10 +236,12 @@ class Run:
             self.others.begin()
             self.keep(LossWatch(len(self.class_names)))
             saves = SaveClock()
-            while not self.finished and not stop.asked:
+            while not self.finished and not stop.requested:
                 loss = LossWatch(len(self.class_names))
                 try:
-                    self.train(pool, course, loss, lambda: stop.asked or saves.due(), bar, budget)
+                    self.train(
+                        pool, course, loss, lambda: stop.requested or saves.due(), bar, budget
+                    )
                     step = course.step_at(self.images_seen)
                     closing = (
                         step % course.steps_per_epoch == 0 and self.tally.images > 0
@@ -359,9 +361,9 @@ class Run:
 
     def start_head(self, pool: Workers, moments: Moments, stop: Stop) -> None:
         """Give the classifier its closed form, so that the features are not trained against a random one."""
-        for _ in pool.run("moments", moments.items, lambda: stop.asked):
+        for _ in pool.run("moments", moments.items, lambda: stop.requested):
             pass
-        if stop.asked:
+        if stop.requested:
             return
         weight, bias = moments.classifier(self.others.total(moments.totals()))
         self.net.head.weight.data.copy_(weight)
@@ -466,7 +468,7 @@ def write_history(history: list[dict[str, float]], file: Path) -> None:
     """metrics.csv: all epochs of all runs into this checkpoint, a row each."""
     write_atomically(
         file,
-        as_csv(
+        to_csv(
             [tuple(schema.ROW), *([row[name] for name in schema.ROW] for row in history)]
         ).encode(),
     )

@@ -18,7 +18,7 @@ from hogwear.commands import doctor
 from hogwear.data import loading, near_duplicates
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import decode
-from hogwear.data.near_duplicates import near_pairs
+from hogwear.data.near_duplicates import find_pairs
 from hogwear.data.sample import garments
 
 LISTS = (
@@ -38,7 +38,7 @@ LISTS = (
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight photos of three classes for each split, none like another."""
     folder = tmp_path_factory.mktemp("clean")
-    source = FASHION5 if FASHION5.is_dir() else garments.ensure(folder / "sample")
+    source = FASHION5 if FASHION5.is_dir() else garments.ensure_sample(folder / "sample")
     for name in ("bottomwear", "handbag", "topwear"):
         photos = sorted((source / "train" / name).iterdir())
         photos = photos[:: len(photos) // 24]
@@ -253,8 +253,8 @@ def changed(photo: Path, how: str, file: Path) -> Path:
 def test_a_changed_copy_is_found_and_no_other_photo(clean: Path, tmp_path: Path, how: str) -> None:
     photos = sorted(clean.glob("*/*/*"))
     copies = [changed(photo, how, tmp_path / str(i)) for i, photo in enumerate(photos)]
-    pairs = near_pairs(
-        np.stack([near_duplicates.signature(decode(path, 160)) for path in photos + copies])
+    pairs = find_pairs(
+        np.stack([near_duplicates.compute_signature(decode(path, 160)) for path in photos + copies])
     )
     expected = {(i, i + len(photos)) for i in range(len(photos))}
     assert len(set(map(tuple, pairs.tolist())) & expected) >= 0.95 * len(photos)
@@ -263,22 +263,22 @@ def test_a_changed_copy_is_found_and_no_other_photo(clean: Path, tmp_path: Path,
 
 def test_among_many_signatures_the_pairs_are_those_of_comparing_all_with_all() -> None:
     rng = np.random.default_rng(0)
-    signatures = rng.integers(0, 256, (3000, near_duplicates.LENGTH), np.uint8)
+    signatures = rng.integers(0, 256, (3000, near_duplicates.SIGNATURE_SIZE), np.uint8)
     for row in range(200):  # copies with so many bits changed, some just too many
         signatures[1000 + row] = signatures[row]
-        bits = rng.choice(8 * near_duplicates.BITS, int(rng.integers(20, 40)), replace=False)
+        bits = rng.choice(8 * near_duplicates.HASH_BYTES, int(rng.integers(20, 40)), replace=False)
         np.bitwise_xor.at(signatures[1000 + row], bits // 8, (1 << bits % 8).astype(np.uint8))
-    unpacked = np.unpackbits(signatures[:, : near_duplicates.BITS], axis=1).astype(np.float32)
+    unpacked = np.unpackbits(signatures[:, : near_duplicates.HASH_BYTES], axis=1).astype(np.float32)
     differing = (
         unpacked[:1000, None].sum(2) + unpacked[None].sum(2) - 2 * unpacked[:1000] @ unpacked.T
     ).astype(int)
     expected = [
         [one, other]
-        for one, other in np.argwhere(differing <= near_duplicates.FARTHEST).tolist()
+        for one, other in np.argwhere(differing <= near_duplicates.MAX_DISTANCE).tolist()
         if one < other
     ]
-    assert near_pairs(signatures).tolist() == expected and 80 < len(expected) < 200
-    assert near_pairs(signatures, border=1050).tolist() == [
+    assert find_pairs(signatures).tolist() == expected and 80 < len(expected) < 200
+    assert find_pairs(signatures, border=1050).tolist() == [
         pair for pair in expected if pair[1] >= 1050
     ]
 
@@ -287,7 +287,10 @@ def test_photos_all_alike_are_one_group_and_compared_in_proportion_to_their_numb
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compared: Counter[int] = Counter()  # pairs, by the number of photos
-    distances, colours_alike = near_duplicates.distances, near_duplicates.colours_alike
+    distances, have_similar_colours = (
+        near_duplicates.count_differing_bits,
+        near_duplicates.have_similar_colours,
+    )
 
     def counted_distances(one: Any, other: Any) -> Any:
         compared[count] += len(one)
@@ -295,13 +298,13 @@ def test_photos_all_alike_are_one_group_and_compared_in_proportion_to_their_numb
 
     def counted_colours(colours: Any, one: Any, other: Any) -> Any:
         compared[count] += len(one)
-        return colours_alike(colours, one, other)
+        return have_similar_colours(colours, one, other)
 
-    monkeypatch.setattr(near_duplicates, "distances", counted_distances)
-    monkeypatch.setattr(near_duplicates, "colours_alike", counted_colours)
-    signature = np.random.default_rng(0).integers(0, 256, near_duplicates.LENGTH, np.uint8)
+    monkeypatch.setattr(near_duplicates, "count_differing_bits", counted_distances)
+    monkeypatch.setattr(near_duplicates, "have_similar_colours", counted_colours)
+    signature = np.random.default_rng(0).integers(0, 256, near_duplicates.SIGNATURE_SIZE, np.uint8)
     for count in (200, 400, 800):
-        [group] = near_duplicates.groups(count, near_pairs(np.tile(signature, (count, 1))))
+        [group] = near_duplicates.group_pairs(count, find_pairs(np.tile(signature, (count, 1))))
         assert group == list(range(count))
     assert compared[400] / compared[200] == pytest.approx(2, rel=0.05)
     assert compared[800] / compared[400] == pytest.approx(2, rel=0.05)
@@ -309,15 +312,15 @@ def test_photos_all_alike_are_one_group_and_compared_in_proportion_to_their_numb
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_photo_or_none_has_no_near_duplicate(count: int) -> None:
-    assert near_pairs(np.zeros((count, near_duplicates.LENGTH), np.uint8)).shape == (0, 2)
+    assert find_pairs(np.zeros((count, near_duplicates.SIGNATURE_SIZE), np.uint8)).shape == (0, 2)
 
 
 def test_groups_are_what_pairs_connect() -> None:
-    assert near_duplicates.groups(9, np.array([[5, 7], [0, 3], [3, 8], [7, 6]])) == [
+    assert near_duplicates.group_pairs(9, np.array([[5, 7], [0, 3], [3, 8], [7, 6]])) == [
         [0, 3, 8],
         [5, 6, 7],
     ]
-    assert near_duplicates.groups(3, np.empty((0, 2), np.int64)) == []
+    assert near_duplicates.group_pairs(3, np.empty((0, 2), np.int64)) == []
 
 
 def test_leakage_is_said_in_one_line_and_only_where_there_is_some(
@@ -329,21 +332,22 @@ def test_leakage_is_said_in_one_line_and_only_where_there_is_some(
     for n in range(2):
         changed(nth(planted, "train/topwear", n), "half", planted / f"test/topwear/{n}.jpg")
     (planted / "train/topwear/0.jpg").write_bytes(b"no photo, and the first row")
-    photos = dataset.find(planted, cache)
-    assert photos.test and PhotoCache(cache).at_hand(photos.train, 64) is None
+    photos = dataset.find_photos(planted, cache)
+    assert photos.test and PhotoCache(cache).open_if_complete(photos.train, 64) is None
     train, val, test = (
         PhotoCache(cache, processes=2).open(split, 64)
         for split in (photos.train, photos.val, photos.test)
     )
-    again = PhotoCache(cache).at_hand(photos.train, 64)
+    again = PhotoCache(cache).open_if_complete(photos.train, 64)
     assert again and np.array_equal(again.signatures, train.signatures)
     assert np.array_equal(
-        train.signatures, [near_duplicates.signature(image) for image in train.images[train.rows]]
+        train.signatures,
+        [near_duplicates.compute_signature(image) for image in train.images[train.rows]],
     )
-    loading.warn_of_leakage(train, val, "val")
+    loading.warn_about_leakage(train, val, "val")
     assert capsys.readouterr().err == ""
     for _ in range(2):  # the second time out of the cache
-        loading.warn_of_leakage(train, test, "test")
+        loading.warn_about_leakage(train, test, "test")
         assert capsys.readouterr().err.startswith(
             "Warning: leakage: test shares 2 of its 26 photos with train"
         )

@@ -55,7 +55,7 @@ def photos(photo_files: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/ with the checkpoint of a network that knows its classes, without a minute's training; and the cache."""
     folder = tmp_path_factory.mktemp("exported")
-    found = dataset.find(data, folder / "cache")
+    found = dataset.find_photos(data, folder / "cache")
     pixels = PhotoCache(folder / "cache", processes=1).open(found.train, SIZE)
     net = model.build("efficientnet_lite0", len(CLASSES), SIZE)
     net.load_pretrained()

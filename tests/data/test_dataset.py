@@ -21,10 +21,10 @@ from hogwear.commands import doctor
 from hogwear.data import dataset
 from hogwear.data.photos import Photos, Split
 from hogwear.data.sample import garments
-from hogwear.data.splitting import Divider, Known
+from hogwear.data.splitting import SplitAssignments, Splitter
 from hogwear.system import flags
 from hogwear.system.errors import BadInput
-from hogwear.system.files import Paths, Record, write_atomically
+from hogwear.system.files import Manifest, Paths, write_atomically
 
 
 def make(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
@@ -52,9 +52,9 @@ def names(split: Split) -> list[str]:
 
 def find(data: Path, cache: Path) -> Photos:
     """As train finds photos, with a model folder beside the cache."""
-    divide = Divider(Known.read(cache.parent))
-    photos = dataset.find(data, cache, divide=divide)
-    divide.known.write(cache.parent)
+    splitter = Splitter(SplitAssignments.read(cache.parent))
+    photos = dataset.find_photos(data, cache, splitter=splitter)
+    splitter.known.write(cache.parent)
     return photos
 
 
@@ -81,7 +81,7 @@ def per_class(split: Split | None) -> dict[str, int]:
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
 def test_split_folders_are_used_as_they_are(data: Path, cache: Path, val: str) -> None:
     make(data, {"train/b": 3, "train/a": 2, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 2})
-    photos = dataset.find(data, cache)
+    photos = dataset.find_photos(data, cache)
     assert photos.class_names == ("a", "b") and photos.folder == data and not photos.is_sample
     assert names(photos.train) == ["a/000.jpg", "a/001.jpg", "b/000.jpg", "b/001.jpg", "b/002.jpg"]
     assert photos.train.labels.tolist() == [0, 0, 1, 1, 1]
@@ -106,14 +106,14 @@ def test_split_folders_are_recognised_in_any_case(
     data: Path, cache: Path, train: str, val: str, test: str
 ) -> None:
     make(data, {f"{split}/{name}": 2 for split in (train, val, test) for name in "ab"})
-    photos = dataset.find(data, cache)
+    photos = dataset.find_photos(data, cache)
     assert photos.class_names == ("a", "b") and photos.test
     for split, name in (photos.train, train), (photos.val, val), (photos.test, test):
         assert {path.parent.parent for path in split.paths} == {data / name} and len(split) == 4
 
 
 def test_folders_beside_the_splits_are_not_used_and_that_is_said(data: Path, cache: Path) -> None:
-    photos = dataset.find(
+    photos = dataset.find_photos(
         make(data, {"Train/a": 2, "Train/b": 2, "val/a": 1, "val/b": 1, "boots": 3, "dev/a": 2}),
         cache,
     )
@@ -125,12 +125,12 @@ def test_folders_beside_the_splits_are_not_used_and_that_is_said(data: Path, cac
 def test_folders_that_hogwear_writes_to_are_not_classes(data: Path, cache: Path) -> None:
     make(data, {"a": 4, "b": 4, "weights": 1, "cache/pixels": 1, "earlier": 0, "out": 0})
     (data / "earlier" / "checkpoint.pt").touch()
-    Record(data / "out").write(data / "out" / "contact_sheet.png", b"")
+    Manifest(data / "out").write(data / "out" / "contact_sheet.png", b"")
     (data / "results").mkdir()
-    Record(data).write(data / "results" / "1.png", b"")
+    Manifest(data).write(data / "results" / "1.png", b"")
     (data / "link").symlink_to("weights")
-    photos = dataset.find(
-        data, cache, own=(Path(os.path.relpath(data / "weights")), data / "cache")
+    photos = dataset.find_photos(
+        data, cache, output_folders=(Path(os.path.relpath(data / "weights")), data / "cache")
     )
     assert photos.class_names == ("a", "b")
     assert photos.notes == (
@@ -144,7 +144,7 @@ def test_every_script_knows_its_own_folders_in_a_data_folder(
 ) -> None:
     monkeypatch.chdir(make(data, {"a": 4, "b": 4, "model": 1, "cache/pixels": 1}))
     assert flags.parse(script.Settings, ["--data-dir", ".", "--cache-dir", "cache"]).photos(
-        Divider()
+        Splitter()
     ).class_names == ("a", "b")
 
 
@@ -153,15 +153,17 @@ def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(
 ) -> None:
     for split in ("train", "val", "test"):
         monkeypatch.setitem(garments.PHOTOS_PER_CLASS, split, 2)
-    assert dataset.find(make(data, {"model": 1}), cache, own=(data / "model",)).is_sample
+    assert dataset.find_photos(
+        make(data, {"model": 1}), cache, output_folders=(data / "model",)
+    ).is_sample
 
 
 def test_a_class_may_have_the_name_of_a_folder_of_ours(
     data: Path, cache: Path, tmp_path: Path
 ) -> None:
     make(tmp_path, {"model": 1})
-    photos = dataset.find(
-        make(data, {"model": 4, "responses": 4}), cache, own=(tmp_path / "model",)
+    photos = dataset.find_photos(
+        make(data, {"model": 4, "responses": 4}), cache, output_folders=(tmp_path / "model",)
     )
     assert photos.class_names == ("model", "responses") and photos.notes == ()
 
@@ -169,7 +171,7 @@ def test_a_class_may_have_the_name_of_a_folder_of_ours(
 @pytest.mark.parametrize("layout", ["", "train/"])
 def test_a_class_in_two_unicode_forms_is_one(data: Path, cache: Path, layout: str) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
-    photos = dataset.find(
+    photos = dataset.find_photos(
         make(data, {f"{layout}{composed}": 5, f"{layout}{decomposed}": 5, f"{layout}b": 4}), cache
     )
     assert photos.class_names == ("b", composed)
@@ -179,11 +181,13 @@ def test_a_class_in_two_unicode_forms_is_one(data: Path, cache: Path, layout: st
         == {path: "b" if path.parent.name == "b" else composed for path in data.glob("**/*.jpg")}
         and len(found) == 14
     )
-    assert listed(dataset.find(data, cache)) == listed(photos), "and its photos stay where they are"
+    assert listed(dataset.find_photos(data, cache)) == listed(photos), (
+        "and its photos stay where they are"
+    )
 
 
 def test_splits_may_write_a_class_in_different_unicode_forms(data: Path, cache: Path) -> None:
-    photos = dataset.find(
+    photos = dataset.find_photos(
         make(data, {"train/cafe\u0301": 2, "train/b": 2, "val/caf\u00e9": 1, "val/b": 1}), cache
     )
     assert photos.class_names == ("b", "caf\u00e9") and photos.train.labels.tolist() == [0, 0, 1, 1]
@@ -196,11 +200,13 @@ def test_class_names_may_have_joiners_and_non_breaking_spaces(data: Path, cache:
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
         "\u0915\u094d\u200d\u0937",
     )
-    assert set(dataset.find(make(data, dict.fromkeys(names, 4)), cache).class_names) == set(names)
+    assert set(dataset.find_photos(make(data, dict.fromkeys(names, 4)), cache).class_names) == set(
+        names
+    )
 
 
 def test_classes_that_look_alike_stay_two_and_are_pointed_out(data: Path, cache: Path) -> None:
-    photos = dataset.find(make(data, {"eyewear": 4, "EYEWEAR": 4, "boots": 4}), cache)
+    photos = dataset.find_photos(make(data, {"eyewear": 4, "EYEWEAR": 4, "boots": 4}), cache)
     assert photos.class_names == ("EYEWEAR", "boots", "eyewear")
     assert photos.notes == (
         "Classes that look alike: 'EYEWEAR' and 'eyewear'. They count as different; give them one name if they are the same.",
@@ -208,7 +214,9 @@ def test_classes_that_look_alike_stay_two_and_are_pointed_out(data: Path, cache:
 
 
 def test_without_a_test_folder_val_is_evaluated(data: Path, cache: Path) -> None:
-    photos = dataset.find(make(data, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}), cache)
+    photos = dataset.find_photos(
+        make(data, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}), cache
+    )
     assert photos.test is None and photos.evaluated is photos.val
 
 
@@ -216,14 +224,14 @@ def test_without_a_val_folder_some_of_train_is_set_aside_the_same_way_every_time
     data: Path, cache: Path
 ) -> None:
     make(data, {"train/a": 20, "train/b": 2, "test/a": 1, "test/b": 1})
-    photos = dataset.find(data, cache)
+    photos = dataset.find_photos(data, cache)
     assert (per_class(photos.train), per_class(photos.val)) == ({"a": 17, "b": 1}, {"a": 3, "b": 1})
     assert not set(photos.train.paths) & set(photos.val.paths)
-    assert listed(dataset.find(data, cache)) == listed(photos)
+    assert listed(dataset.find_photos(data, cache)) == listed(photos)
 
 
 def test_class_folders_are_split_by_class(data: Path, cache: Path) -> None:
-    photos = dataset.find(make(data, {"a": 100, "b": 20, "c": 3}), cache)
+    photos = dataset.find_photos(make(data, {"a": 100, "b": 20, "c": 3}), cache)
     assert per_class(photos.train) == {"a": 70, "b": 14, "c": 1}
     assert per_class(photos.val) == per_class(photos.test) == {"a": 15, "b": 3, "c": 1}
     assert len(set().union(*splits(photos).values())) == 123
@@ -306,7 +314,7 @@ def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
     folder = Path("/data/photos/of/somebody")
     tracemalloc.start()
     paths, labels = dataset.labelled(folder, files)
-    assert sum(1 for _ in paths.texts()) == 100_000
+    assert sum(1 for _ in paths.strings()) == 100_000
     taken, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(labels) == 100_000 and taken < 10e6 and most < 20e6, "never all of them as objects"
@@ -326,7 +334,7 @@ def test_hidden_entries_and_loose_files_are_overlooked(data: Path, cache: Path) 
     make(data, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "train/.hidden": 1, ".git": 1})
     for name in ("README.md", "train/notes.txt", "train/a/.DS_Store"):
         (data / name).touch()
-    photos = dataset.find(data, cache)
+    photos = dataset.find_photos(data, cache)
     assert photos.class_names == ("a", "b") and len(photos.train) == 4
 
 
@@ -339,7 +347,7 @@ def test_an_empty_folder_means_the_built_in_sample(
     data.mkdir()
     for name in hidden:
         (data / name).touch()
-    photos = dataset.find(data, cache)
+    photos = dataset.find_photos(data, cache)
     assert (
         photos.is_sample
         and photos.folder == cache / "sample"
@@ -384,7 +392,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_fix(
     data: Path, cache: Path, counts: dict[str, int], said: str
 ) -> None:
     with pytest.raises(BadInput) as error:
-        dataset.find(make(data, counts), cache)
+        dataset.find_photos(make(data, counts), cache)
     assert str(error.value).startswith(f"{data.parent}/{said}") and "\n" not in str(error.value)
 
 
@@ -392,7 +400,7 @@ def test_a_missing_folder_is_named_with_the_fix(data: Path, cache: Path) -> None
     with pytest.raises(
         BadInput, match=r"data: no such folder; make it and put photos in .*data/CLASS/"
     ):
-        dataset.find(data, cache)
+        dataset.find_photos(data, cache)
 
 
 def test_a_disk_that_refuses_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
@@ -419,9 +427,9 @@ def test_a_photo_in_two_classes_is_pointed_out(data: Path, cache: Path) -> None:
     shutil.copy(first, first.with_name("again.jpg"))
     for place in "train/a", "train/b":
         (data / place / "empty.jpg").touch()
-    assert not dataset.find(data, cache).notes
+    assert not dataset.find_photos(data, cache).notes
     shutil.copy(first, second)
     names = f"{first.relative_to(data).with_name('again.jpg')} and {second.relative_to(data)}"
-    assert dataset.find(data, cache).notes == (
+    assert dataset.find_photos(data, cache).notes == (
         f"In two classes: 1 photos, such as {names}; the doctor lists them.",
     )

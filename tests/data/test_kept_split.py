@@ -64,7 +64,7 @@ class Project:
 
 
 def content_of(file: Path) -> str:
-    return decoding.hash_of(file.read_bytes()).hex()
+    return decoding.hash_content(file.read_bytes()).hex()
 
 
 def of_two_classes(photo_files: list[Path]) -> dict[str, list[Path]]:
@@ -130,7 +130,7 @@ def test_test_photos_have_never_been_trained_on_though_classes_grow_and_the_cach
     after = moved.split()
     assert before.items() < after.items() and list(after)[: len(before)] == list(before)
     trained_on = set(
-        contents.short(
+        contents.short_hashes(
             np.frombuffer(
                 bytes.fromhex("".join(k for k, side in after.items() if side == "train")), np.uint8
             ).reshape(-1, 16)

@@ -24,7 +24,7 @@ from hogwear.data import contents, decoding, near_duplicates, pixels
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import LIMITS, Array, Limits, decode
 from hogwear.data.photos import Split
-from hogwear.data.pixels import WHOLE, Images, Pixels
+from hogwear.data.pixels import ALL_ROWS, ArrayFile, Pixels
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths
 from hogwear.system.workers import FORK, Workers
@@ -202,7 +202,7 @@ def split_of(files: list[Path], labels: list[int] | None = None, limits: Limits 
         paths,
         np.array(labels or [0] * len(files)),
         root,
-        contents.of(paths, root, root.parent / "cache", limits),
+        contents.read_contents(paths, root, root.parent / "cache", limits),
     )
 
 
@@ -322,18 +322,18 @@ def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_no
         if count == 4:  # the second chunk's; the first has five
             os.kill(os.getpid(), signal.SIGKILL)
 
-    killed = Elsewhere(PhotoCache(cache, processes=1).open, split_of(copies), SIZE, WHOLE, die)
+    killed = Elsewhere(PhotoCache(cache, processes=1).open, split_of(copies), SIZE, ALL_ROWS, die)
     with pytest.raises(EOFError):
         killed.answer()
     assert killed.process.exitcode == -signal.SIGKILL
-    assert PhotoCache(cache).at_hand(split_of(copies), SIZE) is None
+    assert PhotoCache(cache).open_if_complete(split_of(copies), SIZE) is None
     counts: list[int] = []
     opened = PhotoCache(cache, processes=1).open(split_of(copies), SIZE, on_photos=counts.append)
     assert counts[0] == 5 and sum(counts) == 9 and list(opened.skipped) == [copies[1]]
     assert np.array_equal(
         opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]]
     )
-    assert len(caches(cache)) == 1 and PhotoCache(cache).at_hand(split_of(copies), SIZE)
+    assert len(caches(cache)) == 1 and PhotoCache(cache).open_if_complete(split_of(copies), SIZE)
 
 
 def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(
@@ -352,7 +352,7 @@ def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(
     assert np.array_equal(part.images[part.rows], [decode(path, SIZE) for path in copies[1::2]])
     assert (
         not part.images[np.array([0])].any()
-        and PhotoCache(cache).at_hand(split_of(copies), SIZE) is None
+        and PhotoCache(cache).open_if_complete(split_of(copies), SIZE) is None
     )
     counts.clear()
     whole = PhotoCache(cache, processes=2).open(split_of(copies), SIZE, on_photos=counts.append)
@@ -393,7 +393,7 @@ def test_the_cache_is_a_plain_npy_file(copies: list[Path], tmp_path: Path) -> No
 def test_a_row_that_is_not_there_is_no_photo(tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", np.zeros((3, 8, 8, 3), np.uint8))
     os.truncate(tmp_path / "pixels.npy", (tmp_path / "pixels.npy").stat().st_size - 1)
-    images = Images(tmp_path / "pixels.npy")
+    images = ArrayFile(tmp_path / "pixels.npy")
     assert len(images[np.arange(2)]) == 2
     with pytest.raises(EOFError, match=r"pixels\.npy: no row 2"):
         images[np.arange(3)]
@@ -411,7 +411,7 @@ def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) ->
     np.lib.format.open_memmap(
         tmp_path / "pixels.npy", "w+", np.uint8, (count, size, size, 3)
     )  # 300 MB of holes
-    images, rows = Images(tmp_path / "pixels.npy"), np.arange(count)
+    images, rows = ArrayFile(tmp_path / "pixels.npy"), np.arange(count)
 
     def read(start: int) -> int:
         return int(images[rows[start : start + 100]].sum()) + resident() - before
@@ -441,7 +441,7 @@ def test_a_full_disk_makes_no_photo_unreadable(
     )  # bytes that were still free
     np.save(tmp_path / "pixels.npy", np.zeros((3, 8, 8, 3), np.uint8))
     with pytest.raises(OSError, match="pixels") as error:
-        Images(tmp_path / "pixels.npy", "r+b")[1] = np.ones((8, 8, 3), np.uint8)
+        ArrayFile(tmp_path / "pixels.npy", "r+b")[1] = np.ones((8, 8, 3), np.uint8)
     assert error.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match="No space left on device"):
         PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
@@ -454,14 +454,14 @@ def test_a_full_disk_makes_no_photo_unreadable(
 @pytest.fixture
 def decoded_rows(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
     """How many photos have been decoded, by any process."""
-    count, decode_known = FORK.Value("i"), decoding.decode_known
+    count, decode_verified = FORK.Value("i"), decoding.decode_verified
 
     def counted(*arguments: Any, **more: Any) -> Array:
         with count.get_lock():
             count.value += 1
-        return decode_known(*arguments, **more)
+        return decode_verified(*arguments, **more)
 
-    monkeypatch.setattr(decoding, "decode_known", counted)
+    monkeypatch.setattr(decoding, "decode_verified", counted)
     return count
 
 
@@ -568,7 +568,8 @@ def test_of_photos_that_are_added_renamed_or_removed_only_new_ones_are_decoded(
         after.images[after.rows], [decode(path, SIZE) for path in renamed if path != copies[4]]
     )
     assert np.array_equal(
-        after.signatures, [near_duplicates.signature(image) for image in after.images[after.rows]]
+        after.signatures,
+        [near_duplicates.compute_signature(image) for image in after.images[after.rows]],
     )
 
 
@@ -608,7 +609,7 @@ def test_what_changes_between_hashing_and_decoding_is_skipped_this_time_only(
     assert opened.skipped == {
         copies[3]: "changed while the photos were read; it is looked at again the next time"
     }
-    assert PhotoCache(tmp_path / "cache").at_hand(split, SIZE) is None
+    assert PhotoCache(tmp_path / "cache").open_if_complete(split, SIZE) is None
     require_pixels_of(copies, tmp_path / "cache")
 
 
@@ -619,7 +620,7 @@ class NoMemory:
     """A decoder that runs out of memory, as long as there is this file."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.decode = file, decoding.decode_known
+        self.file, self.decode = file, decoding.decode_verified
         file.touch()
 
     def __call__(self, path: Path, *arguments: Any, **more: Any) -> Array:
@@ -631,7 +632,7 @@ class NoMemory:
 def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "decode_known", NoMemory(tmp_path / "short"))
+    monkeypatch.setattr(decoding, "decode_verified", NoMemory(tmp_path / "short"))
     copies[1].write_bytes(b"no photo")
     for _ in range(2):
         opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
@@ -719,7 +720,8 @@ def test_a_damaged_cache_is_said_and_decoded_again(
     else:
         os.truncate(file, damage % file.stat().st_size)
     assert (
-        PhotoCache(cache).at_hand(split_of(copies), SIZE) is None and capsys.readouterr().err == ""
+        PhotoCache(cache).open_if_complete(split_of(copies), SIZE) is None
+        and capsys.readouterr().err == ""
     )
     assert require_pixels_of(copies, cache).folder == folder
     said = capsys.readouterr().err
@@ -735,10 +737,10 @@ def test_a_count_of_leaks_that_is_damaged_is_counted_again(
     copies: list[Path], tmp_path: Path
 ) -> None:
     opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
-    assert pixels.leaked(opened, opened) == 9
+    assert pixels.count_leaked(opened, opened) == 9
     [known] = opened.folder.glob("leaked-*.json")
     known.write_bytes(b"")
-    assert pixels.leaked(opened, opened) == 9 and known.read_text() == "9"
+    assert pixels.count_leaked(opened, opened) == 9 and known.read_text() == "9"
 
 
 def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that_are_forked_later(
@@ -753,7 +755,8 @@ def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that
         [decode(path, SIZE) for path in copies],
     )
     assert np.array_equal(
-        opened.signatures, [near_duplicates.signature(decode(path, SIZE)) for path in copies]
+        opened.signatures,
+        [near_duplicates.compute_signature(decode(path, SIZE)) for path in copies],
     )
 
 

@@ -17,14 +17,14 @@ DRAW = """
 import sys, pathlib
 from hogwear.data.sample import garments
 garments.PHOTOS_PER_CLASS.update(train=int(sys.argv[2]), val=1, test=1)
-garments.ensure(pathlib.Path(sys.argv[1]))
+garments.ensure_sample(pathlib.Path(sys.argv[1]))
 """
 FEW = {"train": 3, "val": 1, "test": 1}
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return garments.ensure(tmp_path_factory.mktemp("whole") / "sample")
+    return garments.ensure_sample(tmp_path_factory.mktemp("whole") / "sample")
 
 
 @pytest.fixture
@@ -86,14 +86,14 @@ def test_no_two_photos_of_a_class_are_the_same(drawn: Path, class_name: str) -> 
 def test_a_seed_gives_the_same_bytes_however_many_photos_are_drawn(
     drawn: Path, tmp_path: Path
 ) -> None:
-    again, whole = contents(garments.ensure(tmp_path / "again")), contents(drawn)
+    again, whole = contents(garments.ensure_sample(tmp_path / "again")), contents(drawn)
     assert len(again) == 5 * sum(FEW.values())
     assert again.items() <= whole.items()
 
 
 @pytest.mark.usefixtures("few")
 def test_another_seed_gives_other_photos(drawn: Path, tmp_path: Path) -> None:
-    other, whole = contents(garments.ensure(tmp_path / "other", seed=1)), contents(drawn)
+    other, whole = contents(garments.ensure_sample(tmp_path / "other", seed=1)), contents(drawn)
     assert not any(whole[name] == photo for name, photo in other.items())
 
 
@@ -102,7 +102,7 @@ def test_a_complete_sample_is_not_drawn_again(drawn: Path) -> None:
         drawn.parent.stat().st_mtime_ns,
         drawn.stat().st_ino,
     )  # drawing makes a folder beside it, then renames
-    assert garments.ensure(drawn, seed=1) == drawn
+    assert garments.ensure_sample(drawn, seed=1) == drawn
     assert (drawn.parent.stat().st_mtime_ns, drawn.stat().st_ino) == before
 
 
@@ -130,7 +130,7 @@ def test_a_killed_draw_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
     process.wait()
     assert half_drawn
     assert not folder.exists()
-    assert len(contents(garments.ensure(folder))) == 5 * sum(FEW.values())
+    assert len(contents(garments.ensure_sample(folder))) == 5 * sum(FEW.values())
 
 
 @pytest.mark.usefixtures("few")
@@ -140,11 +140,11 @@ def test_a_killed_draw_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
 def test_an_incomplete_sample_is_refused_and_left_alone(
     tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
-    folder = garments.ensure(tmp_path / "sample")
+    folder = garments.ensure_sample(tmp_path / "sample")
     damage(folder / "val" / "handbag" / "000.jpg")
     before = contents(folder)
     with pytest.raises(BadInput, match="sample is in the way of the sample photos"):
-        garments.ensure(folder)
+        garments.ensure_sample(folder)
     assert contents(folder) == before
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -153,5 +153,5 @@ def test_an_incomplete_sample_is_refused_and_left_alone(
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     folder.mkdir()
-    assert len(contents(garments.ensure(folder))) == 5 * sum(FEW.values())
+    assert len(contents(garments.ensure_sample(folder))) == 5 * sum(FEW.values())
     assert list(tmp_path.iterdir()) == [folder]

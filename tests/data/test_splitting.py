@@ -11,7 +11,7 @@ from PIL import Image
 from hogwear.data import dataset, near_duplicates
 from hogwear.data.cache import PhotoCache
 from hogwear.data.photos import Photos
-from hogwear.data.splitting import SHARES, Divider, Known, assigned
+from hogwear.data.splitting import SHARES, SplitAssignments, Splitter, assigned
 from hogwear.system.artifacts import SPLIT
 from hogwear.system.errors import BadInput
 
@@ -28,12 +28,12 @@ def split_of(photos: Photos) -> dict[str, str]:
     }
 
 
-def find(data: Path, model: Path, places_new: bool = True) -> Photos:
+def find(data: Path, model: Path, assigns_new: bool = True) -> Photos:
     """As train finds photos, or as eval does. The cache is beside the model folder."""
-    divide = Divider(Known.read(model), places_new=places_new)
-    photos = dataset.find(data, model.parent / "cache", divide=divide)
-    if places_new:
-        divide.known.write(model)
+    splitter = Splitter(SplitAssignments.read(model), assigns_new=assigns_new)
+    photos = dataset.find_photos(data, model.parent / "cache", splitter=splitter)
+    if assigns_new:
+        splitter.known.write(model)
     return photos
 
 
@@ -94,9 +94,9 @@ def test_near_duplicates_are_on_one_side(folder: Path, model: Path, tmp_path: Pa
         for split in (photos.train, photos.val, photos.evaluated)
     )
     assert (
-        near_duplicates.leaked(train, val)
-        == near_duplicates.leaked(train, test)
-        == near_duplicates.leaked(val, test)
+        near_duplicates.count_leaked(train, val)
+        == near_duplicates.count_leaked(train, test)
+        == near_duplicates.count_leaked(val, test)
         == 0
     )
     groups = json.loads((model / SPLIT).read_text())["group"]
@@ -202,7 +202,7 @@ def test_copies_of_a_photo_are_on_one_side_and_count_once(tens: Path, model: Pat
     for photo in (tens / "footwear").iterdir():
         photo.write_bytes((tens / "footwear" / "0.jpg").read_bytes())
     with pytest.raises(BadInput, match=r"footwear: too few photos \(1 different ones\)"):
-        dataset.find(tens, model.parent / "cache")
+        dataset.find_photos(tens, model.parent / "cache")
 
 
 def test_a_photo_that_cannot_be_read_has_no_side_until_it_can(
@@ -233,14 +233,14 @@ def test_only_train_gives_new_photos_a_side(
     with pytest.raises(
         BadInput, match=r"20 of 20 photos in .* not in .*split\.json yet; run train"
     ):
-        find(tens, model, places_new=False)
+        find(tens, model, assigns_new=False)
     before = split_of(find(tens, model))
-    assert split_of(find(tens, model, places_new=False)) == before
+    assert split_of(find(tens, model, assigns_new=False)) == before
     written = (model / SPLIT).read_bytes()
     for i, photo in enumerate(p for p in photo_files if p.name.startswith("eyewear")):
         shutil.copy(photo, tens / "footwear" / f"new-{i}.jpg")
     assert (
-        split_of(find(tens, model, places_new=False)) == before
+        split_of(find(tens, model, assigns_new=False)) == before
         and (model / SPLIT).read_bytes() == written
     )
     count = len(list(tens.glob("*/new-*")))
@@ -258,12 +258,12 @@ def test_only_train_gives_new_photos_a_side(
 def test_what_is_written_is_read(tens: Path, model: Path) -> None:
     copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worse.jpg", 50)
     find(tens, model)
-    known = Known.read(model)
-    assert known.written() == (model / SPLIT).read_bytes() and len(known.sides) == 21
+    known = SplitAssignments.read(model)
+    assert known.to_json() == (model / SPLIT).read_bytes() and len(known.sides) == 21
     assert (
-        known.identity()
-        == Known.parse(known.written(), Path("there")).identity()
-        == Known.read(model).identity()
+        known.version()
+        == SplitAssignments.parse(known.to_json(), Path("there")).version()
+        == SplitAssignments.read(model).version()
     )
 
 
@@ -271,16 +271,16 @@ def test_a_split_is_the_same_when_it_has_grown_and_another_when_it_was_changed(
     tens: Path, model: Path, photo_files: list[Path]
 ) -> None:
     find(tens, model)
-    small = Known.read(model)
+    small = SplitAssignments.read(model)
     shutil.copy(photo_files[0], tens / "footwear" / "more.jpg")
     find(tens, model)
-    grown = Known.read(model)
+    grown = SplitAssignments.read(model)
     assert (
         len(grown.sides) == 21
-        and grown.require(small.identity()) is grown
-        and grown.require(grown.identity())
+        and grown.require(small.version()) is grown
+        and grown.require(grown.version())
     )
-    told = json.loads(grown.written())
+    told = json.loads(grown.to_json())
     first = next(iter(told["split"]))
     changed = {
         "changed": told
@@ -293,10 +293,12 @@ def test_a_split_is_the_same_when_it_has_grown_and_another_when_it_was_changed(
         with pytest.raises(
             BadInput, match=r"split\.json: changed since the checkpoint was trained"
         ):
-            Known.parse(json.dumps(content).encode(), model / SPLIT).require(small.identity())
+            SplitAssignments.parse(json.dumps(content).encode(), model / SPLIT).require(
+                small.version()
+            )
             pytest.fail(what)
     with pytest.raises(BadInput, match=r"split\.json: missing since the checkpoint was trained"):
-        Known.read(model / "elsewhere").require(small.identity())
+        SplitAssignments.read(model / "elsewhere").require(small.version())
 
 
 @pytest.mark.parametrize("content", [
@@ -310,7 +312,7 @@ def test_a_damaged_file_is_named_with_the_fix(content: bytes, tmp_path: Path) ->
         BadInput,
         match=r"split\.json: damaged \(.*\); restore it, or move it away and train with --fresh",
     ) as error:
-        Known.read(tmp_path)
+        SplitAssignments.read(tmp_path)
     assert "\n" not in str(error.value)
 
 

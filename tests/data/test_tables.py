@@ -19,13 +19,13 @@ import train
 from hogwear.data import dataset, tables
 from hogwear.data.cache import PhotoCache
 from hogwear.data.photos import Photos
-from hogwear.data.splitting import Divider
+from hogwear.data.splitting import Splitter
 from hogwear.data.tables import Columns
 from hogwear.evaluation import pictures
 from hogwear.evaluation.pictures import Prediction
 from hogwear.system import flags as flags
 from hogwear.system.errors import BadInput
-from hogwear.system.text import escaped
+from hogwear.system.text import escape
 from hogwear.training.hyperparameters import Choices
 
 KAGGLE = FASHION5.parent / "kaggle_sample"
@@ -79,9 +79,9 @@ def labels_of(photos: Photos) -> dict[str, str]:
 def refused(folder: Path, columns: Columns = FEW) -> str:
     """What a folder is refused with, from its own name on."""
     with pytest.raises(BadInput) as error, tempfile.TemporaryDirectory() as cache:
-        dataset.find(folder, Path(cache), columns)
+        dataset.find_photos(folder, Path(cache), columns)
     assert str(error.value).startswith(str(folder))
-    return escaped(str(error.value)[len(str(folder.parent)) + 1 :])
+    return escape(str(error.value)[len(str(folder.parent)) + 1 :])
 
 
 def by_hand(column: str) -> dict[str, str]:
@@ -98,7 +98,7 @@ def by_hand(column: str) -> dict[str, str]:
 
 @needs_kaggle
 def test_kaggles_folder_is_recognised_as_it_is(cache: Path) -> None:
-    photos = dataset.find(KAGGLE, cache)
+    photos = dataset.find_photos(KAGGLE, cache)
     expected = {
         path: tables.FASHION[value]
         for path, value in by_hand("subCategory").items()
@@ -108,7 +108,7 @@ def test_kaggles_folder_is_recognised_as_it_is(cache: Path) -> None:
     assert photos.notes == (
         f"{KAGGLE}/styles.csv: 315 photos of 803 rows; left out: 476 of no class (line 2: Dress), 12 without an image (line 793: 59263).",
     )
-    assert dataset.counts(photos.train, CLASSES) == {
+    assert dataset.count_per_class(photos.train, CLASSES) == {
         "bottomwear": 31,
         "eyewear": 31,
         "footwear": 95,
@@ -120,7 +120,7 @@ def test_kaggles_folder_is_recognised_as_it_is(cache: Path) -> None:
 
 @needs_kaggle
 def test_another_column_of_it_is_another_task(cache: Path) -> None:
-    photos = dataset.find(KAGGLE, cache, Columns(label="articleType", min_count=40))
+    photos = dataset.find_photos(KAGGLE, cache, Columns(label="articleType", min_count=40))
     values = by_hand("articleType")
     enough = {value for value, count in Counter(values.values()).items() if count >= 40}
     assert set(photos.class_names) == enough and "Sunglasses" in enough
@@ -132,9 +132,9 @@ def test_another_column_of_it_is_another_task(cache: Path) -> None:
         "388 of these photos are left out, of classes with fewer than 40 (--min-count): Handbags 31, Dresses 27, "
     )
     assert photos.notes[1].endswith(" more.")
-    assert "Topwear" in dataset.find(KAGGLE, cache, Columns(label="subCategory")).class_names, (
-        "a column that is named is taken as it is"
-    )
+    assert (
+        "Topwear" in dataset.find_photos(KAGGLE, cache, Columns(label="subCategory")).class_names
+    ), "a column that is named is taken as it is"
 
 
 def test_what_else_kaggle_packs_is_overlooked(folder: Path, cache: Path) -> None:
@@ -146,7 +146,7 @@ def test_what_else_kaggle_packs_is_overlooked(folder: Path, cache: Path) -> None
     )
     write(folder, "filename,link", "0.jpg,http://example.com/0.jpg", name="images.csv")
     (folder / "styles").mkdir()
-    assert dataset.find(folder, cache, FEW).class_names == ("footwear", "handbag")
+    assert dataset.find_photos(folder, cache, FEW).class_names == ("footwear", "handbag")
 
 
 def test_commas_too_many_belong_to_the_last_column(folder: Path, cache: Path) -> None:
@@ -161,7 +161,7 @@ def test_commas_too_many_belong_to_the_last_column(folder: Path, cache: Path) ->
         *rows,
         name="styles.csv",
     )
-    assert labels_of(dataset.find(folder, cache, FEW)) == {
+    assert labels_of(dataset.find_photos(folder, cache, FEW)) == {
         f"images/{i}.jpg": tables.FASHION[kind] for i, kind in enumerate(kinds)
     }
     write(
@@ -170,14 +170,14 @@ def test_commas_too_many_belong_to_the_last_column(folder: Path, cache: Path) ->
         *of_two([str(i) for i in range(6)], ("socks, 2 pairs", "hats")),
         name="styles.csv",
     )
-    assert dataset.find(folder, cache, FEW).class_names == ("hats", "socks, 2 pairs")
+    assert dataset.find_photos(folder, cache, FEW).class_names == ("hats", "socks, 2 pairs")
     write(
         folder,
         "id,label",
         *of_two([str(i) for i in range(6)], ('"socks,"', "hats")),
         name="styles.csv",
     )
-    assert dataset.find(folder, cache, FEW).class_names == ("hats", "socks,"), (
+    assert dataset.find_photos(folder, cache, FEW).class_names == ("hats", "socks,"), (
         "a comma in quotes is not too many"
     )
 
@@ -194,7 +194,7 @@ def test_the_columns_are_told_by_their_names(
     header: str, value: str, folder: Path, cache: Path
 ) -> None:
     write(folder, header, *of_two([value.format(i) for i in range(8)]))
-    assert labels_of(dataset.find(folder, cache, FEW)) == {
+    assert labels_of(dataset.find_photos(folder, cache, FEW)) == {
         f"images/{i}.jpg": ("boots", "hats")[i >= 4] for i in range(8)
     }
 
@@ -202,11 +202,11 @@ def test_the_columns_are_told_by_their_names(
 def test_a_column_that_is_named_beats_one_that_is_guessed(folder: Path, cache: Path) -> None:
     rows = [f"{i},{19 - i},{'ab'[i % 2]},{'cd'[i // 6]}" for i in range(12)]
     write(folder, "image,second,label,other", *rows)
-    assert labels_of(dataset.find(folder, cache, FEW)) == {
+    assert labels_of(dataset.find_photos(folder, cache, FEW)) == {
         f"images/{i}.jpg": "ab"[i % 2] for i in range(12)
     }
     columns = Columns("second", "other", 3)
-    assert labels_of(dataset.find(folder, cache, columns)) == {
+    assert labels_of(dataset.find_photos(folder, cache, columns)) == {
         f"images/{19 - i}.jpg": "cd"[i // 6] for i in range(12)
     }
 
@@ -224,7 +224,7 @@ def test_how_spreadsheets_save_a_table_does_not_matter(
     ]
     write(folder, separator.join(["id", "remark", "class"]) + "\r", *rows, *["", separator * 2], *(f"{i}{separator}" for i in range(5, 8)),
           separator.join(["8", "", " bottes d'été\r"]), *(f"{i}{separator * 2}chapeaux{separator}" for i in range(10, 14)), encoding=encoding)  # fmt: skip
-    photos = dataset.find(folder, cache, Columns("id", min_count=3))
+    photos = dataset.find_photos(folder, cache, Columns("id", min_count=3))
     expected = dict.fromkeys((0, 1, 2, 3, 8), "bottes d'été") | dict.fromkeys(
         range(10, 14), "chapeaux"
     )
@@ -242,7 +242,7 @@ def test_names_of_any_bytes_are_found(folder: Path, cache: Path) -> None:
     for name in names:
         (folder / name).touch()
     write(folder, "image,label", *of_two(names))
-    assert set(labels_of(dataset.find(folder, cache, FEW))) == set(names)
+    assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == set(names)
 
 
 def test_a_line_break_within_a_name_is_kept_as_it_is(folder: Path, cache: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_line_break_within_a_name_is_kept_as_it_is(folder: Path, cache: Path) 
     for name in names:
         (folder / name).touch()
     write(folder, "image,label", *of_two([f'"{name}"' for name in names]))
-    assert set(labels_of(dataset.find(folder, cache, FEW))) == set(names)
+    assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == set(names)
 
 
 def test_what_gives_no_photo_is_counted_with_the_reason(folder: Path, cache: Path) -> None:
@@ -266,7 +266,7 @@ def test_what_gives_no_photo_is_counted_with_the_reason(folder: Path, cache: Pat
         "images/3.jpg,boots",
         "0\0,hats",
     ]
-    photos = dataset.find(write(folder, "id,label", *rows), cache, FEW)
+    photos = dataset.find_photos(write(folder, "id,label", *rows), cache, FEW)
     assert photos.notes == (
         f"{folder}/table.csv: 10 photos of 19 rows; left out: 2 of a photo that came before (images/3.jpg), "
         "3 of no class (line 15: empty), 4 without an image (line 12: 99).",
@@ -282,7 +282,7 @@ def test_a_photo_with_different_classes_is_left_out_and_named(folder: Path, cach
         "3,boots",
         "7,hats",
     ]
-    photos = dataset.find(write(folder, "id,label", *rows), cache, FEW)
+    photos = dataset.find_photos(write(folder, "id,label", *rows), cache, FEW)
     assert photos.notes == (
         f"{folder}/table.csv: 9 photos of 14 rows; left out: 1 of a photo that came before (images/7.jpg), "
         "4 of a photo with different classes (line 13: images/3.jpg, boots, hats).",
@@ -295,7 +295,7 @@ def test_a_photo_with_different_classes_is_left_out_and_named(folder: Path, cach
 def test_an_example_is_short_and_printable(folder: Path, cache: Path) -> None:
     rows = [*of_two([str(i) for i in range(8)]), f"\x1b[31m{'9' * 100},hats"]
     assert (
-        dataset.find(write(folder, "id,label", *rows), cache, FEW)
+        dataset.find_photos(write(folder, "id,label", *rows), cache, FEW)
         .notes[0]
         .endswith(rf"1 without an image (line 10: \x1b[31m{'9' * 51}…).")
     )
@@ -304,7 +304,7 @@ def test_an_example_is_short_and_printable(folder: Path, cache: Path) -> None:
 @pytest.mark.parametrize("value", [r"images\{}.JPG", r".\images\{}.jpg", "{}.Jpg", "images/{}.JPG"])
 def test_paths_as_windows_writes_them_are_found(value: str, folder: Path, cache: Path) -> None:
     write(folder, "image,label", *of_two([value.format(i) for i in range(8)]))
-    assert labels_of(dataset.find(folder, cache, FEW)) == {
+    assert labels_of(dataset.find_photos(folder, cache, FEW)) == {
         f"images/{i}.jpg": ("boots", "hats")[i >= 4] for i in range(8)
     }
 
@@ -313,7 +313,9 @@ def test_a_name_without_an_ending_finds_one_in_capitals(folder: Path, cache: Pat
     for i in range(8):
         (folder / "images" / f"{i}.jpg").rename(folder / "images" / f"{i}.JPG")
     write(folder, "id,label", *of_two([str(i) for i in range(8)]))
-    assert set(labels_of(dataset.find(folder, cache, FEW))) == {f"images/{i}.JPG" for i in range(8)}
+    assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == {
+        f"images/{i}.JPG" for i in range(8)
+    }
 
 
 def test_a_path_that_is_there_as_it_is_written_is_taken(folder: Path, cache: Path) -> None:
@@ -321,14 +323,14 @@ def test_a_path_that_is_there_as_it_is_written_is_taken(folder: Path, cache: Pat
     for i, name in enumerate(names):
         shutil.copy(folder / "images" / f"{i}.jpg", folder / name)
     write(folder, "image,label", *of_two(names))
-    assert set(labels_of(dataset.find(folder, cache, FEW))) == set(names)
+    assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == set(names)
 
 
 def test_a_path_that_fits_several_files_is_left_out_and_named(folder: Path, cache: Path) -> None:
     for name in ("19.JPG", "19.Jpg"):
         shutil.copy(folder / "images" / "0.jpg", folder / "images" / name)
     (folder / "images" / "19.jpg").unlink()
-    photos = dataset.find(
+    photos = dataset.find_photos(
         write(folder, "image,label", *of_two([str(i) for i in range(8)]), "19.jpg,hats"), cache, FEW
     )
     assert photos.notes[0].endswith(
@@ -344,7 +346,7 @@ def test_backslashes_do_not_lead_out_of_the_folder_either(
     value: str, folder: Path, cache: Path
 ) -> None:
     shutil.copy(folder / "images" / "0.jpg", folder.parent / "outside.jpg")
-    photos = dataset.find(
+    photos = dataset.find_photos(
         write(folder, "image,label", *of_two([str(i) for i in range(8)]), f"{value},hats"),
         cache,
         FEW,
@@ -360,7 +362,7 @@ def test_a_first_line_may_name_the_separator(first: str, folder: Path, cache: Pa
         row.replace(",", ";", 1) for row in of_two([str(i) for i in range(8)], ("a, b, c", "d"))
     ]
     write(folder, first, "id,1;label", *rows, "99;d")
-    photos = dataset.find(folder, cache, Columns("id,1", min_count=3))
+    photos = dataset.find_photos(folder, cache, Columns("id,1", min_count=3))
     assert labels_of(photos) == {f"images/{i}.jpg": ("a, b, c", "d")[i >= 4] for i in range(8)}
     assert photos.notes[0].endswith("1 without an image (line 11: 99)."), (
         "lines are counted from the first one"
@@ -382,7 +384,7 @@ def test_a_first_line_may_name_the_separator(first: str, folder: Path, cache: Pa
 def test_classes_that_look_alike_stay_two_and_are_pointed_out(
     labels: tuple[str, str], said: str, folder: Path, cache: Path
 ) -> None:
-    photos = dataset.find(
+    photos = dataset.find_photos(
         write(
             folder,
             "id,label",
@@ -403,7 +405,7 @@ def test_classes_that_look_alike_stay_two_and_are_pointed_out(
 
 
 def test_a_look_alike_with_too_few_photos_is_pointed_out_too(folder: Path, cache: Path) -> None:
-    photos = dataset.find(
+    photos = dataset.find_photos(
         write(folder, "id,label", *of_two([str(i) for i in range(8)]), "9,Hats"), cache, FEW
     )
     assert photos.class_names == ("boots", "hats") and photos.notes[1].startswith(
@@ -419,7 +421,7 @@ def test_a_class_in_two_unicode_forms_is_one(folder: Path, cache: Path) -> None:
         "caf\u00e98.jpg,caf\u00e9",
         "cafe\u03019.jpg,caf\u00e9",
     ]
-    photos = dataset.find(write(folder, "image,label", *rows), cache, FEW)
+    photos = dataset.find_photos(write(folder, "image,label", *rows), cache, FEW)
     assert photos.class_names == ("caf\u00e9", "hats") and len(photos.notes) == 1
     assert sum(label == "caf\u00e9" for label in labels_of(photos).values()) == 6, (
         "a photo's name may be in the other form, too"
@@ -429,7 +431,7 @@ def test_a_class_in_two_unicode_forms_is_one(folder: Path, cache: Path) -> None:
 def test_class_names_may_have_joiners_and_non_breaking_spaces(folder: Path, cache: Path) -> None:
     names = ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "top\u00a0wear")
     assert set(
-        dataset.find(
+        dataset.find_photos(
             write(folder, "id,label", *of_two([str(i) for i in range(8)], names)), cache, FEW
         ).class_names
     ) == set(names)
@@ -437,7 +439,7 @@ def test_class_names_may_have_joiners_and_non_breaking_spaces(folder: Path, cach
 
 def test_classes_with_too_few_photos_are_left_out_and_named(folder: Path, cache: Path) -> None:
     rows = [*of_two([str(i) for i in range(10)]), "10,rare\x1b[31m", "11,seldom", "12,seldom"]
-    photos = dataset.find(write(folder, "id,label", *rows), cache, Columns(min_count=5))
+    photos = dataset.find_photos(write(folder, "id,label", *rows), cache, Columns(min_count=5))
     assert photos.class_names == ("boots", "hats") and len(listed(photos)) == 10
     assert (
         photos.notes[1]
@@ -451,8 +453,8 @@ def test_of_many_classes_with_too_few_photos_ten_are_named(folder: Path, cache: 
         "10 of these photos are left out, of classes with fewer than 3 (--min-count): "
         + ", ".join(f"rare {i} 1" for i in range(8, 18))
     )
-    assert dataset.find(write(folder, "id,label", *rows), cache, FEW).notes[1] == f"{ten}."
-    more = dataset.find(
+    assert dataset.find_photos(write(folder, "id,label", *rows), cache, FEW).notes[1] == f"{ten}."
+    more = dataset.find_photos(
         write(folder, "id,label", *rows, "18,rare 18", "19,rare 19"), cache, FEW
     ).notes[1]
     assert more == f"{ten.replace('10', '12', 1)} and 2 more."
@@ -461,7 +463,7 @@ def test_of_many_classes_with_too_few_photos_ten_are_named(folder: Path, cache: 
 def test_a_class_may_have_the_longest_name_that_a_folder_may(folder: Path, cache: Path) -> None:
     names = ("a" * 255, "b")
     assert (
-        dataset.find(
+        dataset.find_photos(
             write(folder, "id,label", *of_two([str(i) for i in range(8)], names)), cache, FEW
         ).class_names
         == names
@@ -471,7 +473,7 @@ def test_a_class_may_have_the_longest_name_that_a_folder_may(folder: Path, cache
 def test_train_says_what_became_of_the_rows(
     folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos = dataset.find(
+    photos = dataset.find_photos(
         write(folder, "id,label", *of_two([str(i) for i in range(8)]), "99,hats"), cache, FEW
     )
     train.print_plan(Choices(), 1, photos)
@@ -485,17 +487,17 @@ def test_class_folders_beside_a_table_stay_what_they_were(folder: Path, cache: P
     write(folder, "id,label", *of_two([str(i) for i in range(8)]))
     for name in ("a", "b"):
         shutil.copytree(folder / "images", folder / "train" / name)
-    assert dataset.find(folder, cache).class_names == ("a", "b")
-    assert dataset.find(folder, cache, Columns(label="label", min_count=3)).class_names == (
+    assert dataset.find_photos(folder, cache).class_names == ("a", "b")
+    assert dataset.find_photos(folder, cache, Columns(label="label", min_count=3)).class_names == (
         "boots",
         "hats",
     ), "unless somebody asks for the table"
     shutil.rmtree(folder / "images")
-    assert dataset.find(folder, cache).class_names == ("a", "b")
+    assert dataset.find_photos(folder, cache).class_names == ("a", "b")
     for name in ("a", "b"):
         (folder / "train" / name).rename(folder / name)
     (folder / "train").rmdir()
-    assert dataset.find(folder, cache).class_names == ("a", "b")
+    assert dataset.find_photos(folder, cache).class_names == ("a", "b")
 
 
 # --- splits
@@ -503,19 +505,27 @@ def test_class_folders_beside_a_table_stay_what_they_were(folder: Path, cache: P
 
 def test_new_rows_never_move_old_ones(folder: Path, cache: Path) -> None:
     rows = of_two([str(i) for i in range(12)])
-    divide = Divider()
-    before = listed(dataset.find(write(folder, "id,label", *rows), cache, FEW, divide=divide))
+    splitter = Splitter()
+    before = listed(
+        dataset.find_photos(write(folder, "id,label", *rows), cache, FEW, splitter=splitter)
+    )
     assert Counter(before.values()) == {
         (split, name): n
         for split, n in (("train", 4), ("val", 1), ("test", 1))
         for name in ("boots", "hats")
     }
     assert (
-        listed(dataset.find(write(folder, "id,label", *reversed(rows)), cache, FEW, divide=divide))
+        listed(
+            dataset.find_photos(
+                write(folder, "id,label", *reversed(rows)), cache, FEW, splitter=splitter
+            )
+        )
         == before
     )
     new = [f"{i},boots" for i in range(12, 16)] + [f"{i},scarves" for i in range(16, 20)]
-    after = listed(dataset.find(write(folder, "id,label", *new, *rows), cache, FEW, divide=divide))
+    after = listed(
+        dataset.find_photos(write(folder, "id,label", *new, *rows), cache, FEW, splitter=splitter)
+    )
     assert before.items() < after.items() and len(after) == 20
     assert Counter(split for split, name in after.values() if name == "scarves") == {
         "train": 2,
@@ -531,7 +541,7 @@ def test_a_column_called_split_is_honoured(val: str, folder: Path, cache: Path) 
         f"{row},{word}"
         for row, word in zip(of_two([str(i) for i in range(10)]), words, strict=True)
     ]
-    photos = dataset.find(write(folder, "id,label,Split", *rows), cache, FEW)
+    photos = dataset.find_photos(write(folder, "id,label,Split", *rows), cache, FEW)
     assert {path: split for path, (split, _) in listed(photos).items()} == {
         f"images/{i}.jpg": words[i] if words[i] != val else "val" for i in range(10)
     }
@@ -541,13 +551,13 @@ def test_a_column_called_split_is_honoured(val: str, folder: Path, cache: Path) 
 def test_without_photos_of_val_some_of_train_are_set_aside(folder: Path, cache: Path) -> None:
     shutil.copy(folder / "images" / "0.jpg", folder / "20.jpg")
     rows = [f"{row},train" for row in of_two([str(i) for i in range(20)])]
-    photos = dataset.find(write(folder, "id,label,split", *rows, "20.jpg,rare,val"), cache)
+    photos = dataset.find_photos(write(folder, "id,label,split", *rows, "20.jpg,rare,val"), cache)
     assert (
-        dataset.counts(photos.val, photos.class_names) == {"boots": 2, "hats": 2}
+        dataset.count_per_class(photos.val, photos.class_names) == {"boots": 2, "hats": 2}
         and photos.test is None
         and len(photos.train) == 16
     )
-    assert listed(dataset.find(folder, cache)) == listed(photos)
+    assert listed(dataset.find_photos(folder, cache)) == listed(photos)
 
 
 @pytest.mark.parametrize("script", [train, eval, infer], ids=lambda script: script.__name__)
@@ -569,7 +579,7 @@ def test_every_script_sees_the_same_photos(
         "4",
     ]
     settings = flags.parse(script.Settings, arguments)
-    assert labels_of(settings.photos(Divider())) == expected
+    assert labels_of(settings.photos(Splitter())) == expected
     for name, value in zip(arguments[::2], arguments[1::2], strict=True):
         monkeypatch.setenv("HOGWEAR_" + name[2:].replace("-", "_").upper(), value)
     assert flags.parse(script.Settings, []) == settings
@@ -597,7 +607,7 @@ def test_paths_that_lead_out_of_the_folder_are_never_followed(folder: Path, cach
         *of_two([f"photos/{i}.jpg" for i in range(8)]),
         *(f"{path.format(folder=folder)},hats" for path in OUT),
     ]
-    photos = dataset.find(
+    photos = dataset.find_photos(
         write(folder, "image,label", *rows), cache, Columns(label="label", min_count=3)
     )
     assert set(listed(photos)) == {f"photos/{i}.jpg" for i in range(8)}
@@ -617,7 +627,7 @@ def test_a_photo_that_links_out_of_the_folder_is_skipped_with_the_reason(
             of_two([str(i) for i in range(8)]), ["train", "train", "train", "val"] * 2, strict=True
         )
     ]
-    photos = dataset.find(write(folder, "id,label,split", *rows), cache, FEW)
+    photos = dataset.find_photos(write(folder, "id,label,split", *rows), cache, FEW)
     pixels = PhotoCache(cache, processes=1).open(photos.train, 32)
     assert pixels.skipped == {
         folder
@@ -723,7 +733,7 @@ def test_a_class_may_be_called_what_no_file_can_be(
     folder: Path, cache: Path, tmp_path: Path
 ) -> None:
     names = ("/etc/T-Shirts", "Tops/../..")
-    photos = dataset.find(
+    photos = dataset.find_photos(
         write(folder, "id,label", *of_two([str(i) for i in range(8)], names)), cache, FEW
     )
     assert photos.class_names == names and set(listed(photos)) == {
@@ -759,7 +769,7 @@ def test_whatever_a_table_holds_it_gives_photos_of_the_folder_or_one_line(
     try:
         table = tables.read(folder / "table.csv", Columns(min_count=1))
     except BadInput as error:
-        assert escaped(str(error)).startswith(f"{folder}/table.csv: ")
+        assert escape(str(error)).startswith(f"{folder}/table.csv: ")
     else:
         for path in [
             path for classes in table.found.values() for paths in classes.values() for path in paths

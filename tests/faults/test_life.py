@@ -37,7 +37,7 @@ import infer
 import model
 import train
 from hogwear.data import decoding
-from hogwear.data.pixels import Array, Images, Pixels
+from hogwear.data.pixels import Array, ArrayFile, Pixels
 from hogwear.evaluation import pictures, predict
 from hogwear.system import machine
 from hogwear.system.artifacts import EVALUATION, SPLIT
@@ -110,7 +110,7 @@ class Recorder:
         )
 
     def predict(
-        self, net: Any, images: Images | Array, rows: Any, *others: object
+        self, net: Any, images: ArrayFile | Array, rows: Any, *others: object
     ) -> predict.Logits:
         """Answers that depend on the weights and on the photo, and on nothing else."""
         known = {image.tobytes(): content for content, image in self.pixels.items()}
@@ -129,7 +129,7 @@ class Recorder:
         """The class that these weights say."""
         return hashlib.sha256(f"{weights:g} {content}".encode()).digest()[0] % 2
 
-    def open(self, path: Path, *others: Any, opened: Any = decoding.opened) -> Any:
+    def open(self, path: Path, *others: Any, opened: Any = decoding.open_photo) -> Any:
         if str(path) in self.forbidden:
             raise PermissionError(13, os.strerror(13), str(path))
         return opened(path, *others)
@@ -451,7 +451,7 @@ class Life(RuleBasedStateMachine):
 
 
 def content_of(content: bytes) -> str:
-    return decoding.hash_of(content).hex()
+    return decoding.hash_content(content).hex()
 
 
 def short_of(content: str) -> int:

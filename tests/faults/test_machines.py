@@ -27,7 +27,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (
         FASHION5
         if FASHION5.is_dir()
-        else garments.ensure(tmp_path_factory.mktemp("sample") / "data")
+        else garments.ensure_sample(tmp_path_factory.mktemp("sample") / "data")
     )
 
 

@@ -32,7 +32,7 @@ import infer
 import train
 from hogwear.data import contents, dataset, decoding
 from hogwear.data.cache import PhotoCache
-from hogwear.data.decoding import LIMITS, Array, Guard, Limits, decode
+from hogwear.data.decoding import LIMITS, Array, Limits, SafeDecoder, decode
 from hogwear.data.photos import Split
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths
@@ -46,10 +46,10 @@ def read(
     files: list[Path], limits: Limits = LIMITS, seconds: float = 5, processes: int = 2
 ) -> list[Array | str]:
     """What guarded workers make of each, in order."""
-    guard = Guard(
+    decoder = SafeDecoder(
         Paths(files), SIZE, replace(limits, seconds=seconds), processes, [files[0].parent]
     )
-    with guard.workers({"decode": guard.decode}) as workers:
+    with decoder.workers({"decode": decoder.decode}) as workers:
         answers = dict(workers.run("decode", range(len(files))))
     return [answers[row] for row in range(len(files))]
 
@@ -106,7 +106,9 @@ def model_dir(
 
 def skipped(data: Path, cache: Path, limits: Limits = LIMITS) -> dict[str, str]:
     """{name: reason} of the photos of train/a that training would do without."""
-    opened = PhotoCache(cache, limits, processes=2).open(dataset.find(data, cache).train, SIZE)
+    opened = PhotoCache(cache, limits, processes=2).open(
+        dataset.find_photos(data, cache).train, SIZE
+    )
     return {path.name: why for path, why in opened.skipped.items()}
 
 
@@ -248,18 +250,18 @@ def test_what_grows_when_it_is_read_stays_bounded(tmp_path: Path, held: Held) ->
     files = [tmp_path / str(i) for i in range(len(BOMBS))]
     for file, make in zip(files, BOMBS.values(), strict=True):
         file.write_bytes(make((b"\0" + bytes(24)) * 8))
-    guard = Guard(Paths(files), SIZE, Limits(seconds=60), 1, [tmp_path])
+    decoder = SafeDecoder(Paths(files), SIZE, Limits(seconds=60), 1, [tmp_path])
 
     def measured(row: int) -> tuple[Array | str, int]:
         before = peak_memory()
-        answer = guard.decode(row)
+        answer = decoder.decode(row)
         return answer, peak_memory() - before
 
-    with guard.workers({"measure": measured}) as workers:
+    with decoder.workers({"measure": measured}) as workers:
         for row, (answer, grown) in workers.run("measure", range(len(files))):
             require_a_documented_outcome(answer)
             assert grown < 300e6, (list(BOMBS)[row], grown)
-    assert not guard.condemned, "none crashed the decoder or kept it busy"
+    assert not decoder.rejected, "none crashed the decoder or kept it busy"
     held(
         "bombs in text, profile, EXIF, chunks and runs",
         len(files),
@@ -381,9 +383,9 @@ def test_a_photo_made_rgb_in_strips_is_the_same_to_the_bit(
         image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     if mode == "P with transparency":
         image.info["transparency"] = bytes(range(64))
-    whole = decoding.over_white(image)
+    whole = decoding.flatten_onto_white(image)
     monkeypatch.setattr(decoding, "STRIP", 500)  # pixels: strips of 5 rows, and a rest
-    assert same(np.asarray(decoding.over_white(image)), np.asarray(whole))
+    assert same(np.asarray(decoding.flatten_onto_white(image)), np.asarray(whole))
 
 
 # --- time, crashes, other deaths
@@ -420,7 +422,7 @@ def test_one_photo_never_hangs_the_run(
     why = f"takes more than {seconds} s to decode"
     assert skipped(folder, tmp_path / "cache", limits) == {"endless.jpg": why, "second.jpg": why}
     opened = PhotoCache(tmp_path / "cache", limits, processes=2).open(
-        dataset.find(folder, tmp_path).train, SIZE
+        dataset.find_photos(folder, tmp_path).train, SIZE
     )
     others = [decode(path, SIZE) for path in sorted(folder.glob("train/?/?.jpg"))]
     assert len(others) == 8 and same(opened.images[opened.rows], np.array(others))
@@ -431,8 +433,8 @@ def test_one_photo_never_hangs_the_run(
     )
 
 
-def kill_while_decoding(guard: Guard, pid: int, row: int, number: int) -> None:
-    wait_until(lambda: guard.busy[0] == row)
+def kill_while_decoding(decoder: SafeDecoder, pid: int, row: int, number: int) -> None:
+    wait_until(lambda: decoder.busy[0] == row)
     os.kill(pid, number)
 
 
@@ -441,10 +443,10 @@ def test_a_photo_that_crashes_its_decoder_is_skipped(
     folder: Path, endless: Path, number: signal.Signals, quiet_crashes: None, held: Held
 ) -> None:
     files = [folder / "train" / "a" / "0.jpg", endless, folder / "train" / "a" / "1.jpg"]
-    guard = Guard(Paths(files), SIZE, LIMITS, 1, [folder])
-    with guard.workers({"decode": guard.decode}) as workers:
+    decoder = SafeDecoder(Paths(files), SIZE, LIMITS, 1, [folder])
+    with decoder.workers({"decode": decoder.decode}) as workers:
         killer = FORK.Process(
-            target=kill_while_decoding, args=(guard, workers.slots[0].process.pid, 1, number)
+            target=kill_while_decoding, args=(decoder, workers.slots[0].process.pid, 1, number)
         )
         killer.start()
         answers = dict(workers.run("decode", range(3)))
@@ -458,11 +460,11 @@ def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(
     folder: Path, endless: Path, quiet_crashes: None, held: Held
 ) -> None:
     files = [endless, folder / "train" / "a" / "0.jpg"]
-    guard = Guard(Paths(files), SIZE, Limits(seconds=0.5), 1, [folder])
-    with guard.workers({"decode": guard.decode}) as workers:
+    decoder = SafeDecoder(Paths(files), SIZE, Limits(seconds=0.5), 1, [folder])
+    with decoder.workers({"decode": decoder.decode}) as workers:
         killer = FORK.Process(
             target=kill_while_decoding,
-            args=(guard, workers.slots[0].process.pid, 0, signal.SIGKILL),
+            args=(decoder, workers.slots[0].process.pid, 0, signal.SIGKILL),
         )
         killer.start()
         answers = dict(workers.run("decode", [0]))
@@ -470,12 +472,12 @@ def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(
     assert answers == {0: "takes more than 0.5 s to decode"}, "tried again by the next worker"
 
     def die(row: int) -> None:
-        assert same(guard.decode(row), decode(files[row], SIZE))
+        assert same(decoder.decode(row), decode(files[row], SIZE))
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    with guard.workers({"die": die}) as workers, pytest.raises(BadInput, match="SIGSEGV"):
+    with decoder.workers({"die": die}) as workers, pytest.raises(BadInput, match="SIGSEGV"):
         list(workers.run("die", [1]))
-    assert 1 not in guard.condemned
+    assert 1 not in decoder.rejected
     held(
         "SIGKILL while a photo is decoded; SIGSEGV while none is",
         2,
@@ -484,12 +486,12 @@ def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(
 
 
 def test_a_crash_leaves_no_core_file(folder: Path, endless: Path) -> None:
-    guard, limits = (
-        Guard(Paths([endless]), SIZE, LIMITS, 1, [folder]),
+    decoder, limits = (
+        SafeDecoder(Paths([endless]), SIZE, LIMITS, 1, [folder]),
         resource.getrlimit(resource.RLIMIT_CORE),
     )
     resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
-    with guard.workers(
+    with decoder.workers(
         {"limit": lambda row: resource.getrlimit(resource.RLIMIT_CORE)[0]}
     ) as workers:
         assert dict(workers.run("limit", [0])) == {0: 0}
@@ -519,7 +521,7 @@ def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
         paths,
         np.zeros(4, np.int64),
         folder,
-        contents.of(paths, folder, folder.parent / "cache", LIMITS),
+        contents.read_contents(paths, folder, folder.parent / "cache", LIMITS),
     )
     net = model.build("tinyvgg", 2, time_budget.PROBED_SIZE)
     speed = Elsewhere(time_budget.probe, net, split, LIMITS, 2).answer()
@@ -550,10 +552,10 @@ def test_a_photo_may_link_only_into_the_data_folder(
     }  # fmt: skip
     assert skipped(folder, tmp_path / "cache") == expected
     opened = PhotoCache(tmp_path / "cache", processes=2).open(
-        dataset.find(folder, tmp_path).train, SIZE
+        dataset.find_photos(folder, tmp_path).train, SIZE
     )
     pixels_of = {path.name: opened.images[np.array([row])][0] for row, path in zip(
-        opened.rows.tolist(), (p for p in dataset.find(folder, tmp_path).train.paths if p not in opened.skipped), strict=True)}  # fmt: skip
+        opened.rows.tolist(), (p for p in dataset.find_photos(folder, tmp_path).train.paths if p not in opened.skipped), strict=True)}  # fmt: skip
     assert same(pixels_of["chain.jpg"], decode(folder / "train" / "b" / "1.jpg", SIZE))
     linked = tmp_path / "linked"
     linked.symlink_to(folder)
@@ -582,7 +584,7 @@ def test_a_folder_that_links_out_of_the_data_folder_is_refused(
     (folder / name).rename(tmp_path / "elsewhere")
     (folder / name).symlink_to("../elsewhere" if name == "train" else "../../elsewhere")
     with pytest.raises(BadInput) as error:
-        dataset.find(folder, tmp_path / "cache")
+        dataset.find_photos(folder, tmp_path / "cache")
     said = f"{folder / name}: a link that leads out of {folder}, to {tmp_path}/elsewhere; put the folder itself there, or mount it there"
     assert str(error.value) == said
     held("a folder that is a link out of the data folder", 1, "refused in one line")
@@ -594,7 +596,7 @@ def test_a_folder_that_links_into_the_data_folder_is_used(folder: Path, tmp_path
     (folder / "test" / "b" / "0.jpg").rename(folder / "test" / "a" / "9.jpg")
     shutil.rmtree(folder / "test" / "b")
     (folder / "test" / "b").symlink_to(folder / "raw" / "b")
-    photos = dataset.find(folder, tmp_path / "cache")
+    photos = dataset.find_photos(folder, tmp_path / "cache")
     assert photos.test and (len(photos.val), len(photos.test)) == (8, 9)
 
 
@@ -824,7 +826,7 @@ def test_the_random_photos_are_the_first_readable_ones_of_a_seed(
     for i in range(4):
         (folder / "test" / "ab"[i % 2] / f"broken{i}.jpg").write_bytes(b"")
     (folder / "test" / "a" / "slow.png").write_bytes(png(7000, 7000, 8, 0, bytes(7000 * 7001)))
-    paths = dataset.find(folder, tmp_path).evaluated.paths
+    paths = dataset.find_photos(folder, tmp_path).evaluated.paths
 
     def order(seed: int) -> list[str]:
         return [paths[i].name for i in np.random.default_rng(seed).permutation(len(paths))]
@@ -853,13 +855,13 @@ def test_the_random_photos_are_the_first_readable_ones_of_a_seed(
 
 
 def test_a_reason_is_one_short_printable_line() -> None:
-    assert decoding.reason(ValueError("two\nlines \x1b[31m")) == "two\\nlines \\x1b[31m"
+    assert decoding.describe_error(ValueError("two\nlines \x1b[31m")) == "two\\nlines \\x1b[31m"
     assert (
-        decoding.reason(KeyError()) == "KeyError"
-        and len(decoding.reason(ValueError("x" * 10_000))) == 200
+        decoding.describe_error(KeyError()) == "KeyError"
+        and len(decoding.describe_error(ValueError("x" * 10_000))) == 200
     )
     assert (
-        decoding.reason(PermissionError(13, "Permission denied", "photo.jpg"))
+        decoding.describe_error(PermissionError(13, "Permission denied", "photo.jpg"))
         == "Permission denied"
     )
 
@@ -974,8 +976,8 @@ def test_damaged_photos_are_read_or_skipped_and_nothing_else_happens(
     (tmp_path / "photos").mkdir()
     paths = [
         tmp_path / "photos" / str(i) for i in range(20 * count)
-    ]  # one each, because a photo stays condemned; more, for shrinking
-    guard = Guard(Paths(paths), SIZE, LIMITS, 1, [tmp_path])
+    ]  # one each, because a photo stays rejected; more, for shrinking
+    decoder = SafeDecoder(Paths(paths), SIZE, LIMITS, 1, [tmp_path])
     rows: Iterator[int] = iter(range(len(paths)))
     outcomes: list[str] = []
 
@@ -1006,7 +1008,7 @@ def test_damaged_photos_are_read_or_skipped_and_nothing_else_happens(
         require_a_documented_outcome(answer)
         outcomes.append("skipped" if isinstance(answer, str) else "read")
 
-    with guard.workers({"decode": guard.decode}) as workers:
+    with decoder.workers({"decode": decoder.decode}) as workers:
         documented_outcome()
     assert list(tmp_path.rglob("*")) == [tmp_path / "photos"]
     assert capfd.readouterr() == ("", "")

@@ -131,9 +131,9 @@ def test_too_little_shared_memory_is_refused_with_the_fix() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_notes_the_signal_and_nothing_else_happens(number: signal.Signals) -> None:
     with machine.Stop() as stop:
-        assert not stop.asked
+        assert not stop.requested
         os.kill(os.getpid(), number)
-        assert stop.asked and stop.signal == number
+        assert stop.requested and stop.signal == number
 
 
 def test_stop_puts_the_old_handlers_back() -> None:

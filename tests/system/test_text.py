@@ -19,7 +19,7 @@ import infer
 import train
 from hogwear.commands import doctor, export
 from hogwear.commands.common import SharedSettings
-from hogwear.system.text import as_csv, escaped, is_safe, shortened
+from hogwear.system.text import escape, is_safe, shorten, to_csv
 from hogwear.training import checkpoint, schema
 from hogwear.training.hyperparameters import Choices
 
@@ -55,35 +55,35 @@ POWERFUL = {
 
 @pytest.mark.parametrize("text", HARMLESS.values(), ids=list(HARMLESS))
 def test_what_has_no_power_stays_as_it_is(text: str) -> None:
-    assert escaped(text) == text and is_safe(text)
+    assert escape(text) == text and is_safe(text)
 
 
 @pytest.mark.parametrize(("text", "shown"), POWERFUL.values(), ids=list(POWERFUL))
 def test_what_has_power_over_a_terminal_or_the_order_of_letters_is_escaped(
     text: str, shown: str
 ) -> None:
-    assert escaped(text) == shown and not is_safe(text)
+    assert escape(text) == shown and not is_safe(text)
 
 
 def test_letters_marks_numbers_punctuation_symbols_and_spaces_stay_and_all_else_is_escaped() -> (
     None
 ):
     everything = [chr(number) for number in range(sys.maxunicode + 1)]
-    shown = escaped("".join(everything))
+    shown = escape("".join(everything))
     stay = {
         c
         for c in everything
         if unicodedata.category(c)[0] in "LMNPS" or unicodedata.category(c) == "Zs"
     }
     assert set(shown) == stay | {"\u200c", "\u200d"}
-    assert shown.splitlines() == [shown] and shown.encode() and escaped(shown) == shown
+    assert shown.splitlines() == [shown] and shown.encode() and escape(shown) == shown
 
 
 def test_what_is_too_long_is_cut_and_says_so() -> None:
     assert (
-        shortened("abc", 3) == "abc"
-        and shortened("abcd", 3) == "ab…"
-        and shortened("\x1b" * 9, 8) == r"\x1b\x1…"
+        shorten("abc", 3) == "abc"
+        and shorten("abcd", 3) == "ab…"
+        and shorten("\x1b" * 9, 8) == r"\x1b\x1…"
     )
 
 
@@ -93,20 +93,19 @@ def test_what_is_too_long_is_cut_and_says_so() -> None:
 )
 def test_no_text_in_a_table_is_a_formula_to_a_spreadsheet(start: str) -> None:
     """As OWASP advises, also for programs that take other separators or quotes."""
-    table = as_csv([["file", "class"], [start, f'a;{start},"{start}"'], [Path(start), None]])
+    table = to_csv([["file", "class"], [start, f'a;{start},"{start}"'], [Path(start), None]])
     header, *rows = csv.reader(io.StringIO(table, newline=""))
     assert header == ["file", "class"]
     cells = [cell for row in rows for cell in row]
     assert all(cell[:1] in ("'", "\\", "a", "") for cell in cells), cells
     assert all(line.startswith(("\"'", '"\\')) for line in table.splitlines()[1:]), "in quotes"
     assert (
-        cells[0].lstrip("'") == escaped(start)
-        and f'a;{escaped(start)},"{escaped(start)}"' == cells[1]
+        cells[0].lstrip("'") == escape(start) and f'a;{escape(start)},"{escape(start)}"' == cells[1]
     )
 
 
 def test_numbers_in_a_table_stay_numbers_and_names_that_are_no_formula_stay_as_they_are() -> None:
-    table = as_csv(
+    table = to_csv(
         [
             ["n", "x", "name", "right"],
             [-1, -0.25, "a-b=c", True],

@@ -23,7 +23,7 @@ from hogwear.data.cache import PhotoCache
 from hogwear.data.pixels import Pixels
 from hogwear.networks import parameters
 from hogwear.system.errors import BadInput
-from hogwear.system.workers import FORK, QUEUED, Workers
+from hogwear.system.workers import FORK, MAX_IN_FLIGHT, Workers
 from hogwear.training import hogwild
 from hogwear.training.hogwild import Course
 from hogwear.training.trainer import log_prior
@@ -34,7 +34,7 @@ ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
 @pytest.fixture(scope="module")
 def train(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
     cache = tmp_path_factory.mktemp("cache")
-    return PhotoCache(cache, processes=2).open(dataset.find(data, cache).train, SIZE)
+    return PhotoCache(cache, processes=2).open(dataset.find_photos(data, cache).train, SIZE)
 
 
 @pytest.fixture
@@ -365,9 +365,9 @@ def test_a_slow_worker_gets_fewer_items() -> None:
     with Workers(2, prepare) as workers:
         for _, rank in workers.run("work", range(60)):
             shares[rank] += 1
-            if shares[1] == 60 - QUEUED:
+            if shares[1] == 60 - MAX_IN_FLIGHT:
                 others_are_done.set()
-    assert shares == {0: QUEUED, 1: 60 - QUEUED}
+    assert shares == {0: MAX_IN_FLIGHT, 1: 60 - MAX_IN_FLIGHT}
 
 
 def test_a_killed_worker_costs_one_batch(log: Path, course: Course) -> None:
@@ -464,11 +464,11 @@ def test_a_death_that_is_accounted_for_does_not_count(log: Path) -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
         return item
 
-    def blame(rank: int, code: int) -> bool:
+    def on_worker_death(rank: int, code: int) -> bool:
         blamed.append((rank, code))
         return True
 
-    with Workers(1, lambda rank: {"work": job}, blame) as workers:
+    with Workers(1, lambda rank: {"work": job}, on_worker_death) as workers:
         assert list(workers.run("work", range(1))) == [(0, 0)]
     assert blamed == [(0, -signal.SIGUSR1)] * 5
 

@@ -68,7 +68,7 @@ def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(
                 threads[0] = max(int(threads[0]), torch.get_num_threads())
                 return torch.zeros(len(pixels), 5, requires_grad=True)
 
-        speed = probe(CountsThreads(), dataset.find(data, tmp_path).train, LIMITS, 2)
+        speed = probe(CountsThreads(), dataset.find_photos(data, tmp_path).train, LIMITS, 2)
         assert int(threads[0]) == 1
         return speed
 
@@ -89,7 +89,9 @@ def test_what_the_first_photo_of_a_process_costs_is_no_part_of_the_speed(
 
     monkeypatch.setattr(decoding, "decode", slow_at_first)
     net = model.build("tinyvgg", 5, PROBED_SIZE)
-    speed: Speed = Elsewhere(probe, net, dataset.find(data, tmp_path).train, LIMITS, 2).answer()
+    speed: Speed = Elsewhere(
+        probe, net, dataset.find_photos(data, tmp_path).train, LIMITS, 2
+    ).answer()
     assert speed.decoding == pytest.approx(0.01 / 2), "of two workers"
 
 

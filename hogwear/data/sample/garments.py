@@ -32,7 +32,7 @@ CLASS_NAMES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
 PHOTOS_PER_CLASS = {"train": 60, "val": 15, "test": 15}
 
 
-def ensure(folder: Path, *, seed: int = 0) -> Path:
+def ensure_sample(folder: Path, *, seed: int = 0) -> Path:
     """Draw the sample into `folder`/{train,val,test}/CLASS/NNN.jpg once; return `folder`.
 
     A complete sample is used as it stands, whatever seed drew it. The pictures appear all at once, by a rename:
