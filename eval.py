@@ -22,6 +22,7 @@ from hogwear.data.pixels import Pixels
 from hogwear.data.splitting import SplitAssignments
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
+from hogwear.system.arrays import FloatArray, Int64Array
 from hogwear.system.artifacts import EVALUATION
 from hogwear.system.files import write_atomically
 from hogwear.system.text import escape
@@ -95,9 +96,7 @@ def main(settings: Settings) -> None:
     print(escape(f"Report: {page}. All metrics: {settings.model_dir / EVALUATION}."))
 
 
-def measure(
-    logits: metrics.Floats, labels: metrics.Ints, class_names: tuple[str, ...]
-) -> dict[str, Any]:
+def measure(logits: FloatArray, labels: Int64Array, class_names: tuple[str, ...]) -> dict[str, Any]:
     """How often it is right, overall and by class."""
     matrix = metrics.confusion_matrix(logits.argmax(axis=1), labels, len(class_names))
     by_class, right, support = metrics.per_class(matrix), int(matrix.trace()), matrix.sum(axis=1)
@@ -120,7 +119,7 @@ def measure(
 
 
 def probabilities(
-    logits: metrics.Floats, labels: metrics.Ints, temperature: float, sure_from: float
+    logits: FloatArray, labels: Int64Array, temperature: float, sure_from: float
 ) -> dict[str, Any]:
     """Whether its probabilities mean what they say, and what comes of answering only where it is sure."""
     right, confidence = logits.argmax(axis=1) == labels, metrics.confidences(logits, temperature)
@@ -148,7 +147,7 @@ def probabilities(
 
 
 def worst_mistakes(
-    trained: "TrainedModel", logits: metrics.Floats, pixels: Pixels, split: Split
+    trained: "TrainedModel", logits: FloatArray, pixels: Pixels, split: Split
 ) -> "list[Mistake]":
     """The WORST photos by the probability of their true class, and what the network looked at."""
     import torch
@@ -222,8 +221,8 @@ def fingerprint(pixels: Pixels) -> str:
 def write_report(
     folder: Path,
     results: dict[str, Any],
-    logits: metrics.Floats,
-    labels: metrics.Ints,
+    logits: FloatArray,
+    labels: Int64Array,
     trained: "TrainedModel",
     mistakes: "list[Mistake]",
 ) -> Path:

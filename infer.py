@@ -19,12 +19,13 @@ import numpy as np
 
 from hogwear.commands.common import SharedSettings
 from hogwear.data.contents import short_hashes
-from hogwear.data.decoding import Array, SafeDecoder
+from hogwear.data.decoding import SafeDecoder
 from hogwear.data.photos import Photos
 from hogwear.data.splitting import SplitAssignments
 from hogwear.evaluation import metrics, pictures
 from hogwear.evaluation.pictures import Prediction
 from hogwear.system import flags, machine
+from hogwear.system.arrays import UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Manifest, Paths
 from hogwear.system.flags import flag
@@ -47,7 +48,7 @@ class Photo:
 
     file: Path
     true_class: str | None
-    image: Array | None  # (S, S, 3) uint8
+    image: UInt8Array | None  # (S, S, 3) uint8
     unread: str | None
 
 
@@ -233,7 +234,7 @@ def guarded(files: Paths, size: int, settings: Settings, processes: int) -> Safe
     )
 
 
-def photo(file: Path, image: Array | str, trained: "TrainedModel", folder: str) -> Photo:
+def photo(file: Path, image: UInt8Array | str, trained: "TrainedModel", folder: str) -> Photo:
     """What was decoded, or why nothing was; its true class is known where the name of its folder is one of the classes."""
     true_class = name if (name := normalize(folder)) in trained.class_names else None
     return (

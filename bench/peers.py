@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import datasets, transforms
+
+from hogwear.system.arrays import Float32Array, Int64Array
 
 BATCH, LR = 32, 1e-3
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # that the weights were trained with
@@ -34,7 +35,7 @@ CROP = (0.8, 1.0)  # random crops' share of a photo
 SNAPSHOT_STEPS = 200  # of all processes together
 C_GRID = np.logspace(-2, 2, 5)  # inverse strengths of regularisation
 
-Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]  # features (n, 1280), classes (n,)
+LabelledFeatures = tuple[Float32Array, Int64Array]  # features (n, 1280), classes (n,)
 
 
 class Options(argparse.Namespace):
@@ -307,14 +308,14 @@ def frozen_features(options: Options) -> dict[str, Any]:
     return result(classifier.score(*features(net, options, "test")), len(train[0]) / clock.seconds)
 
 
-def features(net: nn.Module, options: Options, split: str) -> Labelled:
+def features(net: nn.Module, options: Options, split: str) -> LabelledFeatures:
     batches = DataLoader(photos(options, split), BATCH, num_workers=options.workers)
     with torch.inference_mode():
         outputs, labels = zip(*((net(images), labels) for images, labels in batches), strict=True)
     return torch.cat(outputs).numpy(), torch.cat(labels).numpy()
 
 
-def logistic_regression(train: Labelled, val: Labelled) -> Any:
+def logistic_regression(train: LabelledFeatures, val: LabelledFeatures) -> Any:
     """With the C that is best on val; of several, the smallest.
 
     Standardised features need fewer iterations, and did as well or better on val (fashion5, clothing10).

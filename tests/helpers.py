@@ -20,8 +20,9 @@ import torch
 from containers import ROOT as ROOT  # for the tests, too
 
 import model
-from hogwear.data.pixels import Array, Ints, Pixels
+from hogwear.data.pixels import Pixels
 from hogwear.system import machine
+from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.workers import FORK
 from hogwear.training import checkpoint
 from hogwear.training.trainer import LossWatch
@@ -159,7 +160,7 @@ class Answer:
 Call = Callable[..., Answer]
 
 
-def pixels_of(images: Array, labels: Ints) -> Pixels:
+def pixels_of(images: UInt8Array, labels: Int64Array) -> Pixels:
     """As if they had come out of a cache."""
     count = len(images)
     return Pixels(

@@ -14,9 +14,9 @@ from torch import nn
 
 import model
 from hogwear.data.decoding import decode
-from hogwear.data.pixels import Array
 from hogwear.evaluation.predict import predict_logits
 from hogwear.networks import layers, precision
+from hogwear.system.arrays import UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import Workers
 from hogwear.training.closed_form import RIDGE, TEMPERATURE, Moments
@@ -24,7 +24,7 @@ from hogwear.training.closed_form import RIDGE, TEMPERATURE, Moments
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
 
 
-def photos(files: list[Path], count: int, size: int) -> Array:
+def photos(files: list[Path], count: int, size: int) -> UInt8Array:
     return np.stack([decode(path, size) for path in files[:: len(files) // count][:count]])
 
 
@@ -128,7 +128,7 @@ def test_a_depthwise_gradient_equals_autograds(
     assert np.abs(ours - expected).max() < 1e-12
 
 
-def gradients(arch: str, batch: Array) -> dict[str, float | None]:
+def gradients(arch: str, batch: UInt8Array) -> dict[str, float | None]:
     torch.manual_seed(0)
     net = model.build(arch, 5, SIZE)
     net.load_pretrained()
@@ -250,19 +250,21 @@ def net(imagenet_head: nn.Linear) -> model.EfficientNetLite0:
 
 
 @pytest.fixture(scope="module")
-def images(photo_files: list[Path]) -> Array:
+def images(photo_files: list[Path]) -> UInt8Array:
     return photos(photo_files, 33, SIZE)
 
 
 def test_predictions_are_the_same_bits_for_any_number_of_processes(
-    net: model.EfficientNetLite0, images: Array
+    net: model.EfficientNetLite0, images: UInt8Array
 ) -> None:
     one, two = (predict_logits(net, images, np.arange(33), processes) for processes in (1, 2))
     assert one.shape == (33, 1000) and one.dtype == np.float32
     assert np.array_equal(one, two)
 
 
-def test_every_photo_is_predicted_in_its_order(net: model.EfficientNetLite0, images: Array) -> None:
+def test_every_photo_is_predicted_in_its_order(
+    net: model.EfficientNetLite0, images: UInt8Array
+) -> None:
     whole = predict_logits(net, images, np.arange(33), 2)
     backwards = predict_logits(net, images, np.arange(33)[::-1], 2)
     few = predict_logits(net, images, np.array([5, 32, 7]), 2)

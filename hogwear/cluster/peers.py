@@ -20,16 +20,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hogwear.data.pixels import ALL_ROWS
 from hogwear.system import machine
+from hogwear.system.arrays import AnyArray
 from hogwear.system.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Array = npt.NDArray[Any]
 
 TIMEOUT = 90.0  # seconds without a sign of life, after which a machine is given up
 STALLED = 600.0  # seconds in which no machine of all gets anything done, after which all are
@@ -70,7 +69,7 @@ class Alone:
     def wait(self) -> None:
         """For all others to come to this point, too."""
 
-    def total(self, parts: Sequence[Array]) -> list[Array]:
+    def total(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
         """The sums of these arrays over all machines."""
         return list(parts)
 
@@ -82,7 +81,7 @@ class Alone:
         """The content that this rank has."""
         return content
 
-    def gather(self, parts: Sequence[Array]) -> list[Array]:
+    def gather(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
         """[(n, ...), ...] -> the same with the rows of all machines, in the order of their ranks."""
         return list(parts)
 
@@ -184,12 +183,12 @@ class Link(Alone):
         handed: bytes = self.ask("hand_on", rank, content)
         return handed
 
-    def total(self, parts: Sequence[Array]) -> list[Array]:
-        totals: list[Array] = self.ask("total", list(parts))
+    def total(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
+        totals: list[AnyArray] = self.ask("total", list(parts))
         return totals
 
-    def gather(self, parts: Sequence[Array]) -> list[Array]:
-        gathered: list[Array] = self.ask("gather", list(parts))
+    def gather(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
+        gathered: list[AnyArray] = self.ask("gather", list(parts))
         return gathered
 
     def reached(self, epochs: float) -> None:
@@ -312,7 +311,7 @@ class Link(Alone):
                 pipe.send((getattr(self, f"do_{command}")(*arguments),))
                 obeyed += 1
 
-    def do_total(self, parts: list[Array]) -> list[Array]:
+    def do_total(self, parts: list[AnyArray]) -> list[AnyArray]:
         import torch
         import torch.distributed as dist
 
@@ -320,7 +319,7 @@ class Link(Alone):
             dist.all_reduce(torch.from_numpy(part))
         return parts
 
-    def do_gather(self, parts: list[Array], equal: bool = False) -> list[Array]:
+    def do_gather(self, parts: list[AnyArray], equal: bool = False) -> list[AnyArray]:
         """`equal`: all have as many rows."""
         import torch
         import torch.distributed as dist

@@ -15,12 +15,12 @@ from PIL import Image
 
 from hogwear.commands.common import SharedSettings, require_same_classes
 from hogwear.data import dataset, decoding, near_duplicates
-from hogwear.data.decoding import Array, Limits
+from hogwear.data.decoding import Limits
 from hogwear.data.photos import Photos, Split
-from hogwear.data.pixels import Ints
 from hogwear.data.splitting import SIZE
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
+from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.artifacts import CHECKPOINT, DOCTOR_REPORT
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths, write_atomically
@@ -62,7 +62,7 @@ class Photo(NamedTuple):
     side: int  # the shorter one, in pixels
     turned: bool  # by EXIF
     flat: bool
-    signature: Array
+    signature: UInt8Array
 
 
 class Member(NamedTuple):
@@ -194,7 +194,7 @@ def faults(members: list[Member], found: list[Photo | str]) -> dict[str, Any]:
     }
 
 
-def same_digest(photos: list[Photo]) -> Ints:
+def same_digest(photos: list[Photo]) -> Int64Array:
     """(k, 2) rows of the same bytes: each with the first such."""
     first: dict[bytes, int] = {}
     pairs = [(first.setdefault(photo.digest, row), row) for row, photo in enumerate(photos)]
@@ -207,7 +207,7 @@ def connected(same: list[list[int]], alike: list[list[int]]) -> list[list[int]]:
     return sorted(alike + [group for group in same if group[0] not in inside])
 
 
-def leaked(members: list[Member], exact: Ints, near: Ints) -> list[dict[str, Any]]:
+def leaked(members: list[Member], exact: Int64Array, near: Int64Array) -> list[dict[str, Any]]:
     """The photos of val and test that are in train too, with the photo there; the same bytes go before nearly the same."""
     twins: dict[int, dict[str, Any]] = {}
     pairs = []

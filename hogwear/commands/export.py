@@ -16,10 +16,10 @@ import numpy as np
 from hogwear.commands import model_card
 from hogwear.commands.common import SharedSettings
 from hogwear.data import loading
-from hogwear.data.decoding import Array
 from hogwear.data.splitting import SplitAssignments
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
+from hogwear.system.arrays import FloatArray, Int64Array, UInt8Array
 from hogwear.system.artifacts import MODEL_CARD, ONNX_MODEL
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
@@ -27,7 +27,6 @@ from hogwear.system.files import write_atomically
 if TYPE_CHECKING:
     from hogwear.commands.onnx_graph import Graph
     from hogwear.data.pixels import Pixels
-    from hogwear.evaluation.metrics import Floats, Ints
     from hogwear.evaluation.trained_model import TrainedModel
     from hogwear.networks.layers import Conv, Pointwise
     from model import EfficientNetLite0, TinyVGG
@@ -99,7 +98,7 @@ def require_installed(*packages: str) -> None:
         )
 
 
-def sample(pixels: "Pixels") -> tuple[Array, "Ints"]:
+def sample(pixels: "Pixels") -> tuple[UInt8Array, Int64Array]:
     """Photos (n, S, S, 3) and their labels: MEASURED at most, spread over all classes, the same every time."""
     chosen = np.unique(
         np.linspace(0, len(pixels) - 1, min(MEASURED, len(pixels))).round().astype(np.int64)
@@ -198,7 +197,7 @@ def parameters(graph: "Graph", layer: Any) -> tuple[str, str]:
 # --- measured
 
 
-def answer(exported: bytes, photos: Array) -> tuple["Floats", float]:
+def answer(exported: bytes, photos: UInt8Array) -> tuple[FloatArray, float]:
     """Probabilities (n, classes) of onnxruntime for one photo after the other, and the median milliseconds of one, on one thread."""
     import onnxruntime
 

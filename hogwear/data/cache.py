@@ -26,10 +26,11 @@ import numpy as np
 
 from hogwear.data import decoding, near_duplicates
 from hogwear.data.contents import as_keys
-from hogwear.data.decoding import HASH_SIZE, LIMITS, Array, Limits, Passing, SafeDecoder
+from hogwear.data.decoding import HASH_SIZE, LIMITS, Limits, Passing, SafeDecoder
 from hogwear.data.photos import Split
-from hogwear.data.pixels import ALL_ROWS, ArrayFile, Bools, Ints, Pixels
+from hogwear.data.pixels import ALL_ROWS, ArrayFile, Pixels
 from hogwear.system import machine
+from hogwear.system.arrays import BoolArray, Int64Array, UInt8Array
 from hogwear.system.errors import BadInput, naming
 from hogwear.system.files import write_atomically
 from hogwear.system.text import escape
@@ -150,11 +151,11 @@ class StoredSplit:
     split: Split
     size: int
 
-    def ready(self) -> Bools:
+    def ready(self) -> BoolArray:
         """Which rows are there, (N,). Raises one of DAMAGE where the folder is not as it was written."""
         return ready_rows(self.folder, len(self.split), self.size)
 
-    def missing(self, ready: Bools, part: slice) -> Ints:
+    def missing(self, ready: BoolArray, part: slice) -> Int64Array:
         """Rows of a part that can be read and are not ready, (k,)."""
         wanted = np.zeros(len(self.split), bool)
         wanted[part] = self.split.contents.hashes[part].any(axis=1)
@@ -230,7 +231,7 @@ class Filling:
         self.earlier = list(stored.earlier())
         self.noted = time.monotonic()
 
-    def start(self) -> Bools:
+    def start(self) -> BoolArray:
         """Which rows are there; none, in a new folder, where there was no good one."""
         folder = self.stored.folder
         try:
@@ -265,7 +266,7 @@ class Filling:
         self.images[row], self.signatures[row] = image, near_duplicates.compute_signature(image)
         return None
 
-    def add(self, rows: Ints, skipped: dict[int, str]) -> None:
+    def add(self, rows: Int64Array, skipped: dict[int, str]) -> None:
         """What a worker has done with these rows; noted on the disk now and then."""
         self.ready[rows] = True
         for row, why in skipped.items():
@@ -294,7 +295,7 @@ class Filling:
 class Earlier:
     """A folder of the photos as they were."""
 
-    def __init__(self, folder: Path, size: int, hashes: Array) -> None:
+    def __init__(self, folder: Path, size: int, hashes: UInt8Array) -> None:
         """Raises one of DAMAGE where it is none, or of another size."""
         self.hashes = np.load(folder / HASHES)
         ready = ready_rows(folder, len(self.hashes), size) & self.hashes.any(axis=1)
@@ -311,7 +312,7 @@ class Earlier:
             self.rows[keys[at] == wanted] = np.flatnonzero(ready)[at[keys[at] == wanted]]
 
 
-def ready_rows(folder: Path, count: int, size: int) -> Bools:
+def ready_rows(folder: Path, count: int, size: int) -> BoolArray:
     """Which rows a folder has, (count,). Raises one of DAMAGE where it is not as it was written."""
     for name, row in {
         PIXELS: (size, size, 3),
@@ -321,7 +322,7 @@ def ready_rows(folder: Path, count: int, size: int) -> Bools:
         ArrayFile(folder / name).require(count, *row)
     read_reasons(folder)
     try:
-        rows: Bools = np.load(folder / DONE)
+        rows: BoolArray = np.load(folder / DONE)
     except FileNotFoundError:
         return np.ones(count, bool)
     if rows.shape != (count,) or rows.dtype != bool:

@@ -16,27 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from hogwear.data import decoding
-from hogwear.data.decoding import HASH_SIZE, Array, Limits
+from hogwear.data.decoding import HASH_SIZE, Limits
+from hogwear.system.arrays import BoolArray, BytesArray, Int64Array, UInt8Array
 from hogwear.system.files import Paths, write_atomically
 from hogwear.system.text import escape
 
 SETTLED = 2.0  # seconds since a file changed, before its time can tell that it has not changed again: what FAT counts in
 KEY = f"S{HASH_SIZE}"
 
-Bytes = npt.NDArray[np.bytes_]
-
 
 @dataclass(frozen=True, eq=False)
 class Contents:
     """Of some photos."""
 
-    hashes: Array  # (n, HASH_SIZE) uint8; zeros for a photo whose bytes could not be read
+    hashes: UInt8Array  # (n, HASH_SIZE) uint8; zeros for a photo whose bytes could not be read
     unread: dict[int, str]  # {row: why}, of those
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> "Contents":
+    def where(self, mask: BoolArray) -> "Contents":
         """Of those where the mask, (n,), is true."""
         rows = np.cumsum(mask) - 1
         return Contents(
@@ -61,7 +59,7 @@ def read_contents(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> 
             hashes,
         )
     hashes, unread = found.copy(), {}
-    is_known: npt.NDArray[np.bool_] = np.asarray(found.any(axis=1))
+    is_known: BoolArray = np.asarray(found.any(axis=1))
     missing = np.flatnonzero(~is_known)
     for row, answer in decoding.map_photos(
         paths.where(~is_known), 0, limits, root, decoding.content_hash, "reading"
@@ -81,15 +79,15 @@ def read_contents(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> 
     return Contents(hashes, unread)
 
 
-def short_hashes(hashes: Array) -> npt.NDArray[np.int64]:
+def short_hashes(hashes: UInt8Array) -> Int64Array:
     """Half of each hash, (n,): enough to tell photos apart, and little enough for a checkpoint to keep those of all that it was trained on."""
     return np.ascontiguousarray(hashes[:, :8]).view(np.int64)[:, 0]
 
 
-def read(index: Path) -> Array:
+def read(index: Path) -> UInt8Array:
     """Its rows; none, with a warning, where it is damaged."""
     try:
-        rows: Array = np.load(index)
+        rows: UInt8Array = np.load(index)
         if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 2 * HASH_SIZE:
             raise ValueError("of another shape")
     except FileNotFoundError:
@@ -100,12 +98,12 @@ def read(index: Path) -> Array:
     return rows
 
 
-def as_keys(rows: Array) -> Bytes:
+def as_keys(rows: UInt8Array) -> BytesArray:
     """(n, HASH_SIZE) uint8 -> (n,), which NumPy can sort and search; equal where all bytes are."""
     return np.ascontiguousarray(rows).view(KEY)[:, 0]
 
 
-def identities(paths: Paths, root: Path) -> tuple[Array, npt.NDArray[np.bool_]]:
+def identities(paths: Paths, root: Path) -> tuple[UInt8Array, BoolArray]:
     """A key for each file, (n, HASH_SIZE), that is another as soon as the file may have other bytes; and whether its time can tell that, (n,)."""
     keys, is_settled, now = bytearray(), np.zeros(len(paths), bool), time.time()
     for row, path in enumerate(paths.strings()):

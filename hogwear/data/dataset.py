@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from hogwear.data import contents, tables
 from hogwear.data.folders import DataFolder, require_inside
@@ -19,6 +18,7 @@ from hogwear.data.photos import Photos, Split
 from hogwear.data.sample import garments
 from hogwear.data.splitting import SHARES, Splitter
 from hogwear.data.tables import GUESSED, Columns, Table
+from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths
 
@@ -29,7 +29,7 @@ class Listed:
 
     class_names: tuple[str, ...]
     splits: dict[
-        str | None, tuple[Paths, npt.NDArray[np.int64]]
+        str | None, tuple[Paths, Int64Array]
     ]  # {split: photos and labels}; under None: not split
     divided: Path  # the folder of those that we divide, for messages
     notes: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ def is_empty(data_dir: Path, output_folders: Iterable[Path] = ()) -> bool:
     return not DataFolder(data_dir, output_folders).entries
 
 
-def labelled(folder: Path, files: Iterable[Paths]) -> tuple[Paths, npt.NDArray[np.int64]]:
+def labelled(folder: Path, files: Iterable[Paths]) -> tuple[Paths, Int64Array]:
     """Photos and labels, of paths within a folder for each class in order."""
     files = list(files)
     paths = Paths(f"{folder}/{file}" for of_class in files for file in of_class.strings())
@@ -154,7 +154,7 @@ def from_split_folders(data: DataFolder, folders: dict[str, Path]) -> Listed:
             raise BadInput(
                 f"{folders[split]}: class {unknown[0]} is not in train; the classes there: {', '.join(class_names)}"
             )
-    splits: dict[str | None, tuple[Paths, npt.NDArray[np.int64]]] = {
+    splits: dict[str | None, tuple[Paths, Int64Array]] = {
         split: labelled(folders[split], (classes.get(name, Paths()) for name in class_names))
         for split, classes in found.items()
     }

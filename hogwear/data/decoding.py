@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from hogwear.system import machine
+from hogwear.system.arrays import UInt8Array
 from hogwear.system.files import Paths
 from hogwear.system.text import escape
 from hogwear.system.workers import MAX_IN_FLIGHT, Jobs, Workers
@@ -56,7 +56,6 @@ CHUNK = 64  # photos in one order to a worker that only looks at them
 tqdm.monitor_interval = 0  # its thread is the one thing that would make forking unsafe
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which only warns at first; ours is `Limits`
 
-Array = npt.NDArray[np.uint8]
 T = TypeVar("T")
 Look = Callable[[Path, int, "Limits", frozenset[str] | None], T]  # what `decode` is
 
@@ -85,7 +84,7 @@ class Passing(str):
 
 def decode(
     path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str] | None = None
-) -> Array:
+) -> UInt8Array:
     """One photo -> (size, size, 3) uint8 RGB: upright, its first frame, over white, its longer side fitted to `size`.
 
     A link may lead only to the real paths `within`, or into them; None: anywhere.
@@ -97,7 +96,7 @@ def decode(
 
 def decode_verified(
     path: Path, size: int, limits: Limits, within: frozenset[str] | None, known: bytes
-) -> Array:
+) -> UInt8Array:
     """The same, of a file whose content has this hash. OSError for one that has other bytes by now."""
     content = content_of(path, limits, within)
     if hash_content(content) != known:
@@ -122,7 +121,7 @@ def content_of(path: Path, limits: Limits, within: frozenset[str] | None) -> byt
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def letterbox(fitted: Image.Image, size: int) -> Array:
+def letterbox(fitted: Image.Image, size: int) -> UInt8Array:
     """(size, size, 3), the image in its middle."""
     square = Image.new("RGB", (size, size), WHITE)
     square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
@@ -288,7 +287,7 @@ class SafeDecoder:
 
         return Workers(self.processes, prepare, self.on_worker_death)
 
-    def decode(self, row: int) -> Array | str:
+    def decode(self, row: int) -> UInt8Array | str:
         """In a worker: the photo as `decode` gives it, or why there is none."""
         return self.call(row, decode)
 

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from hogwear.data import contents, pixels
 from hogwear.data.cache import PhotoCache
 from hogwear.data.photos import Split
-from hogwear.data.pixels import ALL_ROWS, Ints, Pixels
+from hogwear.data.pixels import ALL_ROWS, Pixels
+from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.text import escape
 
@@ -55,7 +56,7 @@ class Loader:
         return opened
 
 
-def exclude_trained_on(pixels: Pixels, trained_on: Ints, name: str) -> Pixels:
+def exclude_trained_on(pixels: Pixels, trained_on: Int64Array, name: str) -> Pixels:
     """Those photos of a split that no weights were trained on, by contents.short_hashes, (k,); the others are counted. BadInput if there are none.
 
     A photo may be in train, too, or may have been there before somebody moved it.

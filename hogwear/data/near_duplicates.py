@@ -5,11 +5,9 @@ tell apart what has one outline only (the same sunglasses in two colours). The t
 """
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-Array = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
+from hogwear.system.arrays import BoolArray, Int64Array, UInt8Array, UInt64Array
 
 GRID, RISE = (
     16,
@@ -33,7 +31,7 @@ SPREAD = np.random.default_rng(0).permutation(
 )  # which bits are a band: from all over, or the bands of white edges are all equal
 
 
-def compute_signature(image: Array) -> Array:
+def compute_signature(image: UInt8Array) -> UInt8Array:
     """(S, S, 3) uint8 RGB -> (SIGNATURE_SIZE,) uint8."""
     photo = Image.fromarray(image).resize((GRID + 1, GRID + 1), Image.Resampling.BOX)
     grey = np.asarray(photo.convert("L"), np.int16)
@@ -42,7 +40,7 @@ def compute_signature(image: Array) -> Array:
     return np.concatenate([np.packbits(np.concatenate(rises, axis=None)[SPREAD]), colours.ravel()])
 
 
-def find_pairs(signatures: Array, border: int = 0) -> Ints:
+def find_pairs(signatures: UInt8Array, border: int = 0) -> Int64Array:
     """(n, SIGNATURE_SIZE) -> (k, 2) rows of near duplicates, each pair once, the smaller row first.
 
     With a `border`, only pairs of a row before it and one from it on: the rest is not looked at, which takes less time.
@@ -86,7 +84,7 @@ def find_pairs(signatures: Array, border: int = 0) -> Ints:
     return np.stack(np.divmod(np.sort(found), max(1, len(bits))), axis=1)
 
 
-def count_differing_bits(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Ints:
+def count_differing_bits(one: UInt64Array, other: UInt64Array) -> Int64Array:
     """How many bits differ, row by row, (m,)."""
     differing = np.bitwise_count(one ^ other)
     return sum(
@@ -95,7 +93,7 @@ def count_differing_bits(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint
     )
 
 
-def have_similar_colours(colours: Array, one: Ints, other: Ints) -> npt.NDArray[np.bool_]:
+def have_similar_colours(colours: UInt8Array, one: Int64Array, other: Int64Array) -> BoolArray:
     """Whether the colours of rows correlate, (m,); those of photos of one colour never do."""
     x, y = (colours[rows] for rows in (one, other))
     channels = np.minimum(x, y).reshape(-1, COLOURS * COLOURS, 3)
@@ -114,7 +112,7 @@ def have_similar_colours(colours: Array, one: Ints, other: Ints) -> npt.NDArray[
     return (uv > ALIKE * np.sqrt(uu * vv)) & (uu * vv > 1)
 
 
-def group_pairs(count: int, pairs: Ints) -> list[list[int]]:
+def group_pairs(count: int, pairs: Int64Array) -> list[list[int]]:
     """The rows, of `count`, that pairs connect (union-find): each group sorted, by its first row; rows without a partner left out."""
     parent = list(range(count))
 
@@ -132,6 +130,6 @@ def group_pairs(count: int, pairs: Ints) -> list[list[int]]:
     return list(members.values())
 
 
-def count_leaked(train: Array, held_out: Array) -> int:
+def count_leaked(train: UInt8Array, held_out: UInt8Array) -> int:
     """How many of the photos with these signatures are nearly in train, too."""
     return len(np.unique(find_pairs(np.concatenate([held_out, train]), border=len(held_out))[:, 0]))

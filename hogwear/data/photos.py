@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from hogwear.data.contents import Contents
+from hogwear.system.arrays import BoolArray, Int64Array
 from hogwear.system.files import Paths
 
 
@@ -16,14 +14,14 @@ class Split:
 
     name: str
     paths: Paths
-    labels: npt.NDArray[np.int64]  # (n,) indices into class_names
+    labels: Int64Array  # (n,) indices into class_names
     root: Path  # the folder that no link of a photo may lead out of
     contents: Contents
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def where(self, mask: npt.NDArray[np.bool_], name: str) -> "Split":
+    def where(self, mask: BoolArray, name: str) -> "Split":
         """Those where the mask, (n,), is true, as a split of this name."""
         return Split(
             name, self.paths.where(mask), self.labels[mask], self.root, self.contents.where(mask)

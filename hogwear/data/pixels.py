@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from hogwear.data import near_duplicates
-from hogwear.data.decoding import Array as Array
+from hogwear.system.arrays import BoolArray, Int64Array, UInt8Array
 from hogwear.system.files import write_atomically
 from hogwear.system.workers import Workers
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 ALL_ROWS = slice(None)
 
 
@@ -40,7 +37,7 @@ class ArrayFile:
                 f"{Path(self.file.name).name} has {size} bytes and the shape {self.shape}, expected {shape}"
             )
 
-    def __getitem__(self, rows: Ints) -> Array:
+    def __getitem__(self, rows: Int64Array) -> UInt8Array:
         """A copy of these rows, (n, S, S, 3). Raises EOFError for one beyond the end of the file."""
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for image, row in zip(images, rows.tolist(), strict=True):
@@ -48,7 +45,7 @@ class ArrayFile:
                 raise EOFError(f"{self.file.name}: no row {row}")
         return images
 
-    def __setitem__(self, row: int, image: Array) -> None:
+    def __setitem__(self, row: int, image: UInt8Array) -> None:
         """Write one row, (S, S, 3). Raises OSError where the disk is full."""
         if os.pwrite(self.file.fileno(), image.data, self.start + row * self.stride) < self.stride:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
@@ -59,22 +56,22 @@ class Pixels:
     """The readable photos of one split. Its files stay open: whatever becomes of the cache, they can be read, by forked processes too."""
 
     folder: Path  # the cache's
-    images: ArrayFile | Array  # index it with `rows`
-    rows: Ints  # (n,) rows of `images` that hold a photo
-    labels: Ints  # (n,)
-    hashes: Array  # (n, HASH_SIZE) uint8, of the photos' contents
+    images: ArrayFile | UInt8Array  # index it with `rows`
+    rows: Int64Array  # (n,) rows of `images` that hold a photo
+    labels: Int64Array  # (n,)
+    hashes: UInt8Array  # (n, HASH_SIZE) uint8, of the photos' contents
     skipped: dict[Path, str]  # {photo: why it was not read}
-    all_signatures: ArrayFile | Array  # index it with `rows`
+    all_signatures: ArrayFile | UInt8Array  # index it with `rows`
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def signatures(self) -> Array:
+    def signatures(self) -> UInt8Array:
         """(n, 256), as `rows`: similar.py."""
         return self.all_signatures[self.rows]
 
-    def where(self, mask: Bools) -> "Pixels":
+    def where(self, mask: BoolArray) -> "Pixels":
         """Those where the mask, (n,), is true."""
         return replace(
             self, rows=self.rows[mask], labels=self.labels[mask], hashes=self.hashes[mask]

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hogwear.data import decoding, near_duplicates
 from hogwear.data.contents import as_keys
-from hogwear.data.decoding import HASH_SIZE, LIMITS, Array, Limits
+from hogwear.data.decoding import HASH_SIZE, LIMITS, Limits
 from hogwear.data.photos import Split
+from hogwear.system.arrays import Int8Array, UInt8Array
 from hogwear.system.artifacts import SPLIT
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
@@ -34,7 +34,6 @@ SEED = 0  # not a setting: train and eval must agree on what is test
 SIZE = 160  # the side that photos are compared at, in pixels; the doctor's, so that it finds no pair of ours across splits
 SHOWN = 5  # names in a note
 
-Sides = npt.NDArray[np.int8]  # (n,) indices into SIDES
 SplitVersion = dict[str, Any]  # {"count": of photos, "sha256": of what is known of them}
 
 
@@ -43,9 +42,9 @@ class SplitAssignments:
     """On which side photos are, in the order in which they came: what split.json holds."""
 
     file: Path  # for messages
-    hashes: Array  # (m, HASH_SIZE)
-    sides: Sides  # (m,)
-    groups: Array  # (m, HASH_SIZE), the same for near duplicates: the hash of one of them; zeros for a photo without
+    hashes: UInt8Array  # (m, HASH_SIZE)
+    sides: Int8Array  # (m,)
+    groups: UInt8Array  # (m, HASH_SIZE), the same for near duplicates: the hash of one of them; zeros for a photo without
 
     @classmethod
     def read(cls, model_dir: Path) -> "SplitAssignments":
@@ -108,7 +107,7 @@ class SplitAssignments:
             )
         return self
 
-    def sides_of(self, hashes: Array) -> Sides:
+    def sides_of(self, hashes: UInt8Array) -> Int8Array:
         """(n, HASH_SIZE) -> (n,), UNKNOWN for photos that are not in it."""
         if not len(self.sides):
             return np.full(len(hashes), UNKNOWN, np.int8)
@@ -136,13 +135,13 @@ class SplitAssignments:
         )
 
 
-def from_hexadecimal(texts: list[str]) -> Array:
+def from_hexadecimal(texts: list[str]) -> UInt8Array:
     if any(len(text) != len(ALONE) for text in texts):
         raise ValueError("a hash of another length")
     return np.frombuffer(bytes.fromhex("".join(texts)), np.uint8).reshape(len(texts), HASH_SIZE)
 
 
-def hexadecimal(hashes: Array) -> list[str]:
+def hexadecimal(hashes: UInt8Array) -> list[str]:
     text = hashes.tobytes().hex()
     return [text[start : start + 2 * HASH_SIZE] for start in range(0, len(text), 2 * HASH_SIZE)]
 
@@ -197,7 +196,7 @@ class Splitter:
             )
         return parts
 
-    def sides(self, photos: Split, shares: dict[str, float]) -> Sides:
+    def sides(self, photos: Split, shares: dict[str, float]) -> Int8Array:
         """(n,), of those that there are now: what once was to be another split's is to train on."""
         sides = self.known.sides_of(photos.contents.hashes)
         there_are = [UNKNOWN, *(SIDES.index(split) for split in ("train", *shares))]
@@ -210,7 +209,7 @@ class Splitter:
         self,
         photos: Split,
         class_names: tuple[str, ...],
-        sides: Sides,
+        sides: Int8Array,
         shares: dict[str, float],
         folder: Path,
     ) -> None:
@@ -283,7 +282,7 @@ class Splitter:
         return [tuple(contents[rows[i]] for i in group) for group in groups]
 
 
-def signature(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -> Array:
+def signature(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -> UInt8Array:
     """In a worker. Raises as `decode` does."""
     return near_duplicates.compute_signature(decoding.decode(path, size, limits, within))
 

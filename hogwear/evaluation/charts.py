@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hogwear.evaluation import metrics
-from hogwear.evaluation.metrics import Floats, Ints
+from hogwear.system.arrays import FloatArray, Int64Array
 from hogwear.system.files import write_atomically
 from hogwear.system.text import shorten
 
@@ -47,13 +47,13 @@ def save(figure: Figure, file: Path) -> str:
     return svg.replace(INK, "currentColor")
 
 
-def confusions(matrix: Ints) -> Ints:
+def confusions(matrix: Int64Array) -> Int64Array:
     """(k, 2) pairs of a true class and another one predicted for it, the most frequent first."""
     wrong = np.argwhere(matrix * ~np.eye(len(matrix), dtype=bool))
     return wrong[np.argsort(-matrix[wrong[:, 0], wrong[:, 1]], kind="stable")]
 
 
-def most_confused(matrix: Ints) -> Ints:
+def most_confused(matrix: Int64Array) -> Int64Array:
     """All rows, or of more than SHOWN_CLASSES those of the most frequent confusions; the first ones, if there is no confusion."""
     rows = np.arange(len(matrix))
     if len(matrix) > SHOWN_CLASSES:
@@ -62,7 +62,7 @@ def most_confused(matrix: Ints) -> Ints:
     return rows
 
 
-def confusion(matrix: Ints, class_names: Sequence[str]) -> Figure:
+def confusion(matrix: Int64Array, class_names: Sequence[str]) -> Figure:
     """Photos by true class, down, and predicted class, across; darker: a larger share of the true class. Of the classes that are `most_confused`."""
     shown = most_confused(matrix)
     names = [shorten(class_names[i], 24) for i in shown]
@@ -128,7 +128,7 @@ def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
     return figure
 
 
-def reliability(logits: Floats, labels: Ints, temperature: float) -> Figure:
+def reliability(logits: FloatArray, labels: Int64Array, temperature: float) -> Figure:
     """How often answers of a confidence are right: on the diagonal as often as they say; below, and how many answers there are."""
     right = logits.argmax(axis=1) == labels
     with matplotlib.rc_context(STYLE):
@@ -164,7 +164,9 @@ def reliability(logits: Floats, labels: Ints, temperature: float) -> Figure:
     return figure
 
 
-def coverage(logits: Floats, labels: Ints, temperature: float, sure_from: float) -> Figure:
+def coverage(
+    logits: FloatArray, labels: Int64Array, temperature: float, sure_from: float
+) -> Figure:
     """What it gains to answer only where the network is sure: accuracy against the share of photos that is answered."""
     confidence, right = metrics.confidences(logits, temperature), logits.argmax(axis=1) == labels
     thresholds, shares, accuracies = metrics.coverage(confidence, right)

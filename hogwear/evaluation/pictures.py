@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hogwear.data.decoding import Array
+from hogwear.system.arrays import UInt8Array
 from hogwear.system.text import escape, shorten
 
 RIGHT, WRONG, OTHERS, INK = (
@@ -94,7 +94,7 @@ def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
     return folder / name
 
 
-def draw_prediction(prediction: Prediction, image: Array) -> bytes:
+def draw_prediction(prediction: Prediction, image: UInt8Array) -> bytes:
     """A PNG of the photo, `image` (S, S, 3), its predicted class and probability, the true class where known, and the runners-up."""
     from matplotlib.figure import Figure  # half a second
 
@@ -148,7 +148,7 @@ def colour_of(prediction: Prediction) -> str:
     return WRONG if prediction.is_wrong else RIGHT
 
 
-def draw_sheet(photos: Sequence[tuple[Prediction, Array | None]]) -> bytes:
+def draw_sheet(photos: Sequence[tuple[Prediction, UInt8Array | None]]) -> bytes:
     """A PNG of a grid of photos, each framed in blue (right, or not known) or orange (wrong), with its answer below.
 
     An image is (S, S, 3), None where the photo could not be read.

@@ -3,27 +3,26 @@
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from hogwear.data.pixels import Array, ArrayFile
+from hogwear.data.pixels import ArrayFile
 from hogwear.networks.network import Network
+from hogwear.system.arrays import Float32Array, Int64Array, UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import Workers
 
-Logits = npt.NDArray[np.float32]  # (n, classes)
 BATCH_SIZE = 32
 
 
 def prediction_job(
-    net: Network, images: ArrayFile | Array, rows: npt.NDArray[np.int64]
-) -> Callable[[int], Logits]:
+    net: Network, images: ArrayFile | UInt8Array, rows: Int64Array
+) -> Callable[[int], Float32Array]:
     """A job for `Workers`: the logits of the BATCH_SIZE photos that begin at rows[start]."""
 
-    def predict(start: int) -> Logits:
+    def predict(start: int) -> Float32Array:
         with torch.inference_mode():
             pixels = torch.from_numpy(images[rows[start : start + BATCH_SIZE]])
-            logits: Logits = net(pixels).numpy()
+            logits: Float32Array = net(pixels).numpy()
         return logits
 
     return predict
@@ -31,12 +30,12 @@ def prediction_job(
 
 def collect_logits(
     workers: Workers, count: int, on_batch: Callable[[], object] = lambda: None
-) -> Logits:
+) -> Float32Array:
     """The logits of all `count` photos, in order, from workers whose job "predict" is the above.
 
     The batches do not depend on the number of workers, so neither does any bit of the result.
     """
-    parts: dict[int, Logits] = {}
+    parts: dict[int, Float32Array] = {}
     for start, logits in workers.run("predict", range(0, count, BATCH_SIZE)):
         parts[start] = logits
         on_batch()
@@ -45,11 +44,11 @@ def collect_logits(
 
 def predict_logits(
     net: Network,
-    images: ArrayFile | Array,
-    rows: npt.NDArray[np.int64],
+    images: ArrayFile | UInt8Array,
+    rows: Int64Array,
     processes: int,
     on_batch: Callable[[], object] = lambda: None,
-) -> Logits:
+) -> Float32Array:
     """Logits of images[rows], (N, S, S, 3) uint8, in order. BadInput for NaN or infinite logits."""
     batches = -(-len(rows) // BATCH_SIZE)
     jobs = {"predict": prediction_job(net, images, rows)}

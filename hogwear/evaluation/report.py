@@ -11,9 +11,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from hogwear.data.decoding import Array
 from hogwear.evaluation import charts
-from hogwear.evaluation.metrics import Floats, Ints
+from hogwear.system.arrays import FloatArray, Int64Array, UInt8Array
 from hogwear.system.artifacts import REPORT
 from hogwear.system.files import write_atomically
 from hogwear.system.text import shorten
@@ -31,8 +30,8 @@ class Mistake:
     predicted: str
     probability: float  # of the predicted class, calibrated
     maybe_mislabelled: bool  # so sure that its folder may be what is wrong
-    image: Array  # (S, S, 3) uint8
-    evidence: Floats  # (H, W): how far each place speaks for the predicted class
+    image: UInt8Array  # (S, S, 3) uint8
+    evidence: FloatArray  # (H, W): how far each place speaks for the predicted class
 
     def as_json(self) -> dict[str, Any]:
         return {"file": str(self.file), "true_class": self.true_class, "predicted": self.predicted,
@@ -42,8 +41,8 @@ class Mistake:
 def write(
     folder: Path,
     results: dict[str, Any],
-    logits: Floats,
-    labels: Ints,
+    logits: FloatArray,
+    labels: Int64Array,
     history: tuple[dict[str, float], ...],
     mistakes: list[Mistake],
 ) -> Path:
@@ -91,14 +90,14 @@ def harmless(value: object) -> object:
     return value if isinstance(value, Markup) else shorten(str(value), 200)
 
 
-def picture(image: Array) -> Markup:
+def picture(image: UInt8Array) -> Markup:
     """(S, S, 3) uint8 as a data: URL."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=85)
     return Markup(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
 
 
-def glowing(image: Array, evidence: Floats) -> Array:
+def glowing(image: UInt8Array, evidence: FloatArray) -> UInt8Array:
     """The photo in grey, orange where there is more evidence than on average, the strongest most."""
     size, mean = (image.shape[1], image.shape[0]), float(evidence.mean())
     strength = np.maximum(evidence - mean, 0) / max(float(evidence.max()) - mean, 1e-9)
@@ -106,5 +105,5 @@ def glowing(image: Array, evidence: Floats) -> Array:
         Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
     ).clip(0, 1)[..., None]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    blended: Array = ((1 - 0.7 * mask) * grey + 0.7 * mask * np.array(GLOW)).astype(np.uint8)
+    blended: UInt8Array = ((1 - 0.7 * mask) * grey + 0.7 * mask * np.array(GLOW)).astype(np.uint8)
     return blended

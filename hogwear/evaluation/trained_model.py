@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hogwear.evaluation import metrics
 from hogwear.networks.network import Network
+from hogwear.system.arrays import Float64Array, FloatArray
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainedModel:
     split: dict[str, Any]  # splitting.SplitVersion, of model/split.json
     trained_on: Tensor  # (k,) int64, contents.short_hashes of all photos it was ever trained on
 
-    def probabilities(self, logits: metrics.Floats) -> npt.NDArray[np.float64]:
+    def probabilities(self, logits: FloatArray) -> Float64Array:
         """(n, classes) logits -> calibrated probabilities."""
         return np.exp(metrics.log_softmax(logits / self.temperature))
 

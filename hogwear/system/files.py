@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from hogwear.system.arrays import BoolArray
 from hogwear.system.artifacts import MANIFEST
 from hogwear.system.errors import naming
 
@@ -50,7 +50,7 @@ class Paths:
     def __iter__(self) -> Iterator[Path]:
         return map(Path, self.strings())
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> "Paths":
+    def where(self, mask: BoolArray) -> "Paths":
         """Those where the mask, (n,), is true."""
         lengths = np.diff(self.ends, prepend=-1)
         return Paths.of_bytes(

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hogwear.data.pixels import Array
+from hogwear.system.arrays import UInt8Array
 
 
-def augment(images: Array, side: int, random: np.random.Generator) -> Tensor:
+def augment(images: UInt8Array, side: int, random: np.random.Generator) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, side, side, 3) uint8: a crop of each photo, half of them mirrored.
 
     A crop is not enlarged to S again: what is in it keeps the size that it will have when whole photos are predicted

@@ -7,12 +7,12 @@ Fine-tuning that begins with a good classifier does not first tear up the featur
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hogwear.data.pixels import Pixels
 from hogwear.system import machine
+from hogwear.system.arrays import Float64Array
 
 BATCH = 32
 PHOTOS_A_CLASS = 100  # more would only cost time
@@ -54,12 +54,12 @@ class Moments:
 
         return add
 
-    def totals(self) -> list[npt.NDArray[np.float64]]:
+    def totals(self) -> list[Float64Array]:
         """The sums of f fᵀ (D, D), of f (classes, D) and of photos (classes,) by all workers."""
         return [x.sum(0, dtype=torch.float64).numpy() for x in (self.outer, self.sums, self.counts)]
 
     @staticmethod
-    def classifier(totals: Sequence[npt.NDArray[np.float64]]) -> tuple[Tensor, Tensor]:
+    def classifier(totals: Sequence[Float64Array]) -> tuple[Tensor, Tensor]:
         """Weight (classes, D) and bias (classes,) for logits of the classes, taken to be equally frequent."""
         outer, sums, counts = map(torch.from_numpy, totals)
         means = sums / counts.clamp(min=1)[:, None]  # (classes, D)

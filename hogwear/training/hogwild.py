@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hogwear.data.pixels import Array, ArrayFile
+from hogwear.data.pixels import ArrayFile
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters, unflatten_like
+from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.training.augment import augment
 
-Ints = npt.NDArray[np.int64]
 WARM_UP = 0.1  # share of the images over which the learning rate rises
 WEIGHT_DECAY = 1e-4
 NO_PRIOR = torch.zeros(1)
@@ -34,11 +33,11 @@ class Course:
     """What is trained on, in which order and at which learning rate: all that makes a batch, and its step, reproducible."""
 
     images: (
-        ArrayFile | Array
+        ArrayFile | UInt8Array
     )  # (N, S, S, 3) uint8; a file is opened before the workers are forked, for later it may be gone
     crop: int  # side of the crops that are trained on
-    rows: Ints  # (n,) photos of the split, as rows of `images`
-    labels: Ints  # (n,)
+    rows: Int64Array  # (n,) photos of the split, as rows of `images`
+    labels: Int64Array  # (n,)
     batch_size: int
     length: Tensor  # (1,) int64, images in all, epoch after epoch; in shared memory, for a time budget moves it
     lr: float
@@ -99,7 +98,7 @@ class Course:
 @lru_cache(
     maxsize=1
 )  # for the epoch under way: of a million photos it takes 20 ms, as long as a step
-def permutation(count: int, *seed: int) -> Ints:
+def permutation(count: int, *seed: int) -> Int64Array:
     return np.random.default_rng(seed).permutation(count)
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from hogwear.cluster import membership
 from hogwear.cluster.peers import ALONE, Alone
 from hogwear.data import contents, splitting
-from hogwear.data.pixels import Array, Pixels
+from hogwear.data.pixels import Pixels
 from hogwear.evaluation import metrics, predict
 from hogwear.networks import parameters
 from hogwear.networks.network import Network
+from hogwear.system.arrays import Float32Array, Int64Array, UInt8Array
 from hogwear.system.artifacts import METRICS
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
@@ -123,7 +124,7 @@ class Run:
             self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
             self.length, self.setbacks = state["length"], state["setbacks"]
 
-    def take(self, split: splitting.SplitVersion, hashes: Array) -> None:
+    def take(self, split: splitting.SplitVersion, hashes: UInt8Array) -> None:
         """Keep in mind by which split, and on photos of which contents, (n, HASH_SIZE), it trains from now on."""
         self.split = split
         self.trained_on = torch.from_numpy(
@@ -369,7 +370,7 @@ class Run:
         self.net.head.weight.data.copy_(weight)
         self.net.head.bias.data.copy_(bias)
 
-    def close_epoch(self, logits: predict.Logits, val: Pixels, lr: float) -> None:
+    def close_epoch(self, logits: Float32Array, val: Pixels, lr: float) -> None:
         """Note a row of history, and keep the weights if they are the best on val yet (of equal ones, the later)."""
         sums = np.array([[self.tally.images, self.tally.loss, self.tally.correct]])
         logits, labels, sums = self.others.gather(
@@ -405,7 +406,7 @@ class Run:
         )
 
 
-def log_prior(labels: hogwild.Ints, classes: int) -> Tensor:
+def log_prior(labels: Int64Array, classes: int) -> Tensor:
     """The logarithm of the classes' shares, (classes,), where they differ UNBALANCED-fold; else zeros.
 
     Added to the logits in the loss, the logits themselves take all classes to be equally frequent, so that rare ones
@@ -419,14 +420,14 @@ def log_prior(labels: hogwild.Ints, classes: int) -> Tensor:
     return (counts / counts.sum()).log()
 
 
-def validated(logits: predict.Logits, labels: hogwild.Ints) -> dict[str, float]:
+def validated(logits: Float32Array, labels: Int64Array) -> dict[str, float]:
     return {
         "val_loss": metrics.cross_entropy(logits, labels),
         "val_acc": metrics.accuracy(logits, labels),
     }
 
 
-def calibrated(logits: predict.Logits, labels: hogwild.Ints) -> dict[str, float]:
+def calibrated(logits: Float32Array, labels: Int64Array) -> dict[str, float]:
     """What makes the probabilities of these weights mean what they say: the temperature, and from where on 99 % are right."""
     temperature = metrics.fit_temperature(logits, labels)
     confidence, right = metrics.confidences(logits, temperature), logits.argmax(axis=1) == labels

@@ -23,9 +23,10 @@ from hogwear.commands import export, model_card
 from hogwear.commands.onnx_graph import OPSET, Graph, letterbox
 from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
-from hogwear.data.decoding import Array, decode
+from hogwear.data.decoding import decode
 from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks.parameters import create_momentum_buffers
+from hogwear.system.arrays import UInt8Array
 from hogwear.training import checkpoint, closed_form
 from hogwear.training.hyperparameters import Choices
 from hogwear.training.photo_sets import PhotoSet, PhotoSets
@@ -106,7 +107,7 @@ def run(call: Call, data: Path, tmp_path: Path) -> Export:
     )
 
 
-def pixels_in(photo: Path) -> Array:
+def pixels_in(photo: Path) -> UInt8Array:
     with Image.open(photo) as image:
         return np.asarray(image.convert("RGB"))
 

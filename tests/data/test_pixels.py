@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from helpers import SIZE, Elsewhere
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,9 +21,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hogwear.data import cache as hogwear_cache
 from hogwear.data import contents, decoding, near_duplicates, pixels
 from hogwear.data.cache import PhotoCache
-from hogwear.data.decoding import LIMITS, Array, Limits, decode
+from hogwear.data.decoding import LIMITS, Limits, decode
 from hogwear.data.photos import Split
 from hogwear.data.pixels import ALL_ROWS, ArrayFile, Pixels
+from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths
 from hogwear.system.workers import FORK, Workers
@@ -55,7 +55,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "photo"
 
 
-def decoded(file: Path) -> npt.NDArray[np.int64]:
+def decoded(file: Path) -> Int64Array:
     array = decode(file, SIZE)
     assert array.shape == (SIZE, SIZE, 3) and array.dtype == np.uint8
     return array.astype(np.int64)
@@ -365,7 +365,7 @@ def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(
 ) -> None:
     ready = FORK.Barrier(2)
 
-    def open_together() -> tuple[Array, int]:
+    def open_together() -> tuple[UInt8Array, int]:
         counts: list[int] = []
         ready.wait()
         opened = PhotoCache(tmp_path / "cache", processes=2).open(
@@ -425,7 +425,7 @@ def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) ->
 def test_decoding_maps_no_file_into_memory(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(path: Path, size: int, *limits: object) -> Array:
+    def decode(path: Path, size: int, *limits: object) -> UInt8Array:
         assert "pixels.npy" not in Path("/proc/self/maps").read_text()
         return np.zeros((size, size, 3), np.uint8)
 
@@ -456,7 +456,7 @@ def decoded_rows(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
     """How many photos have been decoded, by any process."""
     count, decode_verified = FORK.Value("i"), decoding.decode_verified
 
-    def counted(*arguments: Any, **more: Any) -> Array:
+    def counted(*arguments: Any, **more: Any) -> UInt8Array:
         with count.get_lock():
             count.value += 1
         return decode_verified(*arguments, **more)
@@ -623,7 +623,7 @@ class NoMemory:
         self.file, self.decode = file, decoding.decode_verified
         file.touch()
 
-    def __call__(self, path: Path, *arguments: Any, **more: Any) -> Array:
+    def __call__(self, path: Path, *arguments: Any, **more: Any) -> UInt8Array:
         if path.name == "5.jpg" and self.file.exists():
             raise MemoryError
         return self.decode(path, *arguments, **more)
@@ -764,11 +764,11 @@ def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that
 
 
 @pytest.fixture(scope="module")
-def batch(photo_files: list[Path]) -> Array:
+def batch(photo_files: list[Path]) -> UInt8Array:
     return np.stack([decode(path, SIZE) for path in photo_files[:8]])
 
 
-def test_augmented_photos_are_crops_of_the_photos_mirrored_or_not(batch: Array) -> None:
+def test_augmented_photos_are_crops_of_the_photos_mirrored_or_not(batch: UInt8Array) -> None:
     before, side = batch.copy(), SIZE - 4
     changed = augment(batch, side, np.random.default_rng(0)).numpy()
     assert changed.shape == (8, side, side, 3) and changed.dtype == np.uint8
@@ -780,7 +780,7 @@ def test_augmented_photos_are_crops_of_the_photos_mirrored_or_not(batch: Array) 
     assert np.array_equal(batch, before)
 
 
-def test_one_seed_changes_photos_the_same_way_and_another_does_not(batch: Array) -> None:
+def test_one_seed_changes_photos_the_same_way_and_another_does_not(batch: UInt8Array) -> None:
     first, again, other = (
         augment(batch, SIZE - 4, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2)
     )

@@ -9,6 +9,7 @@ import sklearn.calibration
 import sklearn.metrics
 
 from hogwear.evaluation import metrics
+from hogwear.system.arrays import FloatArray, Int64Array
 
 LOGITS = np.log(
     np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25], [0.2, 0.7, 0.1]], np.float32)
@@ -93,7 +94,7 @@ CASES = [
 
 def random_case(
     photos: int, classes: int, known: float, seed: int
-) -> tuple[metrics.Floats, metrics.Ints]:
+) -> tuple[FloatArray, Int64Array]:
     """Logits and labels; with few photos some classes are absent, with nothing known all logits are ties."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, photos)
@@ -226,9 +227,7 @@ def test_without_a_mistake_one_photo_in_n_plus_2_is_taken_to_be_of_any_class(pho
     [(1e-3 * np.eye(3), 0.05), (-np.eye(3), 20)],
     ids=["all right, barely", "all wrong"],
 )
-def test_the_temperature_stays_within_its_bounds(
-    logits: metrics.Floats, temperature: float
-) -> None:
+def test_the_temperature_stays_within_its_bounds(logits: FloatArray, temperature: float) -> None:
     assert metrics.fit_temperature(logits, np.arange(3)) == pytest.approx(temperature)
 
 

@@ -37,9 +37,10 @@ import infer
 import model
 import train
 from hogwear.data import decoding
-from hogwear.data.pixels import Array, ArrayFile, Pixels
+from hogwear.data.pixels import ArrayFile, Pixels
 from hogwear.evaluation import pictures, predict
 from hogwear.system import machine
+from hogwear.system.arrays import Float32Array, UInt8Array
 from hogwear.system.artifacts import EVALUATION, SPLIT
 from hogwear.training.trainer import LossWatch, Run
 
@@ -60,7 +61,7 @@ Photo = tuple[str, str]  # its content, as hexadecimal digits, and its class
 class Recorder:
     """In place of training and of the network: it takes down the photos that they were given."""
 
-    pixels: dict[str, Array]  # {content: (SIZE, SIZE, 3)}, of all photos there are
+    pixels: dict[str, UInt8Array]  # {content: (SIZE, SIZE, 3)}, of all photos there are
     fitted: list[
         tuple[list[Photo], list[Photo]]
     ]  # what fit was given to train on, and to validate with
@@ -110,8 +111,8 @@ class Recorder:
         )
 
     def predict(
-        self, net: Any, images: ArrayFile | Array, rows: Any, *others: object
-    ) -> predict.Logits:
+        self, net: Any, images: ArrayFile | UInt8Array, rows: Any, *others: object
+    ) -> Float32Array:
         """Answers that depend on the weights and on the photo, and on nothing else."""
         known = {image.tobytes(): content for content, image in self.pixels.items()}
         contents = [known[image.tobytes()] for image in images[rows]]

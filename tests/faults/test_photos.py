@@ -32,8 +32,9 @@ import infer
 import train
 from hogwear.data import contents, dataset, decoding
 from hogwear.data.cache import PhotoCache
-from hogwear.data.decoding import LIMITS, Array, Limits, SafeDecoder, decode
+from hogwear.data.decoding import LIMITS, Limits, SafeDecoder, decode
 from hogwear.data.photos import Split
+from hogwear.system.arrays import UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths
 from hogwear.system.workers import FORK
@@ -44,7 +45,7 @@ OUT_OF_THE_FOLDER = "a link that leads out of the folder; put the photo itself t
 
 def read(
     files: list[Path], limits: Limits = LIMITS, seconds: float = 5, processes: int = 2
-) -> list[Array | str]:
+) -> list[UInt8Array | str]:
     """What guarded workers make of each, in order."""
     decoder = SafeDecoder(
         Paths(files), SIZE, replace(limits, seconds=seconds), processes, [files[0].parent]
@@ -54,7 +55,7 @@ def read(
     return [answers[row] for row in range(len(files))]
 
 
-def require_a_documented_outcome(answer: Array | str) -> None:
+def require_a_documented_outcome(answer: UInt8Array | str) -> None:
     """Pixels, or a reason in one line of a terminal."""
     if isinstance(answer, str):
         assert answer.isprintable() and 0 < len(answer) <= 200, answer
@@ -62,7 +63,7 @@ def require_a_documented_outcome(answer: Array | str) -> None:
         assert answer.shape == (SIZE, SIZE, 3) and answer.dtype == np.uint8
 
 
-def same(one: Array | str, other: Array | str) -> bool:
+def same(one: UInt8Array | str, other: UInt8Array | str) -> bool:
     return np.array_equal(np.asarray(one), np.asarray(other))
 
 
@@ -252,7 +253,7 @@ def test_what_grows_when_it_is_read_stays_bounded(tmp_path: Path, held: Held) ->
         file.write_bytes(make((b"\0" + bytes(24)) * 8))
     decoder = SafeDecoder(Paths(files), SIZE, Limits(seconds=60), 1, [tmp_path])
 
-    def measured(row: int) -> tuple[Array | str, int]:
+    def measured(row: int) -> tuple[UInt8Array | str, int]:
         before = peak_memory()
         answer = decoder.decode(row)
         return answer, peak_memory() - before
@@ -506,7 +507,7 @@ def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
 
     now = [0.0]  # a clock for each worker, which only the one readable photo moves
 
-    def by_the_clock(path: Path, *rest: Any) -> Array:
+    def by_the_clock(path: Path, *rest: Any) -> UInt8Array:
         image = decode(path, *rest)
         now[0] += 0.5 if path.name == "0.jpg" else 0
         return image

@@ -4,13 +4,14 @@ Articles are drawn in coordinates from -1 to 1 (x right, y down); photograph() a
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
+
+from hogwear.system.arrays import Float32Array
 
 SIZE = 224
 SHEET = 2 * SIZE  # drawn twice as large and then reduced, because Pillow's own edges are jagged
 
-Array = NDArray[np.float32]
 Colour = tuple[int, ...]
 Point = tuple[float, float]
 WHITE, BLACK, BRASS, LEATHER = (255, 255, 255), (24, 22, 28), (214, 178, 94), (142, 92, 56)
@@ -47,18 +48,18 @@ def both(*right: Point) -> list[Point]:
     return [*right, *((-x, y) for x, y in reversed(right) if x)]
 
 
-def ellipse(x: float, y: float, rx: float, ry: float) -> Array:
+def ellipse(x: float, y: float, rx: float, ry: float) -> Float32Array:
     angle = np.linspace(0, 2 * np.pi, 28, endpoint=False, dtype=np.float32)
     return np.stack((x + rx * np.cos(angle), y + ry * np.sin(angle)), axis=1)
 
 
-def grown(outline: ArrayLike, factor: float) -> Array:
+def grown(outline: ArrayLike, factor: float) -> Float32Array:
     at = np.asarray(outline, np.float32)
     centre = at.mean(0)
     return np.asarray(centre + factor * (at - centre), np.float32)
 
 
-def soft(outline: ArrayLike, roundness: float, *, closed: bool = True) -> Array:
+def soft(outline: ArrayLike, roundness: float, *, closed: bool = True) -> Float32Array:
     """The outline with rounded corners: at 0 they stay sharp, at 1 nothing stays straight (a quadratic B-spline)."""
     at = np.asarray(outline, np.float32)
     before, after = (at + roundness / 2 * (np.roll(at, step, axis=0) - at) for step in (1, -1))
@@ -124,7 +125,7 @@ class Canvas:
             (SHEET, SHEET), Image.Resampling.NEAREST
         )  # photograph() takes it back to this size
 
-    def place(self, outline: Array) -> list[Point]:
+    def place(self, outline: Float32Array) -> list[Point]:
         """From the article's coordinates to pixels of the sheet."""
         x, y, depth = (a * outline[:, 0] + b * outline[:, 1] + c for a, b, c in self.pose)
         return list(
@@ -153,7 +154,7 @@ class Canvas:
         self.line(through, colour, width)
 
 
-def random_pose(rng: np.random.Generator) -> Array:
+def random_pose(rng: np.random.Generator) -> Float32Array:
     """A homography: mirror, shear, turn by at most 20 degrees, scale, shift, and tilt a little in depth."""
     angle, scale = np.radians(rng.uniform(-20, 20)), rng.uniform(0.66, 0.86)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
@@ -186,7 +187,7 @@ def photograph(sheet: Image.Image, rng: np.random.Generator) -> Image.Image:
     )
 
 
-def background(rng: np.random.Generator) -> Array:
+def background(rng: np.random.Generator) -> Float32Array:
     """White, one pale tint, or two of them as a gradient, a spotlight, a rough wall, or a wall and a floor.
 
     Shape (3, H, W) float32, from 0 to 255.
@@ -210,5 +211,5 @@ def background(rng: np.random.Generator) -> Array:
     return np.asarray(near + share * (far - near), np.float32)
 
 
-def enlarged(image: Image.Image) -> Array:
+def enlarged(image: Image.Image) -> Float32Array:
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)

@@ -16,7 +16,6 @@ from hogwear.data.sample.canvas import (
     BLACK,
     BRASS,
     WHITE,
-    Array,
     Canvas,
     Point,
     both,
@@ -26,6 +25,7 @@ from hogwear.data.sample.canvas import (
     photograph,
     soft,
 )
+from hogwear.system.arrays import Float32Array
 from hogwear.system.errors import BadInput, naming
 
 CLASS_NAMES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
@@ -168,7 +168,7 @@ def cat_eyes(c: Canvas) -> None:
     glasses(c, soft(wing, 0.75), -0.1)
 
 
-def glasses(c: Canvas, lens: Array, *bridges: float) -> None:
+def glasses(c: Canvas, lens: Float32Array, *bridges: float) -> None:
     """Arms, bridges at these heights, and a rim around the right `lens` and its mirror image."""
     tint, opacity, rim = (
         c.accent if c.maybe() else BLACK,
