@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from containers import PROJECT, ROOT, SERVICES, image, python_processes, run, wait_for_output
 
 LONG = pytest.mark.long
@@ -41,6 +42,18 @@ def test_nothing_is_copied_to_the_mount_point() -> None:
             r"^(?:COPY|ADD) .*", (ROOT / f"Dockerfile.{service}").read_text(), re.MULTILINE
         )
         assert copies and not [line for line in copies if "/opt/mount" in line]
+
+
+def test_services_behind_a_profile_run_an_image_that_docker_compose_build_updates() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    behind = {name: service for name, service in services.items() if "profiles" in service}
+    assert behind.keys() == {"doctor", "export", "rendezvous", "node"}
+    for service in behind.values():
+        built = Path(service["build"]["dockerfile"]).suffix.removeprefix(".")
+        assert "profiles" not in services[built]
+        assert services[built]["build"] == service["build"]
+        assert service["image"] == f"${{COMPOSE_PROJECT_NAME}}-{built}"
+        assert service["pull_policy"] == "never", "nobody else publishes it"
 
 
 @pytest.mark.engine
