@@ -22,7 +22,7 @@ OWNERS = pytest.mark.parametrize(
 
 
 def dependency_stage(service: str) -> str:
-    return (ROOT / f"Dockerfile.{service}").read_text().split("# --- What runs")[0]
+    return (ROOT / f"Dockerfile.{service}").read_text().split("# --- Runtime")[0]
 
 
 def test_dependency_stages_are_byte_identical() -> None:
