@@ -225,12 +225,12 @@ def validate_checkpoint(saved: Checkpoint) -> Checkpoint:
 def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
     """The best weights of the checkpoint in model_dir, to predict with in `dtype`. Raises as load_checkpoint."""
     saved = load_checkpoint(model_dir)
-    state, choices = saved.state, saved.state["choices"]
+    state, choices = saved.state, saved.state["hyperparameters"]
     not_validated = {
         "epoch": 0,
         "val_acc": None,
         "temperature": 1.0,
-        "sure_from": 0.0,
+        "confidence_threshold": 0.0,
         "image_size": choices["image_size"],
         "weights": state["weights"],
     }
@@ -244,7 +244,7 @@ def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
         epoch=best["epoch"],
         val_acc=best["val_acc"],
         temperature=best["temperature"],
-        confidence_threshold=best["sure_from"],
+        confidence_threshold=best["confidence_threshold"],
         history=tuple(state["history"]),
         hyperparameters=choices,
         sha256=saved.sha256,

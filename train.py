@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 
 from hogwear.cluster import membership
-from hogwear.cluster.peers import ALONE, Alone, Cut, Link, Place
+from hogwear.cluster.peers import SINGLE_MACHINE, PeerLost, Peers, Rank, SingleMachine
 from hogwear.commands.common import SharedSettings
 from hogwear.data import dataset, loading
 from hogwear.data.contents import short_hashes
@@ -39,7 +39,7 @@ from hogwear.training.hyperparameters import (
     ARCHITECTURES,
     RANGES,
     UNBALANCED,
-    Choices,
+    Hyperparameters,
     choose,
 )
 from hogwear.training.photo_sets import PhotoSet, PhotoSets
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from hogwear.networks.network import Network
     from hogwear.training.checkpoint import Checkpoint
     from hogwear.training.time_budget import Budget
-    from hogwear.training.trainer import Run
+    from hogwear.training.trainer import Trainer
 
 # torch takes seconds to import. Here that is done while the photos are decoded, so nothing above may import it.
 
@@ -61,13 +61,13 @@ class Settings(SharedSettings):
     """
 
     arch: str | None = flag(
-        "network architecture", None, choices=ARCHITECTURES, default_help=Choices.arch
+        "network architecture", None, choices=ARCHITECTURES, default_help=Hyperparameters.arch
     )
     image_size: int | None = flag(
         "side length in pixels to which photos are scaled",
         None,
         **RANGES["image_size"],
-        default_help=str(Choices.image_size),
+        default_help=str(Hyperparameters.image_size),
     )
     epochs: int | None = flag(
         "passes over the training photos, shared by all workers",
@@ -90,19 +90,22 @@ class Settings(SharedSettings):
         default_help="one per CPU",
     )
     batch_size: int | None = flag(
-        "photos per step", None, **RANGES["batch_size"], default_help=str(Choices.batch_size)
+        "photos per step",
+        None,
+        **RANGES["batch_size"],
+        default_help=str(Hyperparameters.batch_size),
     )
     lr: float | None = flag(
         "peak learning rate", None, **RANGES["lr"], default_help="depends on --arch"
     )
     momentum: float | None = flag(
-        "momentum of SGD", None, **RANGES["momentum"], default_help=str(Choices.momentum)
+        "momentum of SGD", None, **RANGES["momentum"], default_help=str(Hyperparameters.momentum)
     )
     seed: int | None = flag(
         "random seed for shuffling, augmentation and initial weights",
         None,
         **RANGES["seed"],
-        default_help=str(Choices.seed),
+        default_help=str(Hyperparameters.seed),
     )
     sync_every: int = flag(
         "under torchrun: photos, over all machines, between two averages of the weights",
@@ -141,7 +144,7 @@ class Prepared:
 
     photos: Photos
     known: SplitAssignments  # how they are divided
-    choices: Choices
+    choices: Hyperparameters
     workers: int
     budget: "Budget | None"
     train: Pixels
@@ -156,15 +159,15 @@ class Prepared:
 def main(settings: Settings) -> None:
     started = time.monotonic()
     machine.keep_freed_memory()
-    here = membership.place()
+    here = membership.read_rank()
     machines = here.machines if here else 1
     if here:
         join(here, settings)
     lock = claim(settings.model_dir) if here is None or here.rank == 0 else None
-    with Link(here, "prepare") if here else ALONE as others:
+    with Peers(here, "prepare") if here else SINGLE_MACHINE as others:
         prepared = prepare(settings, others, started)
         run = open_run(prepared, settings.cache_dir, others) if prepared else None
-        others.wait()
+        others.barrier()
     if prepared is None or run is None:
         return
     if lock:
@@ -186,7 +189,7 @@ def main(settings: Settings) -> None:
                 prepared.budget,
                 connect,
             )
-        except Cut:
+        except PeerLost:
             if run.session.images:
                 with suppress(BadInput):  # of claim: rank 0 is there, and saves
                     lock = lock or claim(settings.model_dir)
@@ -203,11 +206,11 @@ def main(settings: Settings) -> None:
     )
 
 
-def prepare(settings: Settings, others: Alone, started: float) -> Prepared | None:
+def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepared | None:
     """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
     saved, why_none = saved_run(settings)
     photos, splitter = divided(settings, others)
-    if isinstance(others, Link):
+    if isinstance(others, Peers):
         saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
     if state:
@@ -231,7 +234,7 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
         )
     print_plan(choices, workers, photos)
 
-    loader = Loader(settings.cache, others.part, others.beat, shows_progress=others.rank == 0)
+    loader = Loader(settings.cache, others.shard, others.heartbeat, shows_progress=others.rank == 0)
 
     def decoded(split: Split, image_size: int) -> Pixels:
         return loader.load(split, image_size, lambda: importlib.import_module("model"))
@@ -265,16 +268,19 @@ def prepare(settings: Settings, others: Alone, started: float) -> Prepared | Non
     )
 
 
-def divided(settings: Settings, others: Alone) -> tuple[Photos, Splitter]:
+def divided(settings: Settings, others: SingleMachine) -> tuple[Photos, Splitter]:
     """The photos, and what has divided them: on all machines as rank 0 does, which knows what the one of them knows that knows most."""
     mine = SplitAssignments.read(settings.model_dir)
     known = max(
-        (SplitAssignments.parse(content, mine.file) for content in others.tell(mine.to_json())),
+        (
+            SplitAssignments.parse(content, mine.file)
+            for content in others.all_gather_bytes(mine.to_json())
+        ),
         key=lambda known: len(known.sides),
     )
     splitter = Splitter(known, settings.limits)
     photos = settings.photos(splitter) if others.rank == 0 else None
-    content = others.hand_on(0, splitter.known.to_json())
+    content = others.broadcast_bytes(0, splitter.known.to_json())
     if photos is None:
         splitter.known, splitter.assigns_new = SplitAssignments.parse(content, mine.file), False
         photos = settings.photos(splitter)
@@ -282,13 +288,13 @@ def divided(settings: Settings, others: Alone) -> tuple[Photos, Splitter]:
 
 
 def connection(
-    here: Place | None, photos: int, sync_every: int, epochs_done: float | None
-) -> "Callable[[Network], Alone]":
+    here: Rank | None, photos: int, sync_every: int, epochs_done: float | None
+) -> "Callable[[Network], SingleMachine]":
     """What makes a network one of several machines', where there are several."""
     if here is None:
-        return Alone
+        return SingleMachine
     return partial(
-        Link,
+        Peers,
         here,
         "train",
         syncs_per_epoch=max(1, round(photos / sync_every)),
@@ -296,7 +302,7 @@ def connection(
     )
 
 
-def join(here: Place, settings: Settings) -> None:
+def join(here: Rank, settings: Settings) -> None:
     """Be one of several machines: those of another rank than 0 say nothing but warnings."""
     if settings.time_budget:
         raise BadInput("--time-budget: plans for one machine; under torchrun give --epochs")
@@ -356,7 +362,7 @@ def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
 
 
 def agreed(
-    others: Link, settings: Settings, photos: Photos, saved: "Checkpoint | None"
+    others: Peers, settings: Settings, photos: Photos, saved: "Checkpoint | None"
 ) -> "Checkpoint | None":
     """The checkpoint that all machines go on from. Raises as membership.agree, and BadInput for one with odd content."""
     import model
@@ -399,7 +405,7 @@ def keep_beside(file: Path) -> None:
 
 
 def plan_in_time(
-    settings: Settings, choices: Choices, free: bool, photos: Photos, deadline: float
+    settings: Settings, choices: Hyperparameters, free: bool, photos: Photos, deadline: float
 ) -> "Budget":
     """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
     import model
@@ -412,12 +418,12 @@ def plan_in_time(
         model.choose_dtype(settings.cache_dir),
     )
     speed = time_budget.probe(net, photos.train, settings.limits, settings.processes)
-    head = closed_form.PHOTOS_A_CLASS * len(photos.class_names) if net.pretrained else 0
+    head = closed_form.PHOTOS_PER_CLASS * len(photos.class_names) if net.pretrained else 0
     sizes = time_budget.SIZES if free else ((choices.image_size, 0.25),)
     return time_budget.plan(speed, deadline, len(photos.train), len(photos.val), head, sizes)
 
 
-def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
+def print_plan(choices: Hyperparameters, workers: int, photos: Photos) -> None:
     cpus = machine.cpus()
     source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
     print(
@@ -449,12 +455,12 @@ def print_plan(choices: Choices, workers: int, photos: Photos) -> None:
         print(f"Warning: {workers} workers on {cpus} CPUs are slower than {cpus}", file=sys.stderr)
 
 
-def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
+def open_run(prepared: Prepared, cache_dir: Path, others: SingleMachine) -> "Trainer":
     """A run with a network of its own: as it was saved, or from published or random weights."""
     import torch
 
     import model
-    from hogwear.training.trainer import Run
+    from hogwear.training.trainer import Trainer
 
     choices, class_names = prepared.choices, prepared.photos.class_names
     torch.set_num_threads(1)
@@ -462,7 +468,7 @@ def open_run(prepared: Prepared, cache_dir: Path, others: Alone) -> "Run":
     dtype = model.choose_dtype(cache_dir)
     print(f"Arithmetic: {str(dtype).removeprefix('torch.')}, the fastest on this CPU as measured.")
     net = model.build(choices.arch, len(class_names), choices.image_size, dtype)
-    run = Run(net, choices, class_names, prepared.photo_sets, others.machines)
+    run = Trainer(net, choices, class_names, prepared.photo_sets, others.machines)
     if prepared.saved is None:
         net.load_pretrained()
         return run

@@ -25,7 +25,7 @@ from hogwear.system import machine
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.workers import FORK
 from hogwear.training import checkpoint
-from hogwear.training.trainer import LossWatch
+from hogwear.training.trainer import DivergenceDetector
 
 torch.set_num_threads(1)  # as the scripts do: a process with threads must not fork
 
@@ -179,7 +179,7 @@ def stopped_after(batches: int) -> Iterator[None]:
     """A train.main within is interrupted after so many batches, as by Ctrl-C."""
     losses: list[float] = []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(LossWatch, "add", lambda self, loss: losses.append(loss))
+        patch.setattr(DivergenceDetector, "add", lambda self, loss: losses.append(loss))
         patch.setattr(machine.Stop, "asked", property(lambda self: len(losses) >= batches))
         yield
 

@@ -44,10 +44,10 @@ import train
 from hogwear.data.sample import garments
 from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system import flags
-from hogwear.training.checkpoint import Checkpoint
-from hogwear.training.hyperparameters import Choices, choose
+from hogwear.training.checkpoint import FORMAT, Checkpoint
+from hogwear.training.hyperparameters import Hyperparameters, choose
 from hogwear.training.photo_sets import PhotoSet, PhotoSets
-from hogwear.training.trainer import LossWatch, Run, Tally
+from hogwear.training.trainer import DivergenceDetector, RunningMetrics, Trainer
 
 
 def copy_of(folder: Path, name: Path) -> Path:
@@ -112,7 +112,7 @@ def test_the_plan_is_printed(trained: Trained) -> None:
 
 def test_the_checkpoint_has_all_that_eval_and_infer_need(trained: Trained) -> None:
     state = saved(trained.model)
-    choices = state["choices"]
+    choices = state["hyperparameters"]
     assert (choices["arch"], state["class_names"], choices["image_size"]) == (
         "efficientnet_lite0",
         list(CLASSES),
@@ -135,15 +135,18 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
 def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_later() -> None:
     val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
     photos = PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)])
-    run = Run(
-        model.build("tinyvgg", 5, 32), Choices(arch="tinyvgg", image_size=32), CLASSES, photos
+    run = Trainer(
+        model.build("tinyvgg", 5, 32),
+        Hyperparameters(arch="tinyvgg", image_size=32),
+        CLASSES,
+        photos,
     )
     run.momentum = torch.zeros(1, 3)
     best = []
     for epoch, right in enumerate((2, 3, 1, 3, 2), start=1):
         run.net.head.bias.data.fill_(epoch)
-        run.tally = Tally(images=4, loss=1.0, correct=4, seconds=1.0)
-        assert run.keep(LossWatch(5))
+        run.tally = RunningMetrics(images=4, loss=1.0, correct=4, seconds=1.0)
+        assert run.keep(DivergenceDetector(5))
         logits = np.eye(5, dtype=np.float32)[[0, 1, 2, 3][:right] + [4] * (4 - right)]
         run.close_epoch(logits, val, lr=0.1)
         best.append(
@@ -154,15 +157,15 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_of_equal_ones_the_late
 
 def test_an_epoch_without_one_sound_answer_leaves_a_checkpoint_that_can_be_read() -> None:
     val = pixels_of(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, 3]))
-    run = Run(
+    run = Trainer(
         model.build("tinyvgg", 5, 32),
-        Choices(arch="tinyvgg", image_size=32),
+        Hyperparameters(arch="tinyvgg", image_size=32),
         CLASSES,
         PhotoSets(False, *2 * [PhotoSet(4, "0" * 64)]),
     )
     run.momentum, run.trained_on = create_momentum_buffers(run.net, 1, None), torch.arange(4)
-    run.tally = Tally(images=4, loss=1.0, correct=4, seconds=1.0)
-    assert run.keep(LossWatch(5))
+    run.tally = RunningMetrics(images=4, loss=1.0, correct=4, seconds=1.0)
+    assert run.keep(DivergenceDetector(5))
     run.close_epoch(
         np.array(
             [[np.nan] * 5, [np.inf] * 5, [-np.inf] * 5, [np.inf, -np.inf, 0, 0, 0]], np.float32
@@ -170,9 +173,11 @@ def test_an_epoch_without_one_sound_answer_leaves_a_checkpoint_that_can_be_read(
         val,
         lr=0.1,
     )
-    model.validate_checkpoint(Checkpoint(Path("checkpoint.pt"), {"format": 3, **run.state()}, ""))
+    model.validate_checkpoint(
+        Checkpoint(Path("checkpoint.pt"), {"format": FORMAT, **run.state()}, "")
+    )
     run.momentum[0, -1] = np.nan
-    assert not run.keep(LossWatch(5)), "what cannot be loaded is not saved"
+    assert not run.keep(DivergenceDetector(5)), "what cannot be loaded is not saved"
 
 
 def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
@@ -289,7 +294,7 @@ def test_sigterm_does_not_wait_for_the_end_of_an_epoch(stopped: Stopped) -> None
     assert stopped.code == 143 and "epoch 1/" not in stopped.stdout
     state = saved(stopped.model)
     assert (
-        0 < state["images_seen"] == state["tally"]["images"] < 120
+        0 < state["images_seen"] == state["epoch_metrics"]["images"] < 120
         and not state["finished"]
         and not state["history"]
     )
@@ -482,7 +487,7 @@ def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
     state = saved(fresh[0])
     torch.manual_seed(0)
     initial = model.build("tinyvgg", 5, SIZE).state_dict()
-    assert state["choices"]["arch"] == "tinyvgg"
+    assert state["hyperparameters"]["arch"] == "tinyvgg"
     assert [
         name for name, weights in state["weights"].items() if torch.equal(weights, initial[name])
     ] == []

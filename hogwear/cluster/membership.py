@@ -8,13 +8,13 @@ import os
 import signal
 import socket
 
-from hogwear.cluster.peers import Place
+from hogwear.cluster.peers import Rank
 from hogwear.system import machine
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import FORK
 
 
-def place() -> Place | None:
+def read_rank() -> Rank | None:
     """Where torchrun has put this process; None where it is alone. BadInput for several processes on one machine."""
     environment = os.environ
     if "RANK" not in environment or int(environment.get("WORLD_SIZE", 1)) == 1:
@@ -23,7 +23,7 @@ def place() -> Place | None:
         raise BadInput(
             f"torchrun started {environment['LOCAL_WORLD_SIZE']} processes here; use --nproc-per-node=1: train has workers of its own"
         )
-    return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+    return Rank(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
 
 
 def job() -> str | None:

@@ -35,7 +35,7 @@ STALLED = 600.0  # seconds in which no machine of all gets anything done, after 
 PULSE = 0.25  # seconds between two signs of life while nothing is asked for; each takes a millisecond of CPU time
 
 
-class Cut(BadInput):
+class PeerLost(BadInput):
     """Another machine is gone. torchrun goes on, from the last checkpoint, with those that are left."""
 
     exit_code = 1
@@ -47,68 +47,68 @@ class Cut(BadInput):
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """Which of the machines this is."""
 
     rank: int
     machines: int
 
 
-class Alone:
+class SingleMachine:
     """No other machines: what there is to share is shared."""
 
     rank, machines = 0, 1
-    part = ALL_ROWS  # of a split's rows, what this machine trains or validates with
+    shard = ALL_ROWS  # of a split's rows, what this machine trains or validates with
 
     def __init__(self, net: "nn.Module | None" = None) -> None:
         pass
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Something has been done."""
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """For all others to come to this point, too."""
 
-    def total(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
+    def all_reduce(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
         """The sums of these arrays over all machines."""
         return list(parts)
 
-    def tell(self, message: bytes) -> list[bytes]:
+    def all_gather_bytes(self, message: bytes) -> list[bytes]:
         """The messages of all, by rank."""
         return [message]
 
-    def hand_on(self, rank: int, content: bytes) -> bytes:
+    def broadcast_bytes(self, rank: int, content: bytes) -> bytes:
         """The content that this rank has."""
         return content
 
-    def gather(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
+    def all_gather(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
         """[(n, ...), ...] -> the same with the rows of all machines, in the order of their ranks."""
         return list(parts)
 
-    def reached(self, epochs: float) -> None:
+    def sync_if_due(self, epochs: float) -> None:
         """So much of the run is done: average if it is time."""
 
-    def begin(self) -> None:
+    def broadcast_parameters(self) -> None:
         """All have the same parameters, rank 0's."""
 
-    def settle(self) -> None:
+    def sync_parameters(self) -> None:
         """Average now, while no worker is at work: afterwards all machines have the same parameters."""
 
     def summary(self) -> str:
         """What the others have cost, a line for people."""
         return ""
 
-    def __enter__(self) -> "Alone":
+    def __enter__(self) -> "SingleMachine":
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
 
-ALONE = Alone()
+SINGLE_MACHINE = SingleMachine()
 
 
-class Link(Alone):
+class Peers(SingleMachine):
     """This machine's connection to the others, from when all of them have made one until one of them closes it.
 
     All make the same calls in the same order. A process carries them out: several times a second it exchanges with the others
@@ -120,7 +120,7 @@ class Link(Alone):
 
     def __init__(
         self,
-        here: Place,
+        here: Rank,
         name: str,
         net: "nn.Module | None" = None,
         syncs_per_epoch: int = 1,
@@ -138,7 +138,7 @@ class Link(Alone):
             name,
             syncs_per_epoch,
         )
-        self.part = slice(
+        self.shard = slice(
             here.rank, None, here.machines
         )  # every so-manieth photo, so that classes are spread
         self.parameters = trained_parameters(net) if net else []
@@ -152,7 +152,7 @@ class Link(Alone):
             0.0,
         )  # of the seconds in averages, those that the parent waited
         self.started = time.monotonic()
-        self.beats = FORK.RawValue("Q", 0)  # how much the parent has done
+        self.heartbeats = FORK.RawValue("Q", 0)  # how much the parent has done
         self.alive = FORK.RawValue(
             "d", time.monotonic()
         )  # when the process last heard from all others
@@ -164,35 +164,35 @@ class Link(Alone):
     # --- in the parent
 
     @property
-    def bytes_a_sync(self) -> int:
+    def bytes_per_sync(self) -> int:
         """Sent by each machine: the all-reduce's two rounds."""
         size = sum(2 * p.numel() for p in self.parameters)
         return 2 * size * (self.machines - 1) // self.machines
 
-    def beat(self) -> None:
-        self.beats.value += 1
+    def heartbeat(self) -> None:
+        self.heartbeats.value += 1
 
-    def wait(self) -> None:
-        self.ask("tell", b"")
+    def barrier(self) -> None:
+        self.ask("all_gather_bytes", b"")
 
-    def tell(self, message: bytes) -> list[bytes]:
-        messages: list[bytes] = self.ask("tell", message)
+    def all_gather_bytes(self, message: bytes) -> list[bytes]:
+        messages: list[bytes] = self.ask("all_gather_bytes", message)
         return messages
 
-    def hand_on(self, rank: int, content: bytes) -> bytes:
-        handed: bytes = self.ask("hand_on", rank, content)
+    def broadcast_bytes(self, rank: int, content: bytes) -> bytes:
+        handed: bytes = self.ask("broadcast_bytes", rank, content)
         return handed
 
-    def total(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
-        totals: list[AnyArray] = self.ask("total", list(parts))
+    def all_reduce(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
+        totals: list[AnyArray] = self.ask("all_reduce", list(parts))
         return totals
 
-    def gather(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
-        gathered: list[AnyArray] = self.ask("gather", list(parts))
+    def all_gather(self, parts: Sequence[AnyArray]) -> list[AnyArray]:
+        gathered: list[AnyArray] = self.ask("all_gather", list(parts))
         return gathered
 
-    def reached(self, epochs: float) -> None:
-        self.beat()
+    def sync_if_due(self, epochs: float) -> None:
+        self.heartbeat()
         if self.pipe.poll():  # an average is done, or the others are gone
             self.finish()
         for number in range(self.synced + 1, int(epochs * self.syncs_per_epoch) + 1):
@@ -207,10 +207,10 @@ class Link(Alone):
                 self.averages += 1
                 self.averaging = True
 
-    def begin(self) -> None:
-        self.ask("begin")
+    def broadcast_parameters(self) -> None:
+        self.ask("broadcast_parameters")
 
-    def settle(self) -> None:
+    def sync_parameters(self) -> None:
         started = time.monotonic()
         self.seconds += self.ask("average", True)
         self.averages += 1
@@ -224,14 +224,14 @@ class Link(Alone):
     def summary(self) -> str:
         share = self.waited / (time.monotonic() - self.started)
         return (
-            f"Averages: {self.averages}, for each of which every machine sent {self.bytes_a_sync / 1e6:.1f} MB in {self.seconds / max(1, self.averages):.2f} s; "
+            f"Averages: {self.averages}, for each of which every machine sent {self.bytes_per_sync / 1e6:.1f} MB in {self.seconds / max(1, self.averages):.2f} s; "
             f"training waited {self.waited:.1f} s for them, {share:.1%} of the time.\n"
         )
 
     def ask(self, command: str, *arguments: Any) -> Any:
         if self.averaging:
             self.finish()
-        self.beat()
+        self.heartbeat()
         with suppress(BrokenPipeError):  # it has left a word, or none: `answer` tells
             self.pipe.send((command, *arguments))
         return self.answer()
@@ -240,12 +240,12 @@ class Link(Alone):
         try:
             while not self.pipe.poll(1.0):
                 if time.monotonic() - self.alive.value > 3 * TIMEOUT:
-                    raise Cut(f"nothing heard for {3 * TIMEOUT:.0f} s")
+                    raise PeerLost(f"nothing heard for {3 * TIMEOUT:.0f} s")
             reply = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise Cut("the process that is the connection has died") from None
+            raise PeerLost("the process that is the connection has died") from None
         if isinstance(reply, str):
-            raise Cut(reply)
+            raise PeerLost(reply)
         return reply[0]
 
     def __exit__(self, *error: object) -> None:
@@ -298,8 +298,8 @@ class Link(Alone):
                 0 if asked else PULSE
             ):  # who has asked already waits in the exchange, for those that have not
                 asked.append(pipe.recv())
-            counts = self.do_gather(
-                [np.array([[obeyed + len(asked), self.beats.value]])], equal=True
+            counts = self.do_all_gather(
+                [np.array([[obeyed + len(asked), self.heartbeats.value]])], equal=True
             )[0]
             self.alive.value = now = time.monotonic()
             if counts[:, 1].sum() != done:
@@ -311,7 +311,7 @@ class Link(Alone):
                 pipe.send((getattr(self, f"do_{command}")(*arguments),))
                 obeyed += 1
 
-    def do_total(self, parts: list[AnyArray]) -> list[AnyArray]:
+    def do_all_reduce(self, parts: list[AnyArray]) -> list[AnyArray]:
         import torch
         import torch.distributed as dist
 
@@ -319,7 +319,7 @@ class Link(Alone):
             dist.all_reduce(torch.from_numpy(part))
         return parts
 
-    def do_gather(self, parts: list[AnyArray], equal: bool = False) -> list[AnyArray]:
+    def do_all_gather(self, parts: list[AnyArray], equal: bool = False) -> list[AnyArray]:
         """`equal`: all have as many rows."""
         import torch
         import torch.distributed as dist
@@ -328,7 +328,7 @@ class Link(Alone):
         for part in parts:
             counts = np.full(self.machines, len(part))
             if not equal:
-                counts = self.do_gather([np.array([len(part)])], equal=True)[0]
+                counts = self.do_all_gather([np.array([len(part)])], equal=True)[0]
             padded = np.zeros((counts.max(), *part.shape[1:]), part.dtype)
             padded[: len(part)] = part
             received = [torch.from_numpy(np.empty_like(padded)) for _ in counts]
@@ -340,24 +340,24 @@ class Link(Alone):
             )
         return gathered
 
-    def do_tell(self, message: bytes) -> list[bytes]:
-        lengths, content = self.do_gather(
+    def do_all_gather_bytes(self, message: bytes) -> list[bytes]:
+        lengths, content = self.do_all_gather(
             [np.array([len(message)]), np.frombuffer(message, np.uint8)]
         )
         return [part.tobytes() for part in np.split(content, np.cumsum(lengths)[:-1])]
 
-    def do_hand_on(self, rank: int, content: bytes) -> bytes:
+    def do_broadcast_bytes(self, rank: int, content: bytes) -> bytes:
         import torch
         import torch.distributed as dist
 
-        size = self.do_gather([np.array([len(content)])], equal=True)[0][rank]
+        size = self.do_all_gather([np.array([len(content)])], equal=True)[0][rank]
         handed = np.empty(size, np.uint8)
         if rank == self.rank:
             handed[:] = np.frombuffer(content, np.uint8)
         dist.broadcast(torch.from_numpy(handed), src=rank)
         return handed.tobytes()
 
-    def do_begin(self) -> None:
+    def do_broadcast_parameters(self) -> None:
         """With rank 0's parameters."""
         import torch.distributed as dist
 

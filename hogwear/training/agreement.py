@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hogwear.cluster.peers import Link
+from hogwear.cluster.peers import Peers
 from hogwear.data.photos import Photos
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint
@@ -14,7 +14,7 @@ from hogwear.training.checkpoint import Checkpoint
 
 
 def agree(
-    others: Link, photos: Photos, flags: dict[str, Any], saved: Checkpoint | None
+    others: Peers, photos: Photos, flags: dict[str, Any], saved: Checkpoint | None
 ) -> Checkpoint | None:
     """The newest checkpoint that any of the machines has. BadInput where they see different photos, or were started with different `flags`."""
     hello = {
@@ -23,7 +23,7 @@ def agree(
         "age": age(saved),
         "checkpoint": saved.sha256 if saved else None,
     }
-    hellos = [json.loads(text) for text in others.tell(json.dumps(hello).encode())]
+    hellos = [json.loads(text) for text in others.all_gather_bytes(json.dumps(hello).encode())]
     for rank, theirs in enumerate(hellos):
         for name, value in theirs["flags"].items():
             if value != (first := hellos[0]["flags"][name]):
@@ -37,7 +37,7 @@ def agree(
     newest = max(range(others.machines), key=lambda rank: (hellos[rank]["age"], -rank))
     if len({hello["checkpoint"] for hello in hellos}) == 1:
         return saved
-    content = others.hand_on(
+    content = others.broadcast_bytes(
         newest, saved.file.read_bytes() if saved and newest == others.rank else b""
     )
     return (

@@ -21,7 +21,7 @@ from hogwear.system.errors import BadInput, NoCheckpoint
 from hogwear.system.flags import is_out_of_memory
 from hogwear.system.text import escape
 
-FORMAT = 3
+FORMAT = 4
 UNFINISHED = f".{CHECKPOINT}.unfinished-"  # files that nobody else names so
 DIGEST_SIZE = hashlib.sha256().digest_size
 

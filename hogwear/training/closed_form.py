@@ -15,7 +15,7 @@ from hogwear.system import machine
 from hogwear.system.arrays import Float64Array
 
 BATCH = 32
-PHOTOS_A_CLASS = 100  # more would only cost time
+PHOTOS_PER_CLASS = 100  # more would only cost time
 RIDGE = 0.6  # added to the covariance, in units of its mean eigenvalue
 TEMPERATURE = 0.03  # the Gaussian model is far too sure of itself, and would leave training nothing to learn from
 
@@ -32,7 +32,7 @@ class Moments:
         self.sums = torch.zeros(workers, num_classes, features).share_memory_()
         self.counts = torch.zeros(workers, num_classes).share_memory_()
         order = np.random.default_rng(0).permutation(len(photos))
-        by_class = [order[photos.labels[order] == c][:PHOTOS_A_CLASS] for c in range(num_classes)]
+        by_class = [order[photos.labels[order] == c][:PHOTOS_PER_CLASS] for c in range(num_classes)]
         self.photos, self.chosen = (
             photos,
             np.sort(np.concatenate(by_class)),

@@ -13,14 +13,14 @@ IMAGES = {
 }  # that each machine sees by default, in one epoch or more
 UNBALANCED = 10  # times as many photos in the largest class as in the smallest: then rare classes count as much as others
 ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
-SETBACKS = (
+MAX_ROLLBACKS = (
     2  # times that a run which diverges goes back and tries again with half the learning rate
 )
 OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
 
 
 @dataclass(frozen=True)
-class Choices:
+class Hyperparameters:
     """Defaults for a new run; docs/decisions/defaults.md has the measurements."""
 
     arch: str = "efficientnet_lite0"
@@ -50,27 +50,31 @@ def choose(
     class_names: tuple[str, ...],
     photos: int,
     machines: int = 1,
-) -> Choices:
+) -> Hyperparameters:
     """What to train with on so many photos and machines: as `settings` ask, or as the checkpoint `state` says.
 
     BadInput where the checkpoint is of other classes or another architecture, and where an interrupted run is asked
     to go on with other settings than it had.
     """
     given: dict[str, Any] = {
-        f.name: v for f in fields(Choices) if (v := getattr(settings, f.name)) is not None
+        f.name: v for f in fields(Hyperparameters) if (v := getattr(settings, f.name)) is not None
     }
     if "epochs" in given and "time_budget" in given:
         raise BadInput("--epochs and --time-budget exclude each other: give one of them")
-    arch = given.get("arch", Choices.arch) if state is None else state["choices"]["arch"]
+    arch = (
+        given.get("arch", Hyperparameters.arch)
+        if state is None
+        else state["hyperparameters"]["arch"]
+    )
     default = {"epochs": max(1, round(IMAGES[arch] * machines / photos))}
     if state is None:
-        return Choices(**default | given)
+        return Hyperparameters(**default | given)
     if class_names != tuple(state["class_names"]):
         raise BadInput(
             f"the checkpoint in {settings.model_dir} knows the classes {', '.join(state['class_names'])}; the photos in "
             f"{settings.data_dir} are of {', '.join(class_names)}: use another --model-dir, or --fresh to start over"
         )
-    saved = Choices(**state["choices"])
+    saved = Hyperparameters(**state["hyperparameters"])
     kept = ["arch", "image_size"] if saved.arch in ONE_SIZE else ["arch"]
     for name in kept if state["finished"] else given:
         if (asked := given.get(name, getattr(saved, name))) != getattr(saved, name):
@@ -81,5 +85,5 @@ def choose(
     if not state["finished"]:
         return saved
     return replace(
-        Choices(arch=saved.arch, image_size=state["best"]["image_size"]), **default | given
+        Hyperparameters(arch=saved.arch, image_size=state["best"]["image_size"]), **default | given
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hogwear.cluster.peers import ALONE, Alone
+from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
 from hogwear.data.pixels import Pixels
 
 
@@ -21,9 +21,11 @@ class PhotoSet:
     sha256: str  # of the pairs of class and content, sorted
 
     @classmethod
-    def of(cls, pixels: Pixels, class_names: tuple[str, ...], others: Alone = ALONE) -> "PhotoSet":
+    def of(
+        cls, pixels: Pixels, class_names: tuple[str, ...], others: SingleMachine = SINGLE_MACHINE
+    ) -> "PhotoSet":
         """The photos of all machines together."""
-        hashes, labels = others.gather([pixels.hashes, pixels.labels])
+        hashes, labels = others.all_gather([pixels.hashes, pixels.labels])
         digest = hashlib.sha256()
         for label, name in enumerate(class_names):
             of_class = sorted(map(bytes, hashes[labels == label]))

@@ -4,13 +4,13 @@ import sys
 
 from tqdm import tqdm
 
-from hogwear.cluster.peers import Alone
+from hogwear.cluster.peers import SingleMachine
 
 
 class TrainingBar:
     """Images/s, loss and the time left, over the whole course."""
 
-    def __init__(self, total: int, done: int, cluster: Alone) -> None:
+    def __init__(self, total: int, done: int, cluster: SingleMachine) -> None:
         self.machines = cluster.machines
         hidden = True if cluster.rank else None  # None: where there is no terminal
         self.bar = tqdm(

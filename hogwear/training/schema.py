@@ -14,7 +14,13 @@ from torch import Tensor, strided
 from hogwear.evaluation.metrics import COLDEST, HOTTEST, NOWHERE
 from hogwear.networks.network import Network
 from hogwear.system.text import is_safe
-from hogwear.training.hyperparameters import ARCHITECTURES, ONE_SIZE, RANGES, SETBACKS, Choices
+from hogwear.training.hyperparameters import (
+    ARCHITECTURES,
+    MAX_ROLLBACKS,
+    ONE_SIZE,
+    RANGES,
+    Hyperparameters,
+)
 
 LONGEST = 60  # characters of a value that are quoted
 Build = Callable[[str, int, int], Network]  # (architecture, classes, image size) -> a network
@@ -93,7 +99,7 @@ ANYTHING = Rule("anything", lambda value: True)
 SWITCH = Rule("True or False", lambda value: type(value) is bool)
 SHARE = number(float, at_most=1)
 LOSS = number(float)
-CHOICES = {
+HYPERPARAMETERS = {
     "arch": Rule(
         f"one of {', '.join(ARCHITECTURES)}",
         lambda value: type(value) is str and value in ARCHITECTURES,
@@ -102,7 +108,7 @@ CHOICES = {
     field.name: number(**RANGES[field.name])
     if field.default is not None
     else or_none(number(**RANGES[field.name]))
-    for field in fields(Choices)
+    for field in fields(Hyperparameters)
     if field.name in RANGES
 }
 PHOTO_SET = {
@@ -129,14 +135,14 @@ BEST: dict[str, Schema] = {
     "val_acc": SHARE,
     "val_loss": LOSS,
     "temperature": number(float, at_least=COLDEST, at_most=HOTTEST),
-    "sure_from": number(float, at_most=NOWHERE),
-    "image_size": CHOICES["image_size"],
+    "confidence_threshold": number(float, at_most=NOWHERE),
+    "image_size": HYPERPARAMETERS["image_size"],
     "weights": ANYTHING,
 }
 STATE = {
     "format": ANYTHING,
     "class_names": Rule("a list of two or more different names that can be shown", are_class_names),
-    "choices": CHOICES,
+    "hyperparameters": HYPERPARAMETERS,
     "photos": {"is_sample": SWITCH, "train": PHOTO_SET, "val": PHOTO_SET},
     "split": {**PHOTO_SET, "count": number(int)},
     "trained_on": tensor(None, dtype="int64"),
@@ -148,14 +154,14 @@ STATE = {
     "finished": SWITCH,
     "history": Rule("a list of epochs", lambda value: isinstance(value, list)),
     "best": ANYTHING,
-    "tally": {
+    "epoch_metrics": {
         "images": number(int),
         "loss": LOSS,
         "correct": number(int),
         "seconds": number(float),
     },
-    "length": or_none(number(int, at_least=1)),
-    "setbacks": number(int, at_most=SETBACKS),
+    "total_images": or_none(number(int, at_least=1)),
+    "rollbacks": number(int, at_most=MAX_ROLLBACKS),
     "weights": ANYTHING,
     "momentum": ANYTHING,
 }
@@ -164,13 +170,15 @@ STATE = {
 def require_valid(state: Any, build: Build) -> None:
     """Raises Odd where a checkpoint's state is not what a run writes, `build` being what makes the network that it is for."""
     conform("", state, STATE)
-    choices, history, class_names = state["choices"], state["history"], state["class_names"]
+    choices, history, class_names = state["hyperparameters"], state["history"], state["class_names"]
     for epoch, row in enumerate(history, start=1):
         conform(f"epoch {epoch} of history", row, ROW)
         conform(f"epoch {epoch} of history.epoch", row["epoch"], exactly(epoch))
     conform("first_epoch", state["first_epoch"], number(int, at_most=len(history)))
     conform(
-        "tally.correct", state["tally"]["correct"], number(int, at_most=state["tally"]["images"])
+        "epoch_metrics.correct",
+        state["epoch_metrics"]["correct"],
+        number(int, at_most=state["epoch_metrics"]["images"]),
     )
 
     net = build(choices["arch"], len(class_names), choices["image_size"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hogwear.cluster import membership
-from hogwear.cluster.peers import ALONE, Alone
+from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
 from hogwear.data import contents, splitting
 from hogwear.data.pixels import Pixels
 from hogwear.evaluation import metrics, predict
@@ -30,7 +30,7 @@ from hogwear.system.workers import Workers
 from hogwear.training import checkpoint, hogwild, schema
 from hogwear.training.closed_form import Moments
 from hogwear.training.hogwild import Course
-from hogwear.training.hyperparameters import SETBACKS, UNBALANCED, Choices
+from hogwear.training.hyperparameters import MAX_ROLLBACKS, UNBALANCED, Hyperparameters
 from hogwear.training.photo_sets import PhotoSets
 from hogwear.training.progress import TrainingBar
 from hogwear.training.time_budget import Budget
@@ -43,7 +43,7 @@ SURE = 0.99  # share of the answers that shall be right where a photo is not cal
 
 
 @dataclass
-class Tally:
+class RunningMetrics:
     """Sums over the images of an epoch so far."""
 
     images: int = 0
@@ -62,27 +62,27 @@ class Snapshot:
     """A copy of what has been learnt, made while no worker was at work: what is saved, and what can be gone back to."""
 
     images_seen: int
-    tally: Tally
+    tally: RunningMetrics
     weights: dict[str, Tensor]
     momentum: Tensor  # (workers, trained parameters)
 
 
-class Run:
-    """One run of `choices.epochs` epochs, maybe after others."""
+class Trainer:
+    """One run of `hyperparameters.epochs` epochs, maybe after others."""
 
     good: Snapshot  # the last one that was sound
 
     def __init__(
         self,
         net: Network,
-        choices: Choices,
+        hyperparameters: Hyperparameters,
         class_names: tuple[str, ...],
         photos: PhotoSets,
         machines: int = 1,
     ) -> None:
-        self.net, self.choices, self.class_names, self.photos, self.machines = (
+        self.net, self.hyperparameters, self.class_names, self.photos, self.machines = (
             net,
-            choices,
+            hyperparameters,
             class_names,
             photos,
             machines,
@@ -94,16 +94,16 @@ class Run:
         self.history: list[dict[str, float]] = []  # a row an epoch, of all runs
         self.best: dict[
             str, Any
-        ] = {}  # epoch, val_acc, val_loss, image_size, temperature, sure_from, weights
-        self.tally = Tally()  # of the epoch under way
-        self.session = Tally()  # of this process
+        ] = {}  # epoch, val_acc, val_loss, image_size, temperature, confidence_threshold, weights
+        self.tally = RunningMetrics()  # of the epoch under way
+        self.session = RunningMetrics()  # of this process
         self.momentum: Tensor | None = None  # (workers, trained parameters)
         self.length: int | None = None  # images in all, where a time budget set them
-        self.setbacks = 0  # times that training diverged; each halves the learning rate
+        self.rollbacks = 0  # times that training diverged; each halves the learning rate
         self.epochs_done: float | None = (
             None  # where images do not tell, because another number of machines had a part each
         )
-        self.others = ALONE  # machines that train beside this one
+        self.others = SINGLE_MACHINE  # machines that train beside this one
         self.split = splitting.NOTHING.version()  # of model/split.json
         self.trained_on = torch.empty(
             0, dtype=torch.int64
@@ -121,8 +121,8 @@ class Run:
             self.images_seen, self.first_epoch = state["images_seen"], state["first_epoch"]
             if self.machines > 1 or state["machines"] > 1:
                 self.epochs_done = state["epochs_done"]
-            self.momentum, self.tally = state["momentum"], Tally(**state["tally"])
-            self.length, self.setbacks = state["length"], state["setbacks"]
+            self.momentum, self.tally = state["momentum"], RunningMetrics(**state["epoch_metrics"])
+            self.length, self.rollbacks = state["total_images"], state["rollbacks"]
 
     def take(self, split: splitting.SplitVersion, hashes: UInt8Array) -> None:
         """Keep in mind by which split, and on photos of which contents, (n, HASH_SIZE), it trains from now on."""
@@ -135,7 +135,7 @@ class Run:
         """What the checkpoint holds, as schema.py has it."""
         return {
             "class_names": list(self.class_names),
-            "choices": asdict(self.choices),
+            "hyperparameters": asdict(self.hyperparameters),
             "photos": asdict(self.photos),  # which `best` was measured on, too
             "split": self.split,
             "trained_on": self.trained_on,
@@ -147,36 +147,42 @@ class Run:
             "finished": self.finished,
             "history": self.history,
             "best": self.best,
-            "tally": asdict(self.tally),  # of rank 0
-            "length": self.length,
-            "setbacks": self.setbacks,
+            "epoch_metrics": asdict(self.tally),  # of rank 0
+            "total_images": self.length,
+            "rollbacks": self.rollbacks,
             "weights": self.good.weights,
             "momentum": None if self.finished else self.good.momentum,
         }
 
     def measure_best(
-        self, best: dict[str, Any], val: Pixels, workers: int, others: Alone
+        self, best: dict[str, Any], val: Pixels, workers: int, others: SingleMachine
     ) -> dict[str, Any]:
         """The `best` of a checkpoint with its figures on these photos, of its image size. The network is left with its weights."""
         self.net.load_state_dict(best["weights"])
-        logits = predict.predict_logits(self.net, val.images, val.rows, workers, others.beat)
-        logits, labels = others.gather([logits, val.labels])
+        logits = predict.predict_logits(self.net, val.images, val.rows, workers, others.heartbeat)
+        logits, labels = others.all_gather([logits, val.labels])
         return best | validated(logits, labels) | calibrated(logits, labels)
 
     def course(self, train: Pixels, workers: int) -> Course:
-        steady = min(1.0, STEADY_WORKERS / workers, self.choices.batch_size / Choices.batch_size)
+        steady = min(
+            1.0,
+            STEADY_WORKERS / workers,
+            self.hyperparameters.batch_size / Hyperparameters.batch_size,
+        )
         return Course(
             images=train.images,
-            crop=self.net.crop_size(self.choices.image_size),
+            crop=self.net.crop_size(self.hyperparameters.image_size),
             rows=train.rows,
             labels=train.labels,
-            batch_size=self.choices.batch_size,
-            length=torch.tensor([self.length or self.choices.epochs * len(train)]).share_memory_(),
-            lr=self.choices.lr
+            batch_size=self.hyperparameters.batch_size,
+            length=torch.tensor(
+                [self.length or self.hyperparameters.epochs * len(train)]
+            ).share_memory_(),
+            lr=self.hyperparameters.lr
             or self.net.default_lr * steady * math.sqrt(self.machines),  # docs/decisions/cluster.md
-            lr_scale=torch.tensor([0.5**self.setbacks], dtype=torch.float64).share_memory_(),
-            momentum=self.choices.momentum,
-            seed=self.choices.seed,
+            lr_scale=torch.tensor([0.5**self.rollbacks], dtype=torch.float64).share_memory_(),
+            momentum=self.hyperparameters.momentum,
+            seed=self.hyperparameters.seed,
             first_epoch=self.first_epoch,
             pretrained=self.net.pretrained,
             log_prior=log_prior(train.labels, len(self.class_names)),
@@ -184,7 +190,7 @@ class Run:
 
     def fit(
         self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop, budget: Budget | None = None,
-        connect: Callable[[Network], Alone] = Alone,
+        connect: Callable[[Network], SingleMachine] = SingleMachine,
     ) -> None:  # fmt: skip
         """Train to the end of the run or until `stop`; save then, and as often as costs SAVING_SHARE of the time.
 
@@ -234,11 +240,11 @@ class Run:
         ):
             if moments:
                 self.start_head(pool, moments, stop)
-            self.others.begin()
-            self.keep(LossWatch(len(self.class_names)))
+            self.others.broadcast_parameters()
+            self.keep(DivergenceDetector(len(self.class_names)))
             saves = SaveClock()
             while not self.finished and not stop.requested:
-                loss = LossWatch(len(self.class_names))
+                loss = DivergenceDetector(len(self.class_names))
                 try:
                     self.train(
                         pool, course, loss, lambda: stop.requested or saves.due(), bar, budget
@@ -260,7 +266,7 @@ class Run:
                 self.finished = step >= course.steps
                 if closing:
                     self.close_epoch(
-                        predict.collect_logits(pool, len(val), self.others.beat),
+                        predict.collect_logits(pool, len(val), self.others.heartbeat),
                         val,
                         course.lr_at(step - 1),
                     )
@@ -275,7 +281,7 @@ class Run:
             if not self.finished and self.session.images:
                 self.save(model_dir)
             if self.finished:
-                self.others.wait()  # nobody leaves before it is saved
+                self.others.barrier()  # nobody leaves before it is saved
 
     def save(self, model_dir: Path) -> None:
         """By one machine of all."""
@@ -291,7 +297,7 @@ class Run:
         self,
         pool: Workers,
         course: Course,
-        loss: "LossWatch",
+        loss: "DivergenceDetector",
         pause: Callable[[], bool],
         bar: TrainingBar,
         budget: Budget | None,
@@ -307,7 +313,7 @@ class Run:
             for tally in self.tally, self.session:
                 tally.add(result)
             loss.add(result.loss)
-            self.others.reached(step / course.steps_per_epoch)
+            self.others.sync_if_due(step / course.steps_per_epoch)
             bar.show(result.images, result.loss)
             if budget:
                 self.stay_in_time(budget, course, time.monotonic() - started)
@@ -318,7 +324,7 @@ class Run:
     def settle(self) -> None:
         """All machines take the average of their parameters."""
         started = time.monotonic()
-        self.others.settle()
+        self.others.sync_parameters()
         for tally in self.tally, self.session:
             tally.seconds += time.monotonic() - started
 
@@ -329,7 +335,7 @@ class Run:
             self.length = self.images_seen + more
             course.length[0] = self.length
 
-    def keep(self, loss: "LossWatch") -> bool:
+    def keep(self, loss: "DivergenceDetector") -> bool:
         """Copy what has been learnt, as `good`; False, and the copy before stays, where it diverged or a weight or its momentum is no number."""
         assert self.momentum is not None
         weights = {name: p.clone() for name, p in self.net.state_dict().items()}
@@ -342,21 +348,21 @@ class Run:
             )
         return sound
 
-    def go_back(self, course: Course, loss: "LossWatch", model_dir: Path) -> None:
-        """To the last `good` weights, with half the learning rate. BadInput when that has been done SETBACKS times."""
+    def go_back(self, course: Course, loss: "DivergenceDetector", model_dir: Path) -> None:
+        """To the last `good` weights, with half the learning rate. BadInput when that has been done MAX_ROLLBACKS times."""
         lr, diverged_after = course.lr * float(course.lr_scale), self.images_seen
         self.images_seen, self.tally = self.good.images_seen, replace(self.good.tally)
         self.net.load_state_dict(self.good.weights)
         assert self.momentum is not None
         self.momentum.copy_(self.good.momentum)
-        if self.setbacks == SETBACKS:
+        if self.rollbacks == MAX_ROLLBACKS:
             self.save(model_dir)
             raise BadInput(
-                f"training diverged {SETBACKS + 1} times (loss {loss.mean:.1f}), at last with a learning rate of {lr:g}: start over "
+                f"training diverged {MAX_ROLLBACKS + 1} times (loss {loss.mean:.1f}), at last with a learning rate of {lr:g}: start over "
                 f"with a smaller one, --fresh --lr {lr / 10:g}; the checkpoint is from before, after {self.images_seen} images"
             )
-        self.setbacks += 1
-        course.lr_scale[0] = 0.5**self.setbacks
+        self.rollbacks += 1
+        course.lr_scale[0] = 0.5**self.rollbacks
         print(f"Warning: training diverged (loss {loss.mean:.1f}) after {diverged_after} images: "
               f"back to {self.images_seen}, with half the learning rate, {lr / 2:g}", file=sys.stderr)  # fmt: skip
 
@@ -366,14 +372,14 @@ class Run:
             pass
         if stop.requested:
             return
-        weight, bias = moments.classifier(self.others.total(moments.totals()))
+        weight, bias = moments.classifier(self.others.all_reduce(moments.totals()))
         self.net.head.weight.data.copy_(weight)
         self.net.head.bias.data.copy_(bias)
 
     def close_epoch(self, logits: Float32Array, val: Pixels, lr: float) -> None:
         """Note a row of history, and keep the weights if they are the best on val yet (of equal ones, the later)."""
         sums = np.array([[self.tally.images, self.tally.loss, self.tally.correct]])
-        logits, labels, sums = self.others.gather(
+        logits, labels, sums = self.others.all_gather(
             [np.nan_to_num(logits, nan=0, posinf=HUGE, neginf=-HUGE), val.labels, sums]
         )
         images, loss, correct = sums.sum(axis=0).tolist()
@@ -387,11 +393,11 @@ class Run:
             "images_per_second": images / self.tally.seconds,
         }
         self.history.append(row)
-        self.tally = Tally()
-        self.good = replace(self.good, tally=Tally())
+        self.tally = RunningMetrics()
+        self.good = replace(self.good, tally=RunningMetrics())
         if not self.best or row["val_acc"] >= self.best["val_acc"]:
             self.best = {name: row[name] for name in ("epoch", "val_acc", "val_loss")}
-            self.best["image_size"] = self.choices.image_size
+            self.best["image_size"] = self.hyperparameters.image_size
             self.best |= calibrated(logits, labels)
             self.best["weights"] = self.good.weights
 
@@ -399,7 +405,7 @@ class Run:
         row = self.history[-1]
         best = " (best)" * (self.best["epoch"] == row["epoch"])
         return (
-            f"epoch {row['epoch']}/{self.first_epoch + self.choices.epochs}: "
+            f"epoch {row['epoch']}/{self.first_epoch + self.hyperparameters.epochs}: "
             f"train loss {row['train_loss']:.3f} accuracy {row['train_acc']:.3f}, "
             f"val loss {row['val_loss']:.4f} accuracy {row['val_acc']:.4f}{best}, "
             f"{row['images_per_second']:.0f} images/s"
@@ -431,10 +437,13 @@ def calibrated(logits: Float32Array, labels: Int64Array) -> dict[str, float]:
     """What makes the probabilities of these weights mean what they say: the temperature, and from where on 99 % are right."""
     temperature = metrics.fit_temperature(logits, labels)
     confidence, right = metrics.confidences(logits, temperature), logits.argmax(axis=1) == labels
-    return {"temperature": temperature, "sure_from": metrics.threshold_for(SURE, confidence, right)}
+    return {
+        "temperature": temperature,
+        "confidence_threshold": metrics.threshold_for(SURE, confidence, right),
+    }
 
 
-class LossWatch:
+class DivergenceDetector:
     """The mean loss of the last ten batches or so, and whether training has come apart."""
 
     def __init__(self, classes: int) -> None:

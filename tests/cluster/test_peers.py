@@ -13,11 +13,11 @@ from helpers import Elsewhere
 from torch import nn
 
 from hogwear.cluster import membership, peers
-from hogwear.cluster.peers import Cut, Link, Place
+from hogwear.cluster.peers import PeerLost, Peers, Rank
 from hogwear.system.workers import FORK
 
 
-def together(*functions: Callable[[Link], Any]) -> list[Any]:
+def together(*functions: Callable[[Peers], Any]) -> list[Any]:
     """What each returns, called with the connection of a machine to the others; of an exception, its text."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,33 +31,33 @@ def together(*functions: Callable[[Link], Any]) -> list[Any]:
         nn.init.constant_(net.weight, float(rank))
         net.share_memory()
         try:
-            with (others := Link(Place(rank, len(functions)), "test", net, syncs_per_epoch=4)):
+            with (others := Peers(Rank(rank, len(functions)), "test", net, syncs_per_epoch=4)):
                 answer = functions[rank](others)
-                others.wait()
+                others.barrier()
                 return answer
-        except Cut as error:
+        except PeerLost as error:
             return str(error)
 
     started = [Elsewhere(machine, rank) for rank in range(len(functions))]
     return [machine.answer() for machine in started]
 
 
-def set_to(others: Link, value: float) -> None:
+def set_to(others: Peers, value: float) -> None:
     with torch.no_grad():
         others.parameters[0].fill_(value)
 
 
-def value(others: Link) -> float:
+def value(others: Peers) -> float:
     assert (others.parameters[0] == others.parameters[0][0, 0]).all()
     return others.parameters[0][0, 0].item()
 
 
 def test_all_begin_with_rank_0s_parameters_and_settle_on_the_mean() -> None:
-    def machine(others: Link) -> tuple[float, float]:
-        others.begin()
+    def machine(others: Peers) -> tuple[float, float]:
+        others.broadcast_parameters()
         begun = value(others)
         set_to(others, 1.0 + others.rank)
-        others.settle()
+        others.sync_parameters()
         return begun, value(others)
 
     assert together(machine, machine, machine) == [(0.0, 2.0)] * 3
@@ -66,52 +66,52 @@ def test_all_begin_with_rank_0s_parameters_and_settle_on_the_mean() -> None:
 def test_what_is_learnt_while_an_average_is_under_way_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    snapshot, taken = Link.snapshot, [FORK.Event(), FORK.Event()]
+    snapshot, taken = Peers.snapshot, [FORK.Event(), FORK.Event()]
 
-    def slowly(others: Link) -> torch.Tensor:
+    def slowly(others: Peers) -> torch.Tensor:
         before = snapshot(others)
         taken[others.rank].set()
         time.sleep(0.5)
         return before
 
-    def machine(others: Link) -> float:
-        others.begin()
+    def machine(others: Peers) -> float:
+        others.broadcast_parameters()
         taken[others.rank].clear()
         set_to(others, 2.0 * others.rank)
-        others.reached(0.25)
+        others.sync_if_due(0.25)
         assert taken[others.rank].wait(20)
         set_to(others, value(others) + 10)
         while others.averaging:
-            others.reached(0.25)
+            others.sync_if_due(0.25)
         return value(others)
 
-    monkeypatch.setattr(Link, "snapshot", slowly)
+    monkeypatch.setattr(Peers, "snapshot", slowly)
     assert together(machine, machine) == [11.0, 11.0]
 
 
 def test_a_machine_whose_parameters_are_no_numbers_takes_the_others() -> None:
-    def machine(others: Link) -> float:
-        others.begin()
+    def machine(others: Peers) -> float:
+        others.broadcast_parameters()
         set_to(others, [4.0, float("nan"), 8.0][others.rank])
-        others.settle()
+        others.sync_parameters()
         return value(others)
 
     assert together(machine, machine, machine) == [6.0] * 3
 
 
 def test_arrays_and_messages_of_all_are_gathered_in_the_order_of_their_ranks() -> None:
-    def machine(others: Link) -> tuple[Any, ...]:
+    def machine(others: Peers) -> tuple[Any, ...]:
         rank = others.rank
-        rows, names = others.gather(
+        rows, names = others.all_gather(
             [np.full((rank + 1, 2), rank, np.float32), np.array([10 * rank])]
         )
-        [total] = others.total([np.array([1.0, rank])])
+        [total] = others.all_reduce([np.array([1.0, rank])])
         return (
             rows[:, 0].tolist(),
             names.tolist(),
             total.tolist(),
-            others.tell(b"x" * rank),
-            others.hand_on(1, b"of 1" if rank == 1 else b""),
+            others.all_gather_bytes(b"x" * rank),
+            others.broadcast_bytes(1, b"of 1" if rank == 1 else b""),
         )
 
     assert (
@@ -125,15 +125,15 @@ def test_a_machine_that_is_late_is_waited_for_as_long_as_it_does_something(
 ) -> None:
     monkeypatch.setattr(peers, "STALLED", 1.5)
 
-    def late(others: Link) -> None:
+    def late(others: Peers) -> None:
         for _ in range(25):
             time.sleep(0.1)
-            others.beat()
+            others.heartbeat()
 
-    def stuck(others: Link) -> None:
+    def stuck(others: Peers) -> None:
         others.process.join(60)  # it gives up, and so do the others
 
-    def early(others: Link) -> None:
+    def early(others: Peers) -> None:
         pass
 
     assert together(early, late) == [None, None]
@@ -143,17 +143,17 @@ def test_a_machine_that_is_late_is_waited_for_as_long_as_it_does_something(
 def test_a_machine_that_dies_is_noticed_at_once() -> None:
     noticed = FORK.Event()
 
-    def die(others: Link) -> None:
-        others.wait()
+    def die(others: Peers) -> None:
+        others.barrier()
         others.process.kill()
         assert noticed.wait(60) and peers.TIMEOUT > 60, (
             "long before one that is cut off is given up"
         )
 
-    def live(others: Link) -> None:
-        others.wait()
+    def live(others: Peers) -> None:
+        others.barrier()
         try:
-            others.wait()
+            others.barrier()
         finally:
             noticed.set()
 

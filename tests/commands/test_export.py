@@ -28,9 +28,9 @@ from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system.arrays import UInt8Array
 from hogwear.training import checkpoint, closed_form
-from hogwear.training.hyperparameters import Choices
+from hogwear.training.hyperparameters import Hyperparameters
 from hogwear.training.photo_sets import PhotoSet, PhotoSets
-from hogwear.training.trainer import LossWatch, Run
+from hogwear.training.trainer import DivergenceDetector, Trainer
 
 SHAPES = {  # (height, width)
     "portrait": (320, 240), "landscape": (213, 320), "square": (224, 224), "tall": (700, 211), "a little tall": (411, 203),
@@ -66,14 +66,14 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(start)
     weight, bias = moments.classifier(moments.totals())
     net.head.load_state_dict({"weight": weight, "bias": bias})
-    run = Run(
+    run = Trainer(
         net,
-        Choices(image_size=SIZE, epochs=2),
+        Hyperparameters(image_size=SIZE, epochs=2),
         CLASSES,
         PhotoSets(False, *2 * [PhotoSet(40, "0" * 64)]),
     )
     run.momentum, run.trained_on = create_momentum_buffers(net, 1, None), torch.arange(120)
-    assert run.keep(LossWatch(len(CLASSES)))
+    assert run.keep(DivergenceDetector(len(CLASSES)))
     row = {
         "images": 120,
         "lr": 0.1,
@@ -85,7 +85,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.history = [{"epoch": epoch, "val_acc": epoch / 4} | row for epoch in (1, 2)]
     run.best = {
         "weights": net.state_dict(), "image_size": SIZE, "epoch": 2, "val_acc": 0.75, "val_loss": 0.5,
-        "temperature": TEMPERATURE, "sure_from": 0.625,
+        "temperature": TEMPERATURE, "confidence_threshold": 0.625,
     }  # fmt: skip
     run.finished = True
     run.write(folder)

@@ -20,7 +20,7 @@ import train
 from hogwear.commands.export import main as export
 from hogwear.data import contents, decoding
 from hogwear.system.artifacts import EVALUATION, SPLIT
-from hogwear.training.trainer import Run
+from hogwear.training.trainer import Trainer
 
 TINY = ("--arch", "tinyvgg", "--image-size", 32, "--workers", 1)
 ONCE = (*TINY, "--epochs", 1)
@@ -155,7 +155,7 @@ def test_a_split_is_written_before_anything_is_trained(
     project = Project(tmp_path)
     shutil.copytree(divided.data, project.data)
 
-    def fit(run: Run, *arguments: object) -> None:
+    def fit(run: Trainer, *arguments: object) -> None:
         assert (
             project.split() == divided.split()
             and run.split["count"] == 28
@@ -163,7 +163,7 @@ def test_a_split_is_written_before_anything_is_trained(
         )
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "fit", fit)
+    monkeypatch.setattr(Trainer, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         of_model(call, train, project, *ONCE)
 

@@ -26,7 +26,7 @@ from hogwear.evaluation.pictures import Prediction
 from hogwear.system import flags as flags
 from hogwear.system.errors import BadInput
 from hogwear.system.text import escape
-from hogwear.training.hyperparameters import Choices
+from hogwear.training.hyperparameters import Hyperparameters
 
 KAGGLE = FASHION5.parent / "kaggle_sample"
 needs_kaggle = pytest.mark.skipif(not KAGGLE.is_dir(), reason="no sample of Kaggle's data set")
@@ -476,7 +476,7 @@ def test_train_says_what_became_of_the_rows(
     photos = dataset.find_photos(
         write(folder, "id,label", *of_two([str(i) for i in range(8)]), "99,hats"), cache, FEW
     )
-    train.print_plan(Choices(), 1, photos)
+    train.print_plan(Hyperparameters(), 1, photos)
     assert (
         f"\n{folder}/table.csv: 8 photos of 9 rows; left out: 1 without an image (line 10: 99).\n"
         in capsys.readouterr().out

@@ -42,7 +42,7 @@ from hogwear.evaluation import pictures, predict
 from hogwear.system import machine
 from hogwear.system.arrays import Float32Array, UInt8Array
 from hogwear.system.artifacts import EVALUATION, SPLIT
-from hogwear.training.trainer import LossWatch, Run
+from hogwear.training.trainer import DivergenceDetector, Trainer
 
 SIZE = 32
 CLASSES = ("footwear", "handbag")
@@ -72,7 +72,7 @@ class Recorder:
 
     def fit(
         self,
-        run: Run,
+        run: Trainer,
         fit_on: Pixels,
         val: Pixels,
         workers: int,
@@ -91,7 +91,7 @@ class Recorder:
         run.images_seen += 1
         run.tally.add(type("Result", (), {"images": 1, "loss": 1.0, "correct": 1})())
         run.tally.seconds = 1.0
-        run.keep(LossWatch(2))
+        run.keep(DivergenceDetector(2))
         if self.interrupts:
             stop.signal = signal.SIGINT
         else:
@@ -99,7 +99,7 @@ class Recorder:
             run.close_epoch(self.predict(run.net, val.images, val.rows), val, 0.1)
         run.save(model_dir)
 
-    def photos(self, run: Run, pixels: Pixels) -> list[Photo]:
+    def photos(self, run: Trainer, pixels: Pixels) -> list[Photo]:
         """Sorted; copies are counted."""
         images = pixels.images[pixels.rows]
         contents = [bytes(content).hex() for content in pixels.hashes]
@@ -513,7 +513,7 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
         (tmp_path / "photo.bmp").write_bytes(content)
         pixels[content_of(content)] = decoding.decode(tmp_path / "photo.bmp", SIZE)
     recorder = Recorder(pixels, [], [], set())
-    monkeypatch.setattr(Run, "fit", lambda run, *arguments: recorder.fit(run, *arguments))
+    monkeypatch.setattr(Trainer, "fit", lambda run, *arguments: recorder.fit(run, *arguments))
     monkeypatch.setattr(predict, "predict", recorder.predict)
     monkeypatch.setattr(decoding, "opened", recorder.open)
     monkeypatch.setattr(machine, "cpus", lambda: 1)

@@ -32,7 +32,7 @@ from helpers import (
 )
 
 import model
-from hogwear.training.hyperparameters import SETBACKS
+from hogwear.training.hyperparameters import MAX_ROLLBACKS
 
 # --- train is killed
 
@@ -300,7 +300,7 @@ def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
         *at(data, tmp_path, trained.cache),
     )
     script = start("train.py", *arguments)
-    for setback in range(1, SETBACKS + 1):
+    for rollback in range(1, MAX_ROLLBACKS + 1):
         epochs = script.stdout.count("\nepoch ")
 
         def is_an_epoch_further(epochs: int = epochs) -> bool:
@@ -308,8 +308,8 @@ def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
 
         wait_until(is_an_epoch_further)
         spoil_weights(script.pid, weights_size())
-        script.wait_for_warning("training diverged", setback)
-        assert f"half the learning rate, {0.02 / 2**setback:g}" in script.stderr
+        script.wait_for_warning("training diverged", rollback)
+        assert f"half the learning rate, {0.02 / 2**rollback:g}" in script.stderr
     script.wait_for(r"(?s)\nepoch .*\nepoch .*\nepoch ")
     assert "nan" not in script.stdout
     spoil_weights(script.pid, weights_size())
@@ -317,10 +317,10 @@ def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
     assert re.search(r"training diverged 3 times .* --fresh --lr 0\.0005", script.stderr)
     state = saved(tmp_path)
     assert all(bool(weights.isfinite().all()) for weights in state["weights"].values())
-    assert state["setbacks"] == SETBACKS and state["history"]
+    assert state["rollbacks"] == MAX_ROLLBACKS and state["history"]
     held(
         "NaN written into the shared weights of a run",
-        SETBACKS + 1,
+        MAX_ROLLBACKS + 1,
         "back to the last good ones with half the learning rate, twice; then ended with the reason, the checkpoint good",
     )
 
@@ -338,7 +338,7 @@ def test_a_learning_rate_that_is_far_too_high_is_halved(
         r"Warning: training diverged \(loss [\d.]+\) after \d+ images: back to \d+, with half the learning rate, 4\.95",
         script.stderr,
     )
-    assert saved(tmp_path)["setbacks"] >= 1
+    assert saved(tmp_path)["rollbacks"] >= 1
     held("a learning rate of 9.9", 1, "noticed within an epoch, and halved")
 
 

@@ -21,7 +21,7 @@ from hogwear.commands import doctor, export
 from hogwear.commands.common import SharedSettings
 from hogwear.system.text import escape, is_safe, shorten, to_csv
 from hogwear.training import checkpoint, schema
-from hogwear.training.hyperparameters import Choices
+from hogwear.training.hyperparameters import Hyperparameters
 
 HARMLESS = {
     "letters of many scripts": "Schuhe 写真 バッグ обувь أحذية जूते",
@@ -249,7 +249,7 @@ def test_names_have_no_power_over_what_train_and_doctor_print_and_write(
     assert_harmless(script.stdout + script.stderr)
     assert r"Warning: skipped '" in script.stderr and r"broken\x1b[2J\x1b]0;title" in script.stderr
     photos = SharedSettings(data_dir=tmp_path / "data", cache_dir=tmp_path / "cache").photos()
-    train.print_plan(Choices(), 1, replace(photos, notes=(ATTACK,), folder=Path(ATTACK)))
+    train.print_plan(Hyperparameters(), 1, replace(photos, notes=(ATTACK,), folder=Path(ATTACK)))
     assert_harmless(printed := capfd.readouterr().out)
     assert printed.count(r"\x1b[2J") == 2 + len(attack) and KEPT in printed
 

@@ -26,7 +26,7 @@ from helpers import (
 import eval
 import infer
 import train
-from hogwear.cluster.peers import ALONE
+from hogwear.cluster.peers import SINGLE_MACHINE
 from hogwear.system import flags
 from hogwear.system.artifacts import CHECKPOINT
 from hogwear.training import checkpoint
@@ -168,7 +168,7 @@ def test_the_first_real_photos_start_a_new_run_and_the_checkpoint_of_the_sample_
     state = saved(folder)
     assert (
         not state["photos"]["is_sample"]
-        and state["choices"]["image_size"] == 64
+        and state["hyperparameters"]["image_size"] == 64
         and len(state["history"]) == 1
     )
 
@@ -189,7 +189,7 @@ def one_epoch(state: dict[str, Any]) -> dict[str, Any]:
         "val_acc": 1.0,
         "val_loss": 1.0,
         "temperature": 1.0,
-        "sure_from": 0.5,
+        "confidence_threshold": 0.5,
         "image_size": 32,
         "weights": state["weights"],
     }
@@ -314,10 +314,10 @@ def test_an_interrupted_run_goes_on_with_its_own_weights_and_not_with_the_best(
     folder = copied(interrupted)
     state, measured = saved(folder), evaluate(corrected, folder)
     prepared = train.prepare(
-        flags.parse(train.Settings, [*map(str, at(corrected, folder, cache))]), ALONE, 0.0
+        flags.parse(train.Settings, [*map(str, at(corrected, folder, cache))]), SINGLE_MACHINE, 0.0
     )
     assert prepared
-    run = train.open_run(prepared, cache, ALONE)
+    run = train.open_run(prepared, cache, SINGLE_MACHINE)
     assert torch.equal(flat(run.net.state_dict()), flat(state["weights"])) and not torch.equal(
         flat(state["weights"]), flat(state["best"]["weights"])
     )
@@ -385,7 +385,7 @@ def test_train_says_in_one_line_which_photos_have_changed(
     arguments = at(
         photos, trained.model if which == "finished" else interrupted, tmp_path / "cache"
     )
-    train.prepare(flags.parse(train.Settings, [*map(str, arguments)]), ALONE, 0.0)
+    train.prepare(flags.parse(train.Settings, [*map(str, arguments)]), SINGLE_MACHINE, 0.0)
     lines = re.findall(
         r"^The photos have changed since the last run: (.*)$", capsys.readouterr().out, re.MULTILINE
     )

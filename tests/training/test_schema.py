@@ -42,7 +42,12 @@ NEVER = [
     REMOVED,
     EXTRA,
 ]
-OPTIONAL = ("job",), ("length",), ("choices", "lr"), ("choices", "time_budget")  # which may be None
+OPTIONAL = (
+    ("job",),
+    ("total_images",),
+    ("hyperparameters", "lr"),
+    ("hyperparameters", "time_budget"),
+)  # which may be None
 
 
 @dataclass(frozen=True)
@@ -174,15 +179,17 @@ def cast(*key: Any, dtype: torch.dtype) -> Callable[[State], object]:
 
 HEAD = ("weights", "head.weight")
 EDGES: dict[str, Callable[[State], object]] = {
-    "choices.arch is 'resnet50'": put("choices", "arch", value="resnet50"),
-    "choices.image_size is 31,": put("choices", "image_size", value=31),
-    "choices.image_size is 100000": put("choices", "image_size", value=100000),
-    "choices.image_size is 32.0": put("choices", "image_size", value=32.0),
-    "choices.epochs is 0": put("choices", "epochs", value=0),
-    "choices.epochs is 1000000000": put("choices", "epochs", value=10**9),
-    "choices.time_budget is 4611686018427387904": put("choices", "time_budget", value=2**62),
-    "choices.lr is 10.0": put("choices", "lr", value=10.0),
-    "choices.momentum is 1.0": put("choices", "momentum", value=1.0),
+    "hyperparameters.arch is 'resnet50'": put("hyperparameters", "arch", value="resnet50"),
+    "hyperparameters.image_size is 31,": put("hyperparameters", "image_size", value=31),
+    "hyperparameters.image_size is 100000": put("hyperparameters", "image_size", value=100000),
+    "hyperparameters.image_size is 32.0": put("hyperparameters", "image_size", value=32.0),
+    "hyperparameters.epochs is 0": put("hyperparameters", "epochs", value=0),
+    "hyperparameters.epochs is 1000000000": put("hyperparameters", "epochs", value=10**9),
+    "hyperparameters.time_budget is 4611686018427387904": put(
+        "hyperparameters", "time_budget", value=2**62
+    ),
+    "hyperparameters.lr is 10.0": put("hyperparameters", "lr", value=10.0),
+    "hyperparameters.momentum is 1.0": put("hyperparameters", "momentum", value=1.0),
     "class_names is of type list": put("class_names", value=[*CLASSES[:4], CLASSES[0]]),
     "class_names is of type list, expected a list of two or more different": put(
         "class_names", value=["one"]
@@ -193,7 +200,7 @@ EDGES: dict[str, Callable[[State], object]] = {
         "class_names", value=list(CLASSES[:4])
     ),
     "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (5, 2560)": put(
-        "choices", "image_size", value=64
+        "hyperparameters", "image_size", value=64
     ),
     "weights.head.weight is float32 of shape (5, 640), expected finite": fill(
         *HEAD, value=math.nan
@@ -206,7 +213,7 @@ EDGES: dict[str, Callable[[State], object]] = {
     ),
     "best.temperature is 0.0": put("best", "temperature", value=0.0),
     "best.temperature is 1e-300": put("best", "temperature", value=1e-300),
-    "best.sure_from is 1.02": put("best", "sure_from", value=1.02),
+    "best.confidence_threshold is 1.02": put("best", "confidence_threshold", value=1.02),
     "best.val_acc is 1.5": put("best", "val_acc", value=1.5),
     "best.epoch is 3": put("best", "epoch", value=3),
     "best.image_size is 64": put("best", "image_size", value=64),
@@ -214,8 +221,8 @@ EDGES: dict[str, Callable[[State], object]] = {
     "best.epoch is missing": put("best", value={}),
     "best.'epoch' is not known": put("history", value=[]),
     "first_epoch is 3": put("first_epoch", value=3),
-    "setbacks is 3": put("setbacks", value=3),
-    "tally.correct is 1,": lambda state: state["tally"].update(images=0, correct=1),
+    "rollbacks is 3": put("rollbacks", value=3),
+    "epoch_metrics.correct is 1,": lambda state: state["epoch_metrics"].update(images=0, correct=1),
     "photos.val.sha256 is": put("photos", "val", "sha256", value="g" * 64),
     "photos.val.count is 0": put("photos", "val", "count", value=0),
 }
@@ -277,7 +284,8 @@ def of_the_issue(written: Written) -> dict[str, State]:
         tops = [
             key
             for key in keys(state)
-            if len(key) == 1 or (key[0] in ("choices", "best", "tally", "photos") and len(key) == 2)
+            if len(key) == 1
+            or (key[0] in ("hyperparameters", "best", "epoch_metrics", "photos") and len(key) == 2)
         ]
         states |= {
             f"{name} without {key}": changed(copy.deepcopy(state), key, REMOVED) for key in tops

@@ -147,7 +147,10 @@ def test_a_run_goes_on_until_its_time_is_over(
     assert answer.code == 0 and "epochs in 8 s" in answer.stdout
     assert 7 < clock.now - started <= 8
     state = saved(tmp_path)
-    assert state["finished"] and state["length"] <= state["images_seen"] < state["length"] + 128
+    assert (
+        state["finished"]
+        and state["total_images"] <= state["images_seen"] < state["total_images"] + 128
+    )
     assert sum(row["images"] for row in state["history"]) == state["images_seen"]
 
 
