@@ -180,7 +180,7 @@ def stopped_after(batches: int) -> Iterator[None]:
     losses: list[float] = []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(DivergenceDetector, "add", lambda self, loss: losses.append(loss))
-        patch.setattr(machine.Stop, "asked", property(lambda self: len(losses) >= batches))
+        patch.setattr(machine.Stop, "requested", property(lambda self: len(losses) >= batches))
         yield
 
 
