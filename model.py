@@ -12,12 +12,11 @@ float32 logits, and normalises the pixels itself, so that no script can do it di
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks import precision
-from hogwear.networks.layers import Conv, Pointwise, can_fuse, fused
+from hogwear.networks.layers import Conv, Pointwise
 from hogwear.networks.network import Network
 from hogwear.networks.weights import read_pretrained
 from hogwear.system.errors import BadInput
@@ -54,14 +53,8 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        if can_fuse(x):
-            y = fused(x, self.expand, relu6=True) if self.expand is not None else x
-            return fused(
-                self.depthwise(y), self.project, relu6=False, residual=x if self.residual else None
-            )
-        y = F.relu6(self.expand(x)) if self.expand is not None else x
-        y = self.project(self.depthwise(y))
-        return x + y if self.residual else y
+        y = x if self.expand is None else self.expand(x, relu6=True)
+        return self.project(self.depthwise(y), residual=x if self.residual else None)
 
 
 class EfficientNetLite0(Network):
@@ -110,9 +103,7 @@ class EfficientNetLite0(Network):
     def last_activations(self, x: Tensor) -> Tensor:
         for block in self.blocks[TRUNK_BLOCKS:]:
             x = block(x)
-        return (
-            fused(x, self.last, relu6=True) if can_fuse(x) else F.relu6(self.last(x))
-        )  # (B, H, W, HEAD_CHANNELS)
+        return self.last(x, relu6=True)  # (B, H, W, HEAD_CHANNELS)
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         x = self.last_activations(self.trunk(pixels)).float()

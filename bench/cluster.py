@@ -162,6 +162,7 @@ def main() -> None:
     from torch import nn
 
     from bench.speed import BATCH, Training, shared_network
+    from hogwear.networks import kernels
     from hogwear.training import hogwild
 
     torch.set_num_threads(1)
@@ -180,7 +181,7 @@ def main() -> None:
             parallel.zero_grad()
             loss.backward()
             hogwild.adaptive_clip_grad(parameters)
-            hogwild.sgd(parameters, buffers, 1e-6, 0.9)
+            kernels.sgd_step(parameters, buffers, 1e-6, 0.9, hogwild.WEIGHT_DECAY)
     if dist.get_rank() == 0:
         print(
             f"ddp {(DDP_STEPS - 4) * BATCH * dist.get_world_size() / (time.perf_counter() - started):.1f}",

@@ -17,7 +17,7 @@ from bench.common import FASHION5, ROOT, evaluate, median_seconds, spread, table
 from hogwear.data import dataset
 from hogwear.data import pixels as pixels_of
 from hogwear.data.decoding import decode
-from hogwear.networks import layers
+from hogwear.networks import kernels, layers
 from hogwear.networks.parameters import (
     create_momentum_buffers,
     share_parameters,
@@ -62,7 +62,7 @@ def phases() -> str:
 
     def update() -> None:
         hogwild.adaptive_clip_grad(parameters)
-        hogwild.sgd(parameters, buffers, 1e-6, 0.9)
+        kernels.sgd_step(parameters, buffers, 1e-6, 0.9, hogwild.WEIGHT_DECAY)
 
     random = np.random.default_rng(0)
     paths = list(dataset.find_photos(FASHION5, FASHION5).train.paths)[:100]
@@ -96,8 +96,8 @@ def trunk_layers(net: Any, pixels: Tensor, roof: float) -> list[list[str]]:
     def run(
         name: str, x: Tensor, layer: Any, relu6: bool, residual: Tensor | None = None
     ) -> Tensor:
-        y = layers.fused(x, layer, relu6, residual)
-        seconds = median_seconds(lambda: layers.fused(x, layer, relu6, residual))
+        y = layers.fused_conv(x, layer, relu6, residual)
+        seconds = median_seconds(lambda: layers.fused_conv(x, layer, relu6, residual))
         flop = 2 * y.numel() * layer.weight[0].numel()
         traffic = sum(t.nbytes for t in (x, y, residual) if t is not None)
         rows.append([name, f"{seconds / len(x) * 1e6:.0f}", f"{flop / seconds / 1e9:.0f}", f"{flop / seconds / 1e9 / roof:.0%}",
@@ -182,7 +182,7 @@ class Training:
                     parallel.zero_grad()
                     loss.backward()
                     hogwild.adaptive_clip_grad(parameters)
-                    hogwild.sgd(parameters, buffers, 1e-6, 0.9)
+                    kernels.sgd_step(parameters, buffers, 1e-6, 0.9, hogwild.WEIGHT_DECAY)
                 return time.perf_counter()
 
             return {"steps": steps}

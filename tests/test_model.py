@@ -160,7 +160,7 @@ def test_what_is_kept_of_frozen_layers_follows_their_weights(
     other.load_state_dict({name: 0.9 * p for name, p in net.state_dict().items()})
     fresh = [pretrained(FAST, imagenet_head) for _ in range(2)]
     with torch.inference_mode():
-        assert torch.equal(net(small), fresh[0](small)) and net.last.kept is not None
+        assert torch.equal(net(small), fresh[0](small)) and net.last.packed is not None
         assert torch.equal(net(large), fresh[1](large)), "another padding"
         net.load_state_dict(other.state_dict())
         assert torch.equal(net(small), other(small))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hogwear.data.pixels import ArrayFile
+from hogwear.networks import kernels
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters, unflatten_like
 from hogwear.system.arrays import Int64Array, UInt8Array
@@ -111,19 +112,6 @@ class Result:
     correct: int
 
 
-def sgd(parameters: list[nn.Parameter], buffers: list[Tensor], lr: float, momentum: float) -> None:
-    """One step of SGD with Nesterov momentum and weight decay, in place.
-
-    It is the operation under torch.optim.SGD(fused=True); that class, at its first use, imports torch's compiler, a
-    second of CPU time for every worker.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._fused_sgd_(
-        [p.detach() for p in parameters], gradients, buffers if momentum else [], lr=lr, momentum=momentum, nesterov=momentum > 0,
-        weight_decay=WEIGHT_DECAY, dampening=0.0, maximize=False, is_first_step=False,
-    )  # fmt: skip
-
-
 def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
     """Scale each tensor's gradient down to CLIP times the norm of its weights, where it is larger (after arXiv 2102.06171, which clips by unit).
 
@@ -131,11 +119,8 @@ def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
     gradient of another worker, can throw a layer far off. Only for weights that are good already: random ones would stay where they are.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    allowed = (
-        torch.stack(torch._foreach_norm([p.detach() for p in parameters])).clamp(min=1e-3) * CLIP
-    )
-    scale = (allowed / torch.stack(torch._foreach_norm(gradients)).clamp(min=1e-12)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, list(scale.unbind()))
+    allowed = kernels.norms([p.detach() for p in parameters]).clamp(min=1e-3) * CLIP
+    kernels.scale(gradients, (allowed / kernels.norms(gradients).clamp(min=1e-12)).clamp(max=1.0))
 
 
 def trainer(net: Network, momentum: Tensor, course: Course) -> Callable[[int], Result]:
@@ -156,7 +141,7 @@ def trainer(net: Network, momentum: Tensor, course: Course) -> Callable[[int], R
         net.zero_grad()
         loss.backward()
         clip(parameters)
-        sgd(parameters, buffers, course.lr_at(step), course.momentum)
+        kernels.sgd_step(parameters, buffers, course.lr_at(step), course.momentum, WEIGHT_DECAY)
         return Result(len(labels), loss.item(), int((logits.argmax(1) == labels).sum()))
 
     return train
