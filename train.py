@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 from hogwear.cluster import membership
-from hogwear.cluster.peers import SINGLE_MACHINE, PeerLost, Peers, Rank, SingleMachine
+from hogwear.cluster.membership import Rank
+from hogwear.cluster.peers import SINGLE_MACHINE, PeerLost, Peers, SingleMachine
 from hogwear.commands.common import SharedSettings
 from hogwear.data import dataset, loading
 from hogwear.data.contents import short_hashes
@@ -163,7 +163,7 @@ def main(settings: Settings) -> None:
     machines = here.machines if here else 1
     if here:
         join(here, settings)
-    lock = claim(settings.model_dir) if here is None or here.rank == 0 else None
+    lock = claim(settings.model_dir) if here is None or here.number == 0 else None
     with Peers(here, "prepare") if here else SINGLE_MACHINE as others:
         prepared = prepare(settings, others, started)
         run = open_run(prepared, settings.cache_dir, others) if prepared else None
@@ -215,8 +215,13 @@ def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepar
     state = saved.state if saved else None
     if state:
         splitter.found.require(state["split"])
-    if state and state["finished"] and membership.job() and state["job"] == membership.job():
-        print(f"Job {membership.job()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
+    if (
+        state
+        and state["finished"]
+        and membership.read_job_id()
+        and state["job"] == membership.read_job_id()
+    ):
+        print(f"Job {membership.read_job_id()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
               "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
         return None
     choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
@@ -292,14 +297,11 @@ def connection(
 ) -> "Callable[[Network], SingleMachine]":
     """What makes a network one of several machines', where there are several."""
     if here is None:
-        return SingleMachine
-    return partial(
-        Peers,
-        here,
-        "train",
-        syncs_per_epoch=max(1, round(photos / sync_every)),
-        epochs_done=epochs_done or 0.0,
-    )
+        return lambda net: SINGLE_MACHINE
+    from hogwear.networks.parameters import trained_parameters
+
+    syncs = max(1, round(photos / sync_every))
+    return lambda net: Peers(here, "train", trained_parameters(net), syncs, epochs_done or 0.0)
 
 
 def join(here: Rank, settings: Settings) -> None:
@@ -310,9 +312,9 @@ def join(here: Rank, settings: Settings) -> None:
         raise BadInput(
             "--fresh: torchrun would start over whenever a machine comes or goes; move the checkpoint away instead"
         )
-    print(f"Cluster: {here.machines} machines; this is rank {here.rank}.", flush=True)
-    if here.rank == 0:
-        membership.host_store()
+    print(f"Cluster: {here.machines} machines; this is rank {here.number}.", flush=True)
+    if here.number == 0:
+        membership.start_store()
     else:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 

@@ -99,7 +99,7 @@ def speed(work: Path, count: int, mbits: float, delay: float) -> tuple[float, st
             net, work / "data", Path(name), "--cache-dir", work / "cache", "--epochs", 1
         )
         [epoch] = csv.DictReader((model / "metrics.csv").open())
-    said = re.search(r"Averages: (.*)", out)
+    said = re.search(r"Averaging: (.*)", out)
     return float(epoch["images_per_second"]), said[1] if said else ""
 
 

@@ -6,13 +6,47 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT, descendants, is_running, saved, wait_until
+from helpers import ROOT, Elsewhere, descendants, is_running, saved, wait_until
+from torch import nn
 
 from bench import network
+from hogwear.cluster import membership
+from hogwear.cluster.membership import Rank
+from hogwear.cluster.peers import PeerLost, Peers
+
+
+def run_machines(*functions: Callable[[Peers], Any]) -> list[Any]:
+    """Call each function with the connection of a machine of its own, a forked process, to the others.
+
+    Returns what they return, or the text of a PeerLost. Each averages the weight of a layer of its own, (1, 2), filled with its rank.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run_machine(rank: int) -> Any:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+        if rank == 0:
+            membership.start_store()
+        net = nn.Linear(2, 1, bias=False)
+        nn.init.constant_(net.weight, float(rank))
+        net.share_memory()
+        try:
+            with Peers(Rank(rank, len(functions)), "test", list(net.parameters()), 4) as peers:
+                result = functions[rank](peers)
+                peers.barrier()
+                return result
+        except PeerLost as error:
+            return str(error)
+
+    started = [Elsewhere(run_machine, rank) for rank in range(len(functions))]
+    return [machine.answer() for machine in started]
+
 
 LISTENING = "0A"  # TCP_LISTEN
 LOOPBACK = "0100007F"  # 127.0.0.1

@@ -221,7 +221,7 @@ def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(
     }
     [sentence] = re.findall(r"^Exit codes: (.*?)\n\n", README, re.MULTILINE | re.DOTALL)
     assert produced == {code: code for code in map(int, re.findall(r"\d+", sentence))}
-    assert "another machine is gone" in runs.left_alone.stderr
+    assert "lost contact with another machine" in runs.left_alone.stderr
     for script, name in (runs.terminated, "terminated"), (runs.interrupted, "interrupted"):
         assert (
             f"Stopped after {saved(runs.folder / f'model-{name}')['images_seen']} images"

@@ -1,3 +1,3 @@
-"""Several machines: who they are, and messages and averages between them.
-What they send, and why, is decided in training.
+"""Several machines: which of them this is, and messages, sums and averages between them.
+What is sent, and why, is decided in training.
 """

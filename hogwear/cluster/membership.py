@@ -1,60 +1,75 @@
-"""How the machines of a cluster meet: torchrun says who they are, and they agree on what to go on from.
+"""Which machine of a cluster this is, and the key-value store through which the machines find each other.
 
-torchrun starts one train.py a machine and gives it RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. What then goes on between
-them: link.py.
+torchrun starts one train.py per machine and sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 """
 
 import os
 import signal
 import socket
+from dataclasses import dataclass
 
-from hogwear.cluster.peers import Rank
 from hogwear.system import machine
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import FORK
 
+TIMEOUT = 90.0  # seconds without a sign of life after which a machine counts as lost
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The number of this machine, from 0, and how many machines there are."""
+
+    number: int
+    machines: int
+
 
 def read_rank() -> Rank | None:
-    """Where torchrun has put this process; None where it is alone. BadInput for several processes on one machine."""
+    """The rank that torchrun has given this process; None without a cluster.
+
+    BadInput where torchrun started several processes on this machine.
+    """
     environment = os.environ
     if "RANK" not in environment or int(environment.get("WORLD_SIZE", 1)) == 1:
         return None
-    if int(environment.get("LOCAL_WORLD_SIZE", 1)) != 1:
+    if (processes := int(environment.get("LOCAL_WORLD_SIZE", 1))) != 1:
         raise BadInput(
-            f"torchrun started {environment['LOCAL_WORLD_SIZE']} processes here; use --nproc-per-node=1: train has workers of its own"
+            f"torchrun started {processes} processes on this machine, expected 1: "
+            "use --nproc-per-node=1; train starts its own workers"
         )
     return Rank(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
 
 
-def job() -> str | None:
-    """torchrun's name of the job, --rdzv-id, the same after every restart; None where it has none."""
+def read_job_id() -> str | None:
+    """torchrun's --rdzv-id, the same after every restart of a job; None where there is none."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return None if name == "none" else name
 
 
-def host_store() -> None:
-    """On rank 0: a process that is the key-value store of this start, until this one is gone. (It has threads, so it cannot be this one.)
+def start_store() -> None:
+    """On rank 0: start a process that serves the key-value store until this process ends.
 
-    torchrun offers its own, but then machines that join later wait for an address that nobody tells them (torch 2.14), so
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has to be set; where it is not, torchrun's is used.
+    The store has threads, and this process forks, so it may not have any. torchrun offers a store
+    of its own, but then machines that join later wait for an address that they never get
+    (torch 2.14). TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 turns that store off; where it is on, it is
+    used.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
 
     def serve() -> None:
         machine.die_with_parent()
-        serving = listen(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        signal.sigwait({signal.SIGUSR1})  # which nobody sends
-        del serving
+        store = open_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        signal.sigwait({signal.SIGUSR1})  # never sent: the process ends with its parent
+        del store
 
     FORK.Process(target=serve, daemon=True).start()
 
 
-def listen(host: str, port: int) -> object:
-    """torch's key-value store, on this address only: torch itself would listen on every interface."""
+def open_store(host: str, port: int) -> object:
+    """torch's key-value store. It listens on this address only; torch itself uses all interfaces."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    listening = socket.create_server((socket.gethostbyname(host), port))
+    listener = socket.create_server((socket.gethostbyname(host), port))
     return TCPStore(
-        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )

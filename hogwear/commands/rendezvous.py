@@ -16,6 +16,6 @@ PORT = 29400  # torchrun's own default
 
 if __name__ == "__main__":
     host, _, port = (sys.argv[1] if len(sys.argv) > 1 else socket.gethostname()).partition(":")
-    listening = membership.listen(host, int(port or PORT))
+    store = membership.open_store(host, int(port or PORT))
     print(f"Rendezvous: {socket.gethostbyname(host)}:{port or PORT}", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

@@ -141,7 +141,7 @@ class Trainer:
             "trained_on": self.trained_on,
             "images_seen": self.images_seen * self.machines,
             "machines": self.machines,
-            "job": membership.job(),
+            "job": membership.read_job_id(),
             "epochs_done": self.good.images_seen / self.epoch_images,
             "first_epoch": self.first_epoch,
             "finished": self.finished,
@@ -190,7 +190,7 @@ class Trainer:
 
     def fit(
         self, train: Pixels, val: Pixels, workers: int, model_dir: Path, stop: Stop, budget: Budget | None = None,
-        connect: Callable[[Network], SingleMachine] = SingleMachine,
+        connect: Callable[[Network], SingleMachine] = lambda net: SINGLE_MACHINE,
     ) -> None:  # fmt: skip
         """Train to the end of the run or until `stop`; save then, and as often as costs SAVING_SHARE of the time.
 

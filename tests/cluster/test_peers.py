@@ -1,162 +1,135 @@
-"""The connection between machines: processes of this one, with a real gloo between them."""
+"""Calls between machines: here processes of this one, connected by a real gloo."""
 
-import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from helpers import Elsewhere
-from torch import nn
+from machines import run_machines
 
-from hogwear.cluster import membership, peers
-from hogwear.cluster.peers import PeerLost, Peers, Rank
+from hogwear.cluster import membership, peer_process
+from hogwear.cluster.peers import SINGLE_MACHINE, Peers, SingleMachine
 from hogwear.system.workers import FORK
 
 
-def together(*functions: Callable[[Peers], Any]) -> list[Any]:
-    """What each returns, called with the connection of a machine to the others; of an exception, its text."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def machine(rank: int) -> Any:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-        if rank == 0:
-            membership.host_store()
-        net = nn.Linear(2, 1, bias=False)
-        nn.init.constant_(net.weight, float(rank))
-        net.share_memory()
-        try:
-            with (others := Peers(Rank(rank, len(functions)), "test", net, syncs_per_epoch=4)):
-                answer = functions[rank](others)
-                others.barrier()
-                return answer
-        except PeerLost as error:
-            return str(error)
-
-    started = [Elsewhere(machine, rank) for rank in range(len(functions))]
-    return [machine.answer() for machine in started]
-
-
-def set_to(others: Peers, value: float) -> None:
-    with torch.no_grad():
-        others.parameters[0].fill_(value)
-
-
-def value(others: Peers) -> float:
-    assert (others.parameters[0] == others.parameters[0][0, 0]).all()
-    return others.parameters[0][0, 0].item()
-
-
-def test_all_begin_with_rank_0s_parameters_and_settle_on_the_mean() -> None:
-    def machine(others: Peers) -> tuple[float, float]:
-        others.broadcast_parameters()
-        begun = value(others)
-        set_to(others, 1.0 + others.rank)
-        others.sync_parameters()
-        return begun, value(others)
-
-    assert together(machine, machine, machine) == [(0.0, 2.0)] * 3
-
-
-def test_what_is_learnt_while_an_average_is_under_way_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    snapshot, taken = Peers.snapshot, [FORK.Event(), FORK.Event()]
-
-    def slowly(others: Peers) -> torch.Tensor:
-        before = snapshot(others)
-        taken[others.rank].set()
-        time.sleep(0.5)
-        return before
-
-    def machine(others: Peers) -> float:
-        others.broadcast_parameters()
-        taken[others.rank].clear()
-        set_to(others, 2.0 * others.rank)
-        others.sync_if_due(0.25)
-        assert taken[others.rank].wait(20)
-        set_to(others, value(others) + 10)
-        while others.averaging:
-            others.sync_if_due(0.25)
-        return value(others)
-
-    monkeypatch.setattr(Peers, "snapshot", slowly)
-    assert together(machine, machine) == [11.0, 11.0]
-
-
-def test_a_machine_whose_parameters_are_no_numbers_takes_the_others() -> None:
-    def machine(others: Peers) -> float:
-        others.broadcast_parameters()
-        set_to(others, [4.0, float("nan"), 8.0][others.rank])
-        others.sync_parameters()
-        return value(others)
-
-    assert together(machine, machine, machine) == [6.0] * 3
-
-
-def test_arrays_and_messages_of_all_are_gathered_in_the_order_of_their_ranks() -> None:
-    def machine(others: Peers) -> tuple[Any, ...]:
-        rank = others.rank
-        rows, names = others.all_gather(
-            [np.full((rank + 1, 2), rank, np.float32), np.array([10 * rank])]
-        )
-        [total] = others.all_reduce([np.array([1.0, rank])])
-        return (
-            rows[:, 0].tolist(),
-            names.tolist(),
-            total.tolist(),
-            others.all_gather_bytes(b"x" * rank),
-            others.broadcast_bytes(1, b"of 1" if rank == 1 else b""),
-        )
-
-    assert (
-        together(machine, machine, machine)
-        == [([0, 1, 1, 2, 2, 2], [0, 10, 20], [3.0, 3.0], [b"", b"x", b"xx"], b"of 1")] * 3
+def call_everything(cluster: SingleMachine) -> tuple[Any, ...]:
+    rank = cluster.rank
+    rows, tens = cluster.all_gather(
+        [np.full((rank + 1, 2), rank, np.float32), np.array([10 * rank])]
+    )
+    [total] = cluster.all_reduce([np.array([1.0, rank])])
+    return (
+        rows[:, 0].tolist(),
+        tens.tolist(),
+        total.tolist(),
+        cluster.all_gather_bytes(b"x" * rank),
+        cluster.broadcast_bytes(cluster.machines - 1, b"from %d" % rank),
     )
 
 
-def test_a_machine_that_is_late_is_waited_for_as_long_as_it_does_something(
+def test_arrays_and_messages_arrive_everywhere_in_the_order_of_the_ranks() -> None:
+    expected = ([0, 1, 1, 2, 2, 2], [0, 10, 20], [3.0, 3.0], [b"", b"x", b"xx"], b"from 2")
+    assert run_machines(*[call_everything] * 3) == [expected] * 3
+
+
+def test_a_single_machine_gets_what_it_sends() -> None:
+    assert call_everything(SINGLE_MACHINE) == ([0], [0], [1.0, 0.0], [b""], b"from 0")
+
+
+def test_every_photo_is_in_the_shard_of_exactly_one_machine() -> None:
+    photos = np.arange(10)
+    shards = run_machines(*[lambda peers: photos[peers.shard].tolist()] * 3)
+    assert shards == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert photos[SINGLE_MACHINE.shard].tolist() == photos.tolist()
+
+
+def test_syncs_are_spread_over_an_epoch_and_counted_from_the_progress() -> None:
+    def train(peers: Peers) -> tuple[int, int]:
+        peers.broadcast_parameters()
+        for epochs in (0.1, 0.3, 0.5, 0.55, 0.8, 1.0):
+            peers.sync_if_due(epochs)
+        before_the_end = peers.syncs
+        peers.sync_parameters()
+        return before_the_end, peers.syncs
+
+    assert run_machines(train, train) == [(3, 4)] * 2, "4 per epoch: after 0.25, 0.5, 0.75 and 1"
+
+
+def test_the_summary_says_how_often_and_how_much() -> None:
+    def train(peers: Peers) -> str:
+        peers.broadcast_parameters()
+        peers.sync_parameters()
+        return peers.summary()
+
+    for line in run_machines(train, train):
+        assert line.startswith("Averaging: 1 times, 0.0 MB sent per machine in ")
+    assert SINGLE_MACHINE.summary() == ""
+
+
+def test_a_late_machine_is_waited_for_as_long_as_it_makes_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peers, "STALLED", 1.5)
+    monkeypatch.setattr(peer_process, "STALLED", 1.5)
 
-    def late(others: Peers) -> None:
+    def be_late(peers: Peers) -> None:
         for _ in range(25):
             time.sleep(0.1)
-            others.heartbeat()
+            peers.heartbeat()
 
-    def stuck(others: Peers) -> None:
-        others.process.join(60)  # it gives up, and so do the others
+    def be_stuck(peers: Peers) -> None:
+        peers.process.join(60)  # it gives up, and so do the others
 
-    def early(others: Peers) -> None:
+    def be_early(peers: Peers) -> None:
         pass
 
-    assert together(early, late) == [None, None]
-    assert all("no machine has got anything done" in answer for answer in together(early, stuck))
+    assert run_machines(be_early, be_late) == [None, None]
+    reasons = run_machines(be_early, be_stuck)
+    assert all("no machine has made progress" in reason for reason in reasons)
 
 
 def test_a_machine_that_dies_is_noticed_at_once() -> None:
     noticed = FORK.Event()
 
-    def die(others: Peers) -> None:
-        others.barrier()
-        others.process.kill()
-        assert noticed.wait(60) and peers.TIMEOUT > 60, (
-            "long before one that is cut off is given up"
-        )
+    def die(peers: Peers) -> None:
+        peers.barrier()
+        peers.process.kill()
+        assert noticed.wait(60) and membership.TIMEOUT > 60, "long before the timeout"
 
-    def live(others: Peers) -> None:
-        others.barrier()
+    def live(peers: Peers) -> None:
+        peers.barrier()
         try:
-            others.barrier()
+            peers.barrier()
         finally:
             noticed.set()
 
-    ours, theirs = together(live, die)
-    assert "reset" in ours.lower() or "closed" in ours.lower(), ours
-    assert "has died" in theirs
+    of_the_living, of_the_dead = run_machines(live, die)
+    assert "reset" in of_the_living.lower() or "closed" in of_the_living.lower(), of_the_living
+    assert "lost contact with another machine" in of_the_living
+    assert "the communication process has died" in of_the_dead
+
+
+Command = Callable[[Peers], Any]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [Peers.barrier, Peers.broadcast_parameters, Peers.sync_parameters],
+    ids=["barrier", "broadcast", "sync"],
+)
+def test_no_call_returns_before_all_machines_have_made_it(command: Command) -> None:
+    called = FORK.Event()
+
+    def first(peers: Peers) -> bool:
+        peers.broadcast_parameters()
+        command(peers)
+        return called.is_set()
+
+    def second(peers: Peers) -> bool:
+        peers.broadcast_parameters()
+        time.sleep(0.5)
+        called.set()
+        command(peers)
+        return called.is_set()
+
+    assert run_machines(first, second) == [True, True]
