@@ -215,14 +215,7 @@ def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepar
     state = saved.state if saved else None
     if state:
         splitter.found.require(state["split"])
-    if (
-        state
-        and state["finished"]
-        and membership.read_job_id()
-        and state["job"] == membership.read_job_id()
-    ):
-        print(f"Job {membership.read_job_id()} is done: validation accuracy {state['best']['val_acc']:.4f}. "
-              "To train further give the job another name: --rdzv-id, or HOGWEAR_JOB in compose.")  # fmt: skip
+    if state and is_job_done(state):
         return None
     choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
     workers = settings.processes
@@ -271,6 +264,18 @@ def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepar
     return Prepared(
         photos, splitter.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best
     )
+
+
+def is_job_done(state: dict[str, Any]) -> bool:
+    """Whether torchrun's job has finished the run already, which is then said."""
+    job = membership.read_job_id()
+    if not state["finished"] or job is None or state["job"] != job:
+        return False
+    print(
+        f"Job {job} is done: validation accuracy {state['best']['val_acc']:.4f}. To train further, "
+        "give the job another name: --rdzv-id, or HOGWEAR_JOB in compose."
+    )
+    return True
 
 
 def divided(settings: Settings, others: SingleMachine) -> tuple[Photos, Splitter]:

@@ -1,4 +1,4 @@
-"""Which machine of a cluster this is, and the key-value store through which the machines find each other.
+"""Which machine of a cluster this is, and the key-value store through which machines connect.
 
 torchrun starts one train.py per machine and sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 """
@@ -66,7 +66,7 @@ def start_store() -> None:
 
 
 def open_store(host: str, port: int) -> object:
-    """torch's key-value store. It listens on this address only; torch itself uses all interfaces."""
+    """torch's key-value store. It listens on this address only (torch: on every interface)."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     listener = socket.create_server((socket.gethostbyname(host), port))

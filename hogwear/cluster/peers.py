@@ -1,4 +1,4 @@
-"""The other machines of a cluster as the training process sees them: barriers, sums, messages, averages.
+"""The other machines of a cluster, as the training process sees them.
 
 Every machine trains as a single machine does, on its shard of the photos. From time to time the
 machines average their parameters while their workers go on:
@@ -91,7 +91,7 @@ SINGLE_MACHINE = SingleMachine()
 
 
 class Peers(SingleMachine):
-    """The connection to the other machines, from when all of them have opened it until one closes it.
+    """The connection to the other machines: opened by all of them, until one of them closes it.
 
     All machines make the same calls in the same order. Each call is carried out as soon as all
     machines have made it, so a slow machine is waited for. A machine that dies is noticed at once,
