@@ -1,7 +1,8 @@
-"""Measure, and write bench/RESULTS.md: `python -m bench [PART ...]`; without a part, all of them, which takes hours.
+"""Run benchmarks and write bench/RESULTS.md: `python -m bench [PART ...]`.
 
-Ratios are of runs made in turn in one go, because machines are noisy; absolute figures are medians with their range.
-Each part writes a section of its own, with the machine and the date it was measured on.
+Without a part, all of them run, which takes hours. Each part replaces its own section of the
+results and names the machine and the date. Machines are noisy, so what is compared runs in turn
+within one part, and ratios are of neighbouring runs.
 """
 
 import platform
@@ -17,36 +18,53 @@ from bench.growth import growth
 from hogwear.system import machine
 
 RESULTS = ROOT / "bench" / "RESULTS.md"
-INTRODUCTION = "# Results\n\n`make bench` measures all of this: medians, with minimum and maximum. A part is measured again by its name, as\n`python -m bench peers`.\n"
-EVERY = (speed.phases, speed.hogwild_pays, speed.staleness, runs.accuracy, runs.peers, runs.ancestor, runs.fashion_mnist, runs.budget, runs.start, growth, cluster.cluster, cluster.cluster_accuracy)  # fmt: skip
-PARTS = {part.__name__: part for part in EVERY}
+INTRODUCTION = """# Results
+
+`make bench` measures all of this. Values are medians, with minimum and maximum in parentheses. To
+measure one part again, name it: `python -m bench peers`.
+"""
+PARTS = {
+    part.__name__: part
+    for part in (
+        runs.peers,
+        runs.accuracy,
+        runs.time_budget,
+        runs.predecessor,
+        runs.fashion_mnist,
+        runs.start_up,
+        speed.training_step,
+        speed.hogwild_speedup,
+        speed.staleness,
+        growth,
+        cluster.cluster,
+        cluster.cluster_accuracy,
+    )
+}
 
 
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(PARTS):
-        sys.exit(f"bench: {', '.join(sorted(unknown))}: not one of {', '.join(PARTS)}")
+        sys.exit(f"bench: {', '.join(sorted(unknown))}: expected one of {', '.join(PARTS)}")
     torch.set_num_threads(1)
     machine.keep_freed_memory()
-    where = f"{machine.cpu_name()}, {machine.cpus()} CPUs, Python {platform.python_version()}, PyTorch {torch.__version__}"
-    sections = dict(
-        re.findall(
-            r"^## (\w+)\n(.*?)(?=^## |\Z)",
-            RESULTS.read_text() if RESULTS.exists() else "",
-            re.M | re.S,
-        )
-    )
+    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+    cpu = f"{machine.cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+    where = f"{cpu}, {machine.cpus()} CPUs, {versions}"
+    sections = read_sections()
     for name in names or PARTS:
         description = " ".join((PARTS[name].__doc__ or "").split())
-        sections[name] = (
-            f"\n{description}\n\n{PARTS[name]()}\n\n{time.strftime('%Y-%m-%d')}, {where}.\n\n"
-        )
+        date = time.strftime("%Y-%m-%d")
+        sections[name] = f"\n{description}\n\n{PARTS[name]()}\n\n{date}, {where}.\n"
         print(f"## {name}\n{sections[name]}", flush=True)
-        RESULTS.write_text(
-            INTRODUCTION
-            + "".join(
-                f"\n## {part}\n{sections[part].rstrip()}\n" for part in PARTS if part in sections
-            )
-        )
+        written = [f"\n## {part}\n{sections[part]}" for part in PARTS if part in sections]
+        RESULTS.write_text(INTRODUCTION + "".join(written))
+
+
+def read_sections() -> dict[str, str]:
+    """The text below each heading of the results so far."""
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    sections = re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return {name: section.rstrip() + "\n" for name, section in sections}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the parts of the bench share: the photos, whole processes under a watch, and how figures are written."""
+"""What the benchmarks share: photos, timed processes, and the format of results."""
 
 import json
 import statistics
@@ -14,37 +14,34 @@ SHARED = ROOT.parent / "shared" / "data"
 FASHION5, CLOTHING10 = SHARED / "fashion5", SHARED / "clothing10"
 
 
-def timed(*command: object) -> tuple[float, str]:
-    """Seconds from start to exit of a command run from the project's root, and its stdout."""
+def time_python(*arguments: object) -> tuple[float, str]:
+    """Run Python in the project's root: seconds from start to exit, and stdout."""
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return time.perf_counter() - started, done.stdout
 
 
-def folders(photos: Path, work: Path) -> list[object]:
+def folder_flags(photos: Path, work: Path) -> list[object]:
     return ["--data-dir", photos, "--model-dir", work / "model", "--cache-dir", work / "cache"]
 
 
 def train(photos: Path, work: Path, *flags: object) -> float:
-    """Seconds that train.py takes, nothing cached unless `work` was used before."""
-    return timed("train.py", *folders(photos, work), *flags)[0]
+    """Seconds that train.py takes. Nothing is cached, unless `work` has been used before."""
+    return time_python("train.py", *folder_flags(photos, work), *flags)[0]
 
 
 def evaluate(photos: Path, work: Path) -> dict[str, Any]:
-    """What eval.py says of the model in `work`."""
-    timed("eval.py", *folders(photos, work))
+    """Run eval.py on the model in `work`: the contents of eval_results.json."""
+    time_python("eval.py", *folder_flags(photos, work))
     results: dict[str, Any] = json.loads((work / "model" / "eval_results.json").read_text())
     return results
 
 
 def median_seconds(work: Callable[[], object], repeats: int = 15) -> float:
-    work(), work()
+    """Median time of a call, after two calls to warm up."""
+    work()
+    work()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -53,13 +50,18 @@ def median_seconds(work: Callable[[], object], repeats: int = 15) -> float:
     return statistics.median(times)
 
 
-def spread(values: list[float], form: str = ".2f") -> str:
-    """The median, with minimum and maximum where there are several."""
+def format_range(values: list[float], form: str = ".2f") -> str:
+    """The median, and minimum and maximum if there are several values."""
     if len(values) == 1:
         return f"{values[0]:{form}}"
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+def format_ratios(values: list[float], others: list[float], form: str = ".2f") -> str:
+    """The range of the ratios of values that were measured in pairs."""
+    return format_range([a / b for a, b in zip(values, others, strict=True)], form)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

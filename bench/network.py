@@ -1,7 +1,8 @@
-"""Machines on one host: network namespaces, joined by a line of so many Mbit/s and so much delay. Needs root.
+"""Several machines simulated on one: network namespaces and a link of limited speed and some delay.
 
-The kernels of small machines have no netem, so a process is the line: each namespace has a TUN device, which hands its
-packets to that process, and it lets each of them go when a line like that would have.
+Needs root. Kernels of small machines often lack netem, so a process is the link: each namespace
+has a TUN device that passes its packets to that process, which delivers each one when a link of
+that speed would have.
 """
 
 import fcntl
@@ -19,29 +20,44 @@ from typing import Any
 from hogwear.system.workers import FORK
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-MTU = 65000  # bytes: so large that forwarding 1 Gbit/s of them takes little of a CPU
-LONGEST_QUEUE = 0.2  # seconds of packets that wait for the line; more are dropped, as a router does
+MTU = 65000  # bytes; large packets, so that forwarding 1 Gbit/s takes little of a CPU
+MAX_QUEUE = 0.2  # seconds of packets waiting for the link; more are dropped, as by a router
+MAX_READS = 64  # packets that are read from a device in one go
 
 
 @dataclass
 class Uplink:
-    """What one machine sends."""
+    """The packets that one machine is sending."""
 
-    waiting: deque[tuple[float, int, bytes]] = field(
-        default_factory=deque
-    )  # (when it arrives, device to leave by, packet)
-    free: float = 0.0  # when the line has sent all of them
+    # (time of arrival, device to deliver to, packet)
+    queue: deque[tuple[float, int, bytes]] = field(default_factory=deque)
+    free_at: float = 0.0  # when the link has sent all of them
+
+    def send(self, packet: bytes, device: int, rate: float, delay: float) -> None:
+        """Queue a packet, or drop it if the queue is full; `rate` in bytes/s, `delay` in s."""
+        now = time.monotonic()
+        if self.free_at - now >= MAX_QUEUE:
+            return
+        self.free_at = max(self.free_at, now) + len(packet) / rate
+        self.queue.append((self.free_at + delay, device, packet))
+
+    def deliver(self, now: float) -> None:
+        """Write the packets that have arrived by now to their devices."""
+        while self.queue and self.queue[0][0] <= now:
+            _, device, packet = self.queue.popleft()
+            with suppress(OSError):  # that machine no longer exists
+                os.write(device, packet)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Machines number 0 and up are at 10.9.0.1 and up, on their device `line0`."""
+    """Machine number N has the address 10.9.0.(N + 1), on its device `line0`."""
 
-    names: list[str]  # of their namespaces
-    line: Any  # the process that carries the packets: stop it, and the network is cut
+    names: list[str]  # of the namespaces
+    link: Any  # the process that forwards packets; stop it to cut the network
 
-    def inside(self, number: int, *command: object) -> list[str]:
-        """The command, to run on a machine."""
+    def command_on(self, number: int, *command: object) -> list[str]:
+        """The command that runs `command` on a machine."""
         return ["ip", "netns", "exec", self.names[number], *map(str, command)]
 
 
@@ -51,13 +67,13 @@ def address(number: int) -> str:
 
 @contextmanager
 def machines(count: int, mbits: float = 1000, delay: float = 0.0) -> Iterator[Network]:
-    """So many namespaces; each sends with so many Mbit/s, and what it sends arrives `delay` seconds later."""
+    """Namespaces that each send at `mbits` Mbit/s; packets arrive `delay` seconds later."""
     names = [f"hogwear-{os.getpid()}-{number}" for number in range(count)]
     devices = []
     try:
         for number, name in enumerate(names):
             device = f"hw{os.getpid() % 10000}-{number}"
-            devices.append(tun(device))
+            devices.append(open_tun(device))
             ip("netns", "add", name)
             ip("link", "set", device, "netns", name)
             inside = ("-n", name)
@@ -65,13 +81,14 @@ def machines(count: int, mbits: float = 1000, delay: float = 0.0) -> Iterator[Ne
             ip(*inside, "link", "set", "line0", "mtu", str(MTU), "up")
             ip(*inside, "link", "set", "lo", "up")
             ip(*inside, "address", "add", f"{address(number)}/24", "dev", "line0")
-        line = FORK.Process(target=forward, args=(devices, mbits * 1e6 / 8, delay), daemon=True)
-        line.start()
+        rate = mbits * 1e6 / 8
+        link = FORK.Process(target=forward_packets, args=(devices, rate, delay), daemon=True)
+        link.start()
         try:
-            yield Network(names, line)
+            yield Network(names, link)
         finally:
-            line.kill()
-            line.join()
+            link.kill()
+            link.join()
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
@@ -79,7 +96,8 @@ def machines(count: int, mbits: float = 1000, delay: float = 0.0) -> Iterator[Ne
             os.close(descriptor)
 
 
-def tun(name: str) -> int:
+def open_tun(name: str) -> int:
+    """Create a TUN device: its file descriptor."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
     return descriptor
@@ -89,33 +107,25 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True)
 
 
-def forward(devices: list[int], rate: float, delay: float) -> None:
-    """Be the line, for ever; `rate` in bytes/s."""
-    links = {device: Uplink() for device in devices}
+def forward_packets(devices: list[int], rate: float, delay: float) -> None:
+    """Be the link, for ever; `rate` in bytes/s, `delay` in s."""
+    uplinks = {device: Uplink() for device in devices}
     while True:
         now = time.monotonic()
-        nearest = min(
-            (link.waiting[0][0] for link in links.values() if link.waiting), default=now + 1
-        )
-        ready, _, _ = select.select(devices, [], [], max(0.0, nearest - now))
-        now = time.monotonic()
+        arrivals = [uplink.queue[0][0] for uplink in uplinks.values() if uplink.queue]
+        wait = max(0.0, min(arrivals, default=now + 1) - now)
+        ready, _, _ = select.select(devices, [], [], wait)
         for device in ready:
-            link = links[device]
-            for _ in range(64):
-                try:
-                    packet = os.read(device, 65536)
-                except BlockingIOError:
-                    break
-                number = packet[19] - 1  # of IPv4's destination the last byte
-                if (
-                    packet[0] >> 4 == 4
-                    and 0 <= number < len(devices)
-                    and link.free - now < LONGEST_QUEUE
-                ):
-                    link.free = max(link.free, now) + len(packet) / rate
-                    link.waiting.append((link.free + delay, devices[number], packet))
-        for link in links.values():
-            while link.waiting and link.waiting[0][0] <= now:
-                _, into, packet = link.waiting.popleft()
-                with suppress(OSError):  # that machine is gone
-                    os.write(into, packet)
+            for packet in read_packets(device):
+                number = packet[19] - 1  # last byte of the IPv4 destination
+                if packet[0] >> 4 == 4 and 0 <= number < len(devices):
+                    uplinks[device].send(packet, devices[number], rate, delay)
+        now = time.monotonic()
+        for uplink in uplinks.values():
+            uplink.deliver(now)
+
+
+def read_packets(device: int) -> Iterator[bytes]:
+    with suppress(BlockingIOError):
+        for _ in range(MAX_READS):
+            yield os.read(device, 65536)

@@ -1,8 +1,10 @@
-"""What users of other libraries write, to be measured beside Hogwear: `python -m bench.peers NAME --photos DIR --epochs N`.
+"""Other ways to train a classifier, to compare Hogwear with.
 
-Each peer trains on photos in train/ and test/ folders of a folder a class, from the ImageNet weights that Hogwear begins
-with unless it says otherwise, as its library's own documentation teaches. The last line on stdout is JSON.
-Every run is a process of its own, which pays for all it does from start to exit; its caller holds the watch.
+    python -m bench.peers PEER --photos DIR --epochs N
+
+Each peer follows the documentation of its library. It trains on train/CLASS/* and measures accuracy
+on test/CLASS/*, from the ImageNet weights that Hogwear starts from unless its docstring says
+otherwise. The last line on stdout is JSON. The caller times the process, from start to exit.
 """
 
 import argparse
@@ -30,12 +32,12 @@ from torchvision import datasets, transforms
 from hogwear.system.arrays import Float32Array, Int64Array
 
 BATCH, LR = 32, 1e-3
-MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # that the weights were trained with
-CROP = (0.8, 1.0)  # random crops' share of a photo
-SNAPSHOT_STEPS = 200  # of all processes together
-C_GRID = np.logspace(-2, 2, 5)  # inverse strengths of regularisation
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # the weights were trained with these
+CROP = (0.8, 1.0)  # area of a random crop, as a share of the photo
+SNAPSHOT_STEPS = 200  # steps between two snapshots, of all processes together
+C_GRID = np.logspace(-2, 2, 5)  # inverse regularisation strengths to choose from
 
-LabelledFeatures = tuple[Float32Array, Int64Array]  # features (n, 1280), classes (n,)
+LabelledFeatures = tuple[Float32Array, Int64Array]  # features (N, 1280), classes (N,)
 
 
 class Options(argparse.Namespace):
@@ -48,7 +50,7 @@ class Options(argparse.Namespace):
 
 
 class Clock:
-    """Times the last epoch; its methods serve as callbacks of any library."""
+    """Times an epoch. Its methods can be callbacks of any library; the last epoch counts."""
 
     def start(self, *_: object) -> None:
         self.started = time.perf_counter()
@@ -63,7 +65,7 @@ def process_age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
-# --- shared by the peers
+# --- what the peers share
 
 
 def class_count(options: Options) -> int:
@@ -91,13 +93,13 @@ def network(options: Options) -> nn.Module:
 
 
 def photos(options: Options, split: str, augmented: bool = False) -> datasets.ImageFolder:
-    change = (
+    steps = (
         [transforms.RandomResizedCrop(options.size, CROP), transforms.RandomHorizontalFlip()]
         if augmented
         else [transforms.Resize(options.size), transforms.CenterCrop(options.size)]
     )
-    change += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    return datasets.ImageFolder(options.photos / split, transforms.Compose(change))
+    steps += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    return datasets.ImageFolder(options.photos / split, transforms.Compose(steps))
 
 
 def train_batches(options: Options) -> "DataLoader[Any]":
@@ -110,7 +112,7 @@ def test_batches(options: Options) -> "DataLoader[Any]":
     return DataLoader(photos(options, "test"), BATCH, num_workers=torch.get_num_threads())
 
 
-def test_accuracy(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+def measure_accuracy(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     net.eval()
     with torch.inference_mode():
         right = torch.cat([net(images).argmax(1) == labels for images, labels in batches])
@@ -129,7 +131,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     after_step: Callable[[], object],
 ) -> float:
-    """The loop that every example has; the images/s of its last epoch."""
+    """The usual training loop; returns the images/s of its last epoch."""
     clock = Clock()
     net.train()
     for epoch in range(epochs):
@@ -156,22 +158,25 @@ def result(test_acc: float, images_per_second: float) -> dict[str, Any]:
 
 
 def loop(options: Options) -> dict[str, Any]:
-    """The plain loop, after torchvision's references/classification, with AdamW for its SGD: it needs fewer epochs."""
+    """The plain loop of torchvision's references/classification.
+
+    With AdamW instead of SGD, because it needs fewer epochs.
+    """
     net, batches = network(options), train_batches(options)
     optimizer, schedule = one_cycle(net, options.epochs * len(batches))
     rate = fit(net, batches, options.epochs, optimizer, schedule.step)
-    return result(test_accuracy(net, test_batches(options)), rate)
+    return result(measure_accuracy(net, test_batches(options)), rate)
 
 
 def ddp(options: Options) -> dict[str, Any]:
-    """The same in `--workers` processes that average their gradients, after PyTorch's DDP tutorial."""
+    """The plain loop in `--workers` processes, after PyTorch's tutorial on DDP."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(ddp_process, (options, folder), options.workers)
+        spawn(run_ddp_process, (options, folder), options.workers)
         answer: dict[str, Any] = json.loads(Path(folder, "result").read_text())
     return answer
 
 
-def ddp_process(rank: int, options: Options, folder: str) -> None:
+def run_ddp_process(rank: int, options: Options, folder: str) -> None:
     import torch.distributed as dist
 
     threads = torch.get_num_threads()
@@ -189,12 +194,12 @@ def ddp_process(rank: int, options: Options, folder: str) -> None:
     dist.destroy_process_group()
     if rank == 0:
         torch.set_num_threads(threads)
-        accuracy = test_accuracy(net.module, test_batches(options))
+        accuracy = measure_accuracy(net.module, test_batches(options))
         Path(folder, "result").write_text(json.dumps(result(accuracy, rate)))
 
 
 def fastai(options: Options) -> dict[str, Any]:
-    """A Learner and fit_one_cycle, after fastai's vision tutorial; it validates on val/ after every epoch, as it always does."""
+    """A Learner and fit_one_cycle, after fastai's vision tutorial; validates after every epoch."""
     from fastai.vision.all import (
         Callback,
         FlipItem,
@@ -220,11 +225,11 @@ def fastai(options: Options) -> dict[str, Any]:
     with learner.no_bar():
         learner.fit_one_cycle(options.epochs, LR)
     rate = len(batches.train) * BATCH / clock.seconds
-    return result(test_accuracy(learner.model, test_batches(options)), rate)
+    return result(measure_accuracy(learner.model, test_batches(options)), rate)
 
 
 def lightning(options: Options) -> dict[str, Any]:
-    """The recipe of `loop` as a LightningModule, after Lightning's "in 15 minutes"."""
+    """The plain loop as a LightningModule, after "Lightning in 15 minutes"."""
     from lightning import LightningModule, Trainer
     from lightning.pytorch.callbacks import LambdaCallback
 
@@ -253,23 +258,20 @@ def lightning(options: Options) -> dict[str, Any]:
         callbacks=[LambdaCallback(on_train_epoch_start=clock.start, on_train_epoch_end=clock.stop)],
     )
     trainer.fit(classifier, batches)
-    rate = image_count(batches) / clock.seconds
-    return result(test_accuracy(classifier.net, test_batches(options)), rate)
+    rate = count_images(batches) / clock.seconds
+    return result(measure_accuracy(classifier.net, test_batches(options)), rate)
 
 
 def timm(options: Options) -> dict[str, Any]:
-    """timm's own network, loader, optimizer and schedule in the loop of its documentation and train.py."""
+    """timm's network, loader, optimizer and schedule, in the loop of its documentation."""
     from timm import create_model
     from timm.data import create_dataset, create_loader
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
 
-    net = create_model(
-        "tf_efficientnet_lite0"
-    )  # the same layers in the same order under other names
-    net.load_state_dict(
-        dict(zip(net.state_dict(), torch.load(weights_file()).values(), strict=True))
-    )
+    net = create_model("tf_efficientnet_lite0")
+    weights = torch.load(weights_file()).values()  # the same layers in the same order
+    net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
     net.reset_classifier(class_count(options))
     batches = create_loader(
         create_dataset("", options.photos, "train"),
@@ -287,38 +289,43 @@ def timm(options: Options) -> dict[str, Any]:
     schedule, _ = create_scheduler_v2(
         optimizer,
         num_epochs=options.epochs,
-        warmup_epochs=0.3 * options.epochs,  # OneCycleLR's share
+        warmup_epochs=0.3 * options.epochs,  # as OneCycleLR
         step_on_epochs=False,
         updates_per_epoch=len(batches),
     )
     updates = itertools.count(1)
     rate = fit(net, batches, options.epochs, optimizer, lambda: schedule.step_update(next(updates)))
-    return result(test_accuracy(net, test_batches(options)), rate)
+    return result(measure_accuracy(net, test_batches(options)), rate)
 
 
 def frozen_features(options: Options) -> dict[str, Any]:
-    """One pass of the frozen network over the photos, then scikit-learn's LogisticRegression on its features: no epochs."""
+    """scikit-learn's LogisticRegression on features of the network, which is not trained.
+
+    One pass over the photos, without augmentation; --epochs has no effect.
+    """
     net = network(options).eval()
     net._fc = nn.Identity()
     clock = Clock()
     clock.start()
-    train = features(net, options, "train")
+    train = extract_features(net, options, "train")
     clock.stop()
-    classifier = logistic_regression(train, features(net, options, "val"))
-    return result(classifier.score(*features(net, options, "test")), len(train[0]) / clock.seconds)
+    classifier = fit_logistic_regression(train, extract_features(net, options, "val"))
+    accuracy = classifier.score(*extract_features(net, options, "test"))
+    return result(accuracy, len(train[0]) / clock.seconds)
 
 
-def features(net: nn.Module, options: Options, split: str) -> LabelledFeatures:
+def extract_features(net: nn.Module, options: Options, split: str) -> LabelledFeatures:
     batches = DataLoader(photos(options, split), BATCH, num_workers=options.workers)
     with torch.inference_mode():
         outputs, labels = zip(*((net(images), labels) for images, labels in batches), strict=True)
     return torch.cat(outputs).numpy(), torch.cat(labels).numpy()
 
 
-def logistic_regression(train: LabelledFeatures, val: LabelledFeatures) -> Any:
-    """With the C that is best on val; of several, the smallest.
+def fit_logistic_regression(train: LabelledFeatures, val: LabelledFeatures) -> Any:
+    """Fit on train with each C of C_GRID, and choose the most accurate on val, or the smallest C.
 
-    Standardised features need fewer iterations, and did as well or better on val (fashion5, clothing10).
+    Features are standardised: that takes fewer iterations, and on fashion5 and clothing10 it was as
+    accurate on val or more.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -331,11 +338,11 @@ def logistic_regression(train: LabelledFeatures, val: LabelledFeatures) -> Any:
     return max(fitted, key=lambda classifier: classifier.score(*val))
 
 
-# --- the peers that train from scratch
+# --- peers that train from scratch
 
 
 def ultralytics(options: Options) -> dict[str, Any]:
-    """YOLOv8n-cls from scratch, since its weights are a download; else its defaults, with its own changes to photos."""
+    """YOLOv8n-cls with its default settings, from scratch, because its weights are a download."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {
             "YOLO_OFFLINE": "true",
@@ -346,7 +353,7 @@ def ultralytics(options: Options) -> dict[str, Any]:
         from ultralytics import settings as ultralytics_settings
 
         ultralytics_settings.update({"sync": False})
-        data = Path(folder, "photos")  # it leaves caches beside train/, val/ and test/
+        data = Path(folder, "photos")  # it writes caches beside train/, val/ and test/
         data.mkdir()
         for split in ("train", "val", "test"):
             (data / split).symlink_to((options.photos / split).absolute())
@@ -359,15 +366,19 @@ def ultralytics(options: Options) -> dict[str, Any]:
             "batch": BATCH,
             "workers": options.workers,
             "device": "cpu",
+            "plots": False,
+            "project": folder,
         }
-        common |= {"plots": False, "project": folder}
         model.train(**common, epochs=options.epochs, seed=options.seed, pretrained=False, amp=False)
-        rate = image_count(train_batches(options)) / clock.seconds
+        rate = count_images(train_batches(options)) / clock.seconds
         return result(float(model.val(**common, split="test").top1), rate)
 
 
-def ancestor(options: Options) -> dict[str, Any]:
-    """TinyVGG (poloclub.github.io/cnn-explainer) as the project began: mnist_hogwild's way, without thought of the CPUs."""
+def predecessor(options: Options) -> dict[str, Any]:
+    """TinyVGG (poloclub.github.io/cnn-explainer), trained as by the program before Hogwear.
+
+    As in mnist_hogwild, each process passes over all photos, whatever the number of CPUs.
+    """
     layers: list[nn.Module] = []
     for channels in (3, 10):
         layers += [
@@ -375,80 +386,104 @@ def ancestor(options: Options) -> dict[str, Any]:
             nn.ReLU(),
             nn.Conv2d(10, 10, 3, padding=1),
             nn.ReLU(),
+            nn.MaxPool2d(2),
         ]
-        layers.append(nn.MaxPool2d(2))
-    net = nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(10 * (options.size // 4) ** 2, class_count(options))
-    )
-    rate, _ = hogwild(net, photos(options, "train"), BATCH, 0, options)
-    return result(test_accuracy(net, test_batches(options)), rate)
+    head = nn.Linear(10 * (options.size // 4) ** 2, class_count(options))
+    net = nn.Sequential(*layers, nn.Flatten(), head)
+    rate, _ = HogwildLoop(net, photos(options, "train"), BATCH, 0.0, options).train()
+    return result(measure_accuracy(net, test_batches(options)), rate)
 
 
 def mnist_hogwild(options: Options) -> dict[str, Any]:
-    """pytorch/examples' mnist_hogwild on Fashion-MNIST, --photos being the folder of its four .gz files.
+    """pytorch/examples' mnist_hogwild on Fashion-MNIST; --photos is the folder of its .gz files.
 
-    "curve" is of copies that the parent takes while the others train and tests when they are done, so as not to slow them.
+    "curve" lists (seconds, test accuracy) of snapshots. They are taken while the processes train,
+    and measured afterwards, so that measuring does not slow training down.
     """
-    mean, std = 0.1307, 0.3081  # the example's
-    change = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    mean, std = 0.1307, 0.3081  # as in the example
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "FashionMNIST", "raw")
         raw.mkdir(parents=True)
         for file in options.photos.glob("*-ubyte.gz"):
             (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-        train, test = (
-            datasets.FashionMNIST(folder, is_train, change) for is_train in (True, False)
-        )
+        train = datasets.FashionMNIST(folder, True, transform)
+        test = datasets.FashionMNIST(folder, False, transform)
     net = nn.Sequential(
-        nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Conv2d(10, 20, 5), nn.Dropout2d(), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(320, 50), nn.ReLU(), nn.Dropout(), nn.Linear(50, 10),
-    )  # fmt: skip
-    rate, snapshots = hogwild(net, train, 64, 0.5, options)
+        nn.Conv2d(1, 10, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(10, 20, 5),
+        nn.Dropout2d(),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(320, 50),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(50, 10),
+    )
+    rate, snapshots = HogwildLoop(net, train, 64, 0.5, options).train()
     images = (test.data[:, None] / 255 - mean) / std
     batches = list(zip(images.split(1000), test.targets.split(1000), strict=True))
-    curve = [(seconds, test_accuracy(snapshot, batches)) for seconds, snapshot in snapshots]
+    curve = [(seconds, measure_accuracy(snapshot, batches)) for seconds, snapshot in snapshots]
     return result(curve[-1][1], rate) | {"curve": curve}
 
 
-def hogwild(
-    net: nn.Module, dataset: Dataset[Any], batch_size: int, momentum: float, options: Options
-) -> tuple[float, list[tuple[float, nn.Module]]]:
-    """Train in processes that each pass over the whole set; the images/s of all, and copies taken after how many seconds."""
-    net.share_memory()
-    steps, rates = (torch.zeros(options.workers).share_memory_() for _ in range(2))
-    arguments = (net, dataset, batch_size, momentum, options, steps, rates)
-    processes = spawn(hogwild_process, arguments, options.workers, join=False)
-    snapshots: list[tuple[float, nn.Module]] = []
-    while not processes.join(timeout=0.01):
-        if steps.sum() >= SNAPSHOT_STEPS * (len(snapshots) + 1):
-            snapshots.append((process_age(), copy.deepcopy(net)))
-    return rates.sum().item(), [*snapshots, (process_age(), net)]
+class HogwildLoop:
+    """Hogwild as in mnist_hogwild: every process makes `epochs` passes over the whole data set."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        dataset: Dataset[Any],
+        batch_size: int,
+        momentum: float,
+        options: Options,
+    ) -> None:
+        self.net, self.dataset = net.share_memory(), dataset
+        self.batch_size, self.momentum, self.options = batch_size, momentum, options
+        self.steps = torch.zeros(options.workers).share_memory_()  # of each process
+        self.rates = torch.zeros(options.workers).share_memory_()  # images/s of each process
+
+    def train(self) -> tuple[float, list[tuple[float, nn.Module]]]:
+        """Returns images/s of all processes, and snapshots: (seconds since the start, network)."""
+        processes = spawn(self.run_process, nprocs=self.options.workers, join=False)
+        snapshots: list[tuple[float, nn.Module]] = []
+        while not processes.join(timeout=0.01):
+            if self.steps.sum() >= SNAPSHOT_STEPS * (len(snapshots) + 1):
+                snapshots.append((process_age(), copy.deepcopy(self.net)))
+        return self.rates.sum().item(), [*snapshots, (process_age(), self.net)]
+
+    def run_process(self, rank: int) -> None:
+        torch.manual_seed(self.options.seed + rank)
+        batches = DataLoader(self.dataset, self.batch_size, shuffle=True)
+        optimizer = torch.optim.SGD(self.net.parameters(), 0.01, self.momentum)
+        epochs = self.options.epochs
+        self.rates[rank] = fit(
+            self.net, batches, epochs, optimizer, lambda: self.steps[rank].add_(1)
+        )
 
 
-def hogwild_process(
-    rank: int,
-    net: nn.Module,
-    dataset: Dataset[Any],
-    batch_size: int,
-    momentum: float,
-    options: Options,
-    steps: Tensor,
-    rates: Tensor,
-) -> None:
-    torch.manual_seed(options.seed + rank)
-    batches = DataLoader(dataset, batch_size, shuffle=True)
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum)
-    rates[rank] = fit(net, batches, options.epochs, optimizer, lambda: steps[rank].add_(1))
-
-
-def image_count(batches: "DataLoader[Any]") -> int:
+def count_images(batches: "DataLoader[Any]") -> int:
     assert isinstance(batches.dataset, Sized)
     return len(batches.dataset)
 
 
-EVERY = (loop, ddp, fastai, lightning, timm, frozen_features, ultralytics, ancestor, mnist_hogwild)
-PEERS = {peer.__name__: peer for peer in EVERY}
+PEERS: dict[str, Callable[[Options], dict[str, Any]]] = {
+    peer.__name__: peer
+    for peer in (
+        loop,
+        fastai,
+        ddp,
+        lightning,
+        timm,
+        frozen_features,
+        ultralytics,
+        predecessor,
+        mnist_hogwild,
+    )
+}
 
 
 def main() -> None:
@@ -457,22 +492,19 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, help="side in pixels; 160, the ancestor's 224")
+    parser.add_argument("--size", type=int, help="pixels; default: 160, predecessor: 224")
     parser.add_argument(
-        "--workers", type=int, help="processes that train, or else that load; 2, the ancestor's 5"
+        "--workers",
+        type=int,
+        help="processes that train, or that load photos; default: 2, predecessor: 5",
     )
     options = parser.parse_args(namespace=Options())
-    size, workers = (224, 5) if options.peer == "ancestor" else (160, 2)
+    size, workers = (224, 5) if options.peer == "predecessor" else (160, 2)
     options.size, options.workers = options.size or size, options.workers or workers
     random.seed(options.seed)
     torch.manual_seed(options.seed)
-    figures = PEERS[options.peer](options)
-    print(
-        json.dumps(
-            {"peer": options.peer, "epochs": options.epochs, "seed": options.seed} | figures
-        ),
-        flush=True,
-    )
+    settings = {"peer": options.peer, "epochs": options.epochs, "seed": options.seed}
+    print(json.dumps(settings | PEERS[options.peer](options)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parts of the bench that time whole processes, from start to exit."""
+"""Benchmarks of whole processes, from start to exit."""
 
 import gzip
 import itertools
@@ -10,17 +10,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench.common import CLOTHING10, FASHION5, ROOT, evaluate, folders, spread, table, timed, train
+from bench.common import (
+    CLOTHING10,
+    FASHION5,
+    ROOT,
+    evaluate,
+    folder_flags,
+    format_range,
+    format_ratios,
+    markdown_table,
+    time_python,
+    train,
+)
 
 SEEDS = range(3)
-# Peer, its epochs. The user's loop also at two, where it is at its best.
-PEERS = (
+PEERS = (  # (peer, epochs)
     ("loop", 1),
     ("fastai", 1),
     ("ddp", 1),
@@ -28,7 +38,7 @@ PEERS = (
     ("timm", 1),
     ("frozen_features", 1),
     ("ultralytics", 3),
-    ("loop", 2),
+    ("loop", 2),  # where it is most accurate
 )
 FASTER = ("--image-size", 128, "--epochs", 1)
 
@@ -39,254 +49,235 @@ def workspace() -> Iterator[Path]:
         yield Path(name)
 
 
-def ours(photos: Path, seed: int, *flags: object) -> tuple[float, float, dict[str, Any]]:
-    """Seconds that train.py takes with nothing cached, those of eval.py after it, and what that says."""
+class Run(NamedTuple):
+    """A run of train.py with nothing cached, and of eval.py after it."""
+
+    train_seconds: float
+    eval_seconds: float
+    results: dict[str, Any]  # eval_results.json
+
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.eval_seconds
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.results["test_acc"])
+
+
+def run_hogwear(photos: Path, seed: int, *flags: object) -> Run:
     with workspace() as work:
-        wall, started = train(photos, work, "--seed", seed, *flags), time.perf_counter()
+        train_seconds = train(photos, work, "--seed", seed, *flags)
+        started = time.perf_counter()
         results = evaluate(photos, work)
-        return wall, time.perf_counter() - started, results
+        return Run(train_seconds, time.perf_counter() - started, results)
 
 
-def accuracy() -> str:
-    """`train.py` from process start to exit with nothing cached, then `eval.py`; the figures of clothing10 are of its validation photos."""
-    rows = []
-    for photos, seeds, flags in ((FASHION5, range(5), ()), (FASHION5, range(5), FASTER),
-                                 (CLOTHING10, SEEDS, ()),
-                                 (CLOTHING10, SEEDS, ("--time-budget", 75))):  # fmt: skip
-        runs = [ours(photos, seed, *flags) for seed in seeds]
-        scores = [results["test_acc"] for *_, results in runs]
-        rows.append([photos.name, " ".join(map(str, flags)) or "defaults", str(len(runs)), spread([wall for wall, *_ in runs], ".1f"),
-                     spread(scores, ".4f"), f"{statistics.mean(scores):.4f}"])  # fmt: skip
-    return table(["photos", "settings", "seeds", "seconds", "accuracy", "mean"], rows)
+def run_peer(name: str, photos: Path, *flags: object) -> tuple[float, dict[str, Any]]:
+    """Seconds that a peer takes, and what it prints (bench/peers.py)."""
+    seconds, output = time_python("-m", "bench.peers", name, "--photos", photos, *flags)
+    results: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return seconds, results
 
 
 def peers() -> str:
-    """Libraries on fashion5 from the same weights (Ultralytics from scratch: its weights are a download), 160 px, each run a
-    process from start to exit, measuring test included (ours: train.py, then eval.py). Ratio: its seconds over those of our
-    defaults, run just before it. frozen_features: scikit-learn's LogisticRegression on the features of one pass of the
-    network, which is not trained; C is chosen on val."""
-    runs: dict[str, list[tuple[float, float, float]]] = {
-        "Hogwear": []
-    }  # (seconds, ratio, accuracy)
-    with suppress(KeyboardInterrupt):  # an hour: Ctrl-C ends it with what has been measured
-        for seed, (name, epochs) in itertools.product(SEEDS, PEERS):
-            training, testing, results = ours(FASHION5, seed)
-            reference = training + testing
-            wall, out = timed(
-                "-m", "bench.peers", name, "--photos", FASHION5, "--epochs", epochs, "--seed", seed
-            )
-            score = json.loads(out.splitlines()[-1])["test_acc"]
-            runs["Hogwear"].append((reference, 1.0, results["test_acc"]))
-            runs.setdefault(f"{name}, epochs: {epochs}", []).append((wall, wall / reference, score))
-            print(
-                f"{name} {epochs} {seed}: {wall:.1f} s, ours {reference:.1f} s, {score:.4f}",
-                flush=True,
-            )
+    """Hogwear and other ways to train on fashion5 at 160 px, from the same ImageNet weights.
+
+    Only Ultralytics trains from scratch, because its weights would be a download. Seconds are from
+    process start to exit, with nothing cached, and include measuring accuracy on the test split
+    (Hogwear: train.py, then eval.py). Time ratios are to a run of Hogwear just before.
+    frozen_features is one pass of the network without training it, then scikit-learn's
+    LogisticRegression on its features, with C chosen on the validation split.
+    """
+    seconds: dict[str, list[float]] = {}
+    reference: dict[str, list[float]] = {}  # of the run of Hogwear before each
+    accuracies: dict[str, list[float]] = {}
+    with suppress(KeyboardInterrupt):  # after an hour, say; what has been measured is reported
+        for seed, (peer, epochs) in itertools.product(SEEDS, PEERS):
+            ours = run_hogwear(FASHION5, seed)
+            wall, results = run_peer(peer, FASHION5, "--epochs", epochs, "--seed", seed)
+            theirs = f"{peer}, {epochs} epoch{'s' * (epochs > 1)}"
+            for name, time_taken, accuracy in (
+                ("Hogwear", ours.seconds, ours.accuracy),
+                (theirs, wall, results["test_acc"]),
+            ):
+                seconds.setdefault(name, []).append(time_taken)
+                reference.setdefault(name, []).append(ours.seconds)
+                accuracies.setdefault(name, []).append(accuracy)
+            print(f"{theirs}, seed {seed}: {wall:.1f} s, ours {ours.seconds:.1f} s", flush=True)
+    rows = [
+        [
+            name,
+            str(len(times)),
+            format_range(times, ".1f"),
+            format_ratios(times, reference[name], ".1f"),
+            format_range(accuracies[name], ".4f"),
+        ]
+        for name, times in seconds.items()
+    ]
+    return markdown_table(["", "runs", "seconds", "time ratio", "test accuracy"], rows)
+
+
+def accuracy() -> str:
+    """`train.py` from process start to exit with nothing cached, then `eval.py`.
+
+    Accuracy is that on the test split; clothing10 has none, so there it is that on validation.
+    """
     rows = []
-    for name, figures in runs.items():
-        walls, ratios, scores = (list(values) for values in zip(*figures, strict=True))
+    for photos, seeds, flags in (
+        (FASHION5, range(5), ()),
+        (FASHION5, range(5), FASTER),
+        (CLOTHING10, SEEDS, ()),
+        (CLOTHING10, SEEDS, ("--time-budget", 75)),
+    ):
+        runs = [run_hogwear(photos, seed, *flags) for seed in seeds]
+        accuracies = [run.accuracy for run in runs]
         rows.append(
             [
-                name,
-                str(len(walls)),
-                spread(walls, ".1f"),
-                spread(ratios, ".1f"),
-                spread(scores, ".4f"),
+                photos.name,
+                " ".join(map(str, flags)) or "defaults",
+                str(len(runs)),
+                format_range([run.train_seconds for run in runs], ".1f"),
+                format_range(accuracies, ".4f"),
+                f"{statistics.mean(accuracies):.4f}",
             ]
         )
-    return table(["", "runs", "seconds", "times ours", "test accuracy"], rows)
+    return markdown_table(["photos", "settings", "seeds", "seconds", "accuracy", "mean"], rows)
 
 
-def ancestor() -> str:
-    """TinyVGG from scratch at 128 px: the ancestor's own loop (5 processes, each of which passes over the whole set five times; one seed) beside
-    `train.py --arch tinyvgg --workers 2` (three seeds), each run from process start to exit, measuring test included; clothing10 is measured on validation."""
-    rows, sentences = [], []
-    for photos in (FASHION5, CLOTHING10):
-        with workspace() as work:
-            (work / "train").symlink_to(photos / "train")
-            (work / "test").symlink_to(
-                photos / ("test" if (photos / "test").is_dir() else "validation")
-            )
-            theirs, out = timed(
-                "-m", "bench.peers", "ancestor", "--photos", work, "--size", 128, "--epochs", 5
-            )
-        accuracy, reached = json.loads(out.splitlines()[-1])["test_acc"], ""
-        rows.append([photos.name, "the ancestor", f"{theirs:.0f}", "", f"{accuracy:.4f}", ""])
-        for flags in (("--epochs", 3), ("--epochs", 5), ()):
-            runs = [
-                ours(photos, seed, "--arch", "tinyvgg", "--image-size", 128, "--workers", 2, *flags)
-                for seed in SEEDS
-            ]
-            walls, scores = (
-                [training + testing for training, testing, _ in runs],
-                [results["test_acc"] for *_, results in runs],
-            )
-            mean, ratio = statistics.mean(scores), theirs / statistics.median(walls)
-            name = " ".join(map(str, flags)) or "the default number of epochs"
-            rows.append(
-                [
-                    photos.name,
-                    f"Hogwear, {name}",
-                    spread(walls, ".0f"),
-                    f"{ratio:.1f}",
-                    spread(scores, ".4f"),
-                    f"{mean:.4f}",
-                ]
-            )
-            if mean >= accuracy and not reached:
-                reached = f"{statistics.median(walls):.0f} s ({name}), {ratio:.1f} times as fast"
-        sentences.append(
-            f"{photos.name}: as accurate as the ancestor after {reached or 'no run here'}."
-        )
-    return (
-        table(["photos", "", "seconds", "times as fast", "accuracy", "mean"], rows)
-        + "\n\n"
-        + "\n".join(sentences)
-    )
-
-
-def budget() -> str:
+def time_budget() -> str:
     """`train.py --time-budget`, from process start to exit with nothing cached."""
     rows = []
-    for photos, seconds in ((FASHION5, 10), (FASHION5, 30), (CLOTHING10, 30), (CLOTHING10, 150)):
+    for photos, budget in ((FASHION5, 10), (FASHION5, 30), (CLOTHING10, 30), (CLOTHING10, 150)):
         with workspace() as work:
-            wall, out = timed("train.py", *folders(photos, work), "--time-budget", seconds)
-            plan = re.search(r"at (\d+) px.*?(\d+) epochs", out)
+            flags = (*folder_flags(photos, work), "--time-budget", budget)
+            seconds, output = time_python("train.py", *flags)
+            plan = re.search(r"at (\d+) px.*?(\d+) epochs", output)
             score = evaluate(photos, work)["test_acc"]
-        rows.append([photos.name, str(seconds), f"{wall:.1f}", f"{wall / seconds - 1:+.0%}",
-                     f"{plan[1]} px, {plan[2]} epochs" if plan else "", f"{score:.4f}"])  # fmt: skip
-    return table(["photos", "budget, s", "took", "off by", "plan", "accuracy"], rows)
+        planned = f"{plan[1]} px, {plan[2]} epochs" if plan else ""
+        times = [str(budget), f"{seconds:.1f}", f"{seconds / budget - 1:+.0%}"]
+        rows.append([photos.name, *times, planned, f"{score:.4f}"])
+    return markdown_table(["photos", "budget, s", "taken, s", "error", "plan", "accuracy"], rows)
 
 
-# train.py, which tells when the first batch was answered: the closed form's first photos, then training's first step.
-WATCHED = """
-import runpy, sys, time
-from hogwear.system import workers
-plain, seen = workers.Workers.run, set()
-def watched(self, job, *arguments, **options):
-    for answer in plain(self, job, *arguments, **options):
-        if job not in seen:
-            seen.add(job)
-            print("first", job, time.time(), flush=True)
-        yield answer
-workers.Workers.run = watched
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+def predecessor() -> str:
+    """TinyVGG from scratch at 128 px: `train.py --arch tinyvgg` and the program before Hogwear.
+
+    That one runs 5 processes, each of which passes over all photos five times (one seed); Hogwear
+    runs two workers (three seeds). Seconds are from process start to exit and include measuring
+    accuracy on the test split, or on validation (clothing10).
+    """
+    rows, summary = [], []
+    for photos in (FASHION5, CLOTHING10):
+        with workspace() as work:
+            test = "test" if (photos / "test").is_dir() else "validation"
+            (work / "train").symlink_to(photos / "train")
+            (work / "test").symlink_to(photos / test)
+            theirs, results = run_peer("predecessor", work, "--size", 128, "--epochs", 5)
+        target, reached = results["test_acc"], "in no run"
+        rows.append([photos.name, "predecessor", f"{theirs:.0f}", "", f"{target:.4f}", ""])
+        for flags in (("--epochs", 3), ("--epochs", 5), ()):
+            small = ("--arch", "tinyvgg", "--image-size", 128, "--workers", 2)
+            runs = [run_hogwear(photos, seed, *small, *flags) for seed in SEEDS]
+            times = [run.seconds for run in runs]
+            accuracies = [run.accuracy for run in runs]
+            median, mean = statistics.median(times), statistics.mean(accuracies)
+            name = " ".join(map(str, flags)) or "default epochs"
+            scores = [format_range(accuracies, ".4f"), f"{mean:.4f}"]
+            speed_up = f"{theirs / median:.1f}"
+            row = [photos.name, f"Hogwear, {name}", format_range(times, ".0f"), speed_up, *scores]
+            rows.append(row)
+            if mean >= target and reached == "in no run":
+                reached = f"after {median:.0f} s ({name}), {speed_up} times as fast"
+        summary.append(f"{photos.name}: Hogwear is as accurate as its predecessor {reached}.")
+    header = ["photos", "", "seconds", "speed-up", "accuracy", "mean"]
+    return markdown_table(header, rows) + "\n\n" + "\n".join(summary)
 
 
-def start() -> str:
-    """From process start, on fashion5; decoded before, but for the line that says otherwise."""
-    torch = [timed("-c", "import torch, os; os._exit(0)")[0] for _ in range(5)]
-    firsts: dict[str, list[float]] = {}
+def start_up() -> str:
+    """Time from process start on fashion5, with photos in the cache unless a row says otherwise."""
+    importing = [time_python("-c", "import torch, os; os._exit(0)")[0] for _ in range(5)]
+    first: dict[str, list[float]] = {}
     with workspace() as work:
+        flags = folder_flags(FASHION5, work)
         train(FASHION5, work, "--epochs", 1)
         cold, *warm = (evaluate(FASHION5, work)["images_per_second"] for _ in range(6))
-        walls = [timed("eval.py", *folders(FASHION5, work))[0] for _ in range(5)]
-        infer = [
-            timed(
-                "infer.py",
-                *folders(FASHION5, work),
-                "--responses-dir",
-                work / "responses",
-                "--seed",
-                n,
-            )
-            for n in range(5)
-        ]
+        evaluating = [time_python("eval.py", *flags)[0] for _ in range(5)]
+        infer = (*flags, "--responses-dir", work / "responses", "--seed")
+        predicting = [time_python("infer.py", *infer, seed) for seed in range(5)]
         for _ in range(5):
             started = time.time()
-            _, out = timed(
-                "-c", WATCHED, "train.py", *folders(FASHION5, work), "--epochs", 1, "--fresh"
-            )
-            for job, moment in re.findall(r"first (\w+) ([\d.]+)", out):
-                firsts.setdefault(job, []).append(float(moment) - started)
-    latency = [
-        float(found[1]) for _, out in infer if (found := re.search(r"([\d.]+) ms on one CPU", out))
+            probe = ("-m", "bench.probe", "print_first_results")
+            _, output = time_python(*probe, *flags, "--epochs", 1, "--fresh")
+            for job, moment in re.findall(r"first (\w+) ([\d.]+)", output):
+                first.setdefault(job, []).append(float(moment) - started)
+    latencies = [re.search(r"([\d.]+) ms on one CPU", output) for _, output in predicting]
+    latency = format_range([float(found[1]) for found in latencies if found], ".1f")
+    predicting_seconds = format_range([seconds for seconds, _ in predicting])
+    rows = [
+        ["import torch", f"{format_range(importing)} s"],
+        ["train.py until the first result of the network", f"{format_range(first['moments'])} s"],
+        ["train.py until the first training step", f"{format_range(first['train'])} s"],
+        ["infer.py, five photos", f"{predicting_seconds} s"],
+        ["prediction of one decoded photo on one thread", f"{latency} ms"],
+        ["eval.py, 630 photos", f"{format_range(evaluating)} s"],
+        ["eval.py, decoding and predicting", f"{cold:.0f} images/s"],
+        ["eval.py, predicting", f"{format_range(warm, '.0f')} images/s"],
     ]
-    return table(
-        ["", "median (range)"],
-        [
-            ["import torch", spread(torch) + " s"],
-            ["train.py to the first batch through the network", spread(firsts["moments"]) + " s"],
-            [
-                "train.py to the first step, the classifier's closed form being done",
-                spread(firsts["train"]) + " s",
-            ],
-            ["infer.py, five photos", spread([wall for wall, _ in infer]) + " s"],
-            ["one decoded photo, one thread", spread(latency, ".1f") + " ms"],
-            ["eval.py, 630 photos", spread(walls) + " s"],
-            ["eval.py while it decodes and predicts", f"{cold:.0f} images/s"],
-            ["eval.py, decoded before", spread(warm, ".0f") + " images/s"],
-        ],
-    )
+    return markdown_table(["", "median (range)"], rows)
 
 
-FASHION_MNIST = Path(
-    "/usr/share/datasets/fashion-mnist"
-)  # of Debian's package dataset-fashion-mnist
+# From Debian's package dataset-fashion-mnist.
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def fashion_mnist() -> str:
-    """Fashion-MNIST (Debian's dataset-fashion-mnist), accuracy over time: `train.py --image-size 64`, each point a whole run with
-    nothing cached, beside pytorch/examples' mnist_hogwild in our own words, tested while it trains."""
+    """Accuracy over time on Fashion-MNIST: `train.py --image-size 64` and mnist_hogwild.
+
+    Each point of Hogwear is a run with nothing cached. mnist_hogwild is pytorch/examples' program,
+    rewritten; it is measured while it trains. The photos are of Debian's dataset-fashion-mnist.
+    """
     with workspace() as work:
-        as_png(work / "photos")
+        write_fashion_mnist(work / "photos")
         points = []
         for flags in (("--time-budget", 60), ("--epochs", 1), ("--epochs", 2)):
             run = work / "-".join(map(str, flags))
-            wall = train(work / "photos", run, "--image-size", 64, *flags)
-            points.append((wall, evaluate(work / "photos", run)["test_acc"]))
-        _, out = timed(
-            "-m", "bench.peers", "mnist_hogwild", "--photos", FASHION_MNIST, "--epochs", 4
-        )
-        curve = json.loads(out.splitlines()[-1])["curve"]
-    draw_curves(
-        {"Hogwear, a run a point": points, "mnist_hogwild": curve},
-        ROOT / "bench" / "fashion_mnist.png",
-    )
+            seconds = train(work / "photos", run, "--image-size", 64, *flags)
+            points.append((seconds, evaluate(work / "photos", run)["test_acc"]))
+        curve = run_peer("mnist_hogwild", FASHION_MNIST, "--epochs", 4)[1]["curve"]
+    picture = "fashion_mnist.png"
+    draw_curves({"Hogwear, one run each": points, "mnist_hogwild": curve}, picture)
     rows = [["Hogwear", f"{seconds:.0f}", f"{score:.4f}"] for seconds, score in points]
-    best = max(score for _, score in curve)
-    rows += [
-        [
-            "mnist_hogwild, at its best",
-            f"{next(seconds for seconds, score in curve if score == best):.0f}",
-            f"{best:.4f}",
-        ]
-    ]
-    return (
-        table(["", "seconds", "test accuracy"], rows)
-        + "\n\n![accuracy over time](fashion_mnist.png)"
-    )
+    seconds, best = max(curve, key=lambda point: point[1])
+    rows.append(["mnist_hogwild, at its best", f"{seconds:.0f}", f"{best:.4f}"])
+    table = markdown_table(["", "seconds", "test accuracy"], rows)
+    return f"{table}\n\n![accuracy over time]({picture})"
 
 
-def as_png(folder: Path) -> None:
-    """The data set as folders of PNG files, every twelfth training photo in val."""
-    for name, part in (("train", "train"), ("t10k", "test")):
-        images = np.frombuffer(
-            gzip.decompress((FASHION_MNIST / f"{name}-images-idx3-ubyte.gz").read_bytes()),
-            np.uint8,
-            offset=16,
+def write_fashion_mnist(folder: Path) -> None:
+    """Write Fashion-MNIST as folders of PNG files; every twelfth training photo goes to val."""
+
+    def read(file: str, offset: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.frombuffer(
+            gzip.decompress((FASHION_MNIST / file).read_bytes())[offset:], np.uint8
         )
-        labels = np.frombuffer(
-            gzip.decompress((FASHION_MNIST / f"{name}-labels-idx1-ubyte.gz").read_bytes()),
-            np.uint8,
-            offset=8,
-        )
-        for i, (image, label) in enumerate(
-            zip(images.reshape(-1, 28, 28), labels.tolist(), strict=True)
-        ):
-            target = folder / ("val" if part == "train" and i % 12 == 0 else part) / str(label)
+
+    for prefix, part in (("train", "train"), ("t10k", "test")):
+        images = read(f"{prefix}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+        labels = read(f"{prefix}-labels-idx1-ubyte.gz", 8)
+        for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            split = "val" if part == "train" and i % 12 == 0 else part
+            target = folder / split / str(label)
             target.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(target / f"{i}.png", compress_level=1)
 
 
-def draw_curves(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
+def draw_curves(curves: dict[str, list[tuple[float, float]]], name: str) -> None:
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for (name, points), colour in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=name)
+    for (label, points), colour in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=label)
     axes.set(xlabel="seconds since the process started", ylabel="test accuracy", ylim=(0.7, 1.0))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(file, metadata={"Software": None})
+    figure.savefig(ROOT / "bench" / name, metadata={"Software": None})

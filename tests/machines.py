@@ -85,7 +85,7 @@ class Cluster:
         }
         command = [sys.executable, *map(str, arguments)]
         return subprocess.Popen(
-            self.net.inside(number, *command) if self.net else command,
+            self.net.command_on(number, *command) if self.net else command,
             env=env,
             text=True,
             start_new_session=True,

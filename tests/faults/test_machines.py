@@ -135,9 +135,9 @@ def test_a_network_cut_for_half_a_minute_only_takes_that_long(
             for number in range(2):
                 cluster.start(number)
             cluster.wait_for(r"Cluster: 2 machines(?s:.*)epoch 2/")
-            os.kill(net.line.pid, signal.SIGSTOP)
+            os.kill(net.link.pid, signal.SIGSTOP)
             time.sleep(30)
-            os.kill(net.line.pid, signal.SIGCONT)
+            os.kill(net.link.pid, signal.SIGCONT)
             assert set(cluster.codes().values()) == {0}, cluster.output()
             require_a_good_end(cluster, alone)
         finally:
