@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hogwear.commands.common import SharedSettings
-from hogwear.data import loading
+from hogwear.data import leakage, loading
 from hogwear.data.photos import Photos, Split
 from hogwear.data.pixels import Pixels
 from hogwear.data.splitting import SplitAssignments
@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
     pixels = loading.exclude_trained_on(decoded, trained.trained_on.numpy(), split.name)
     if train := settings.cache.open_if_complete(photos.train, trained.image_size):
-        loading.warn_about_leakage(train, pixels, split.name)
+        leakage.warn_about_leakage(train, pixels, split.name)
     logits = predict.predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())
     seconds = time.perf_counter() - started
     mistakes = worst_mistakes(trained, logits, pixels, split)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hogwear.commands.common import SharedSettings
-from hogwear.data.contents import short_hashes
-from hogwear.data.decoding import SafeDecoder
+from hogwear.data.contents import shorten_hashes
 from hogwear.data.photos import Photos
+from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.data.splitting import SplitAssignments
 from hogwear.evaluation import metrics, pictures
 from hogwear.evaluation.pictures import Prediction
@@ -195,7 +195,7 @@ def drawn(settings: Settings, trained: "TrainedModel") -> list[Photo]:
     photos = settings.photos_of(trained.class_names, trained.is_sample)
     require_no_photos(photos, settings.responses_dir)
     split = photos.evaluated
-    seen = np.isin(short_hashes(split.contents.hashes), trained.trained_on.numpy())
+    seen = np.isin(shorten_hashes(split.contents.hashes), trained.trained_on.numpy())
     if seen.all():
         raise BadInput(
             f"all {len(split)} photos in {split.name} were used for training; give others with --images"

@@ -24,10 +24,10 @@ from hogwear.cluster import membership
 from hogwear.cluster.membership import Rank
 from hogwear.cluster.peers import SINGLE_MACHINE, PeerLost, Peers, SingleMachine
 from hogwear.commands.common import SharedSettings
-from hogwear.data import dataset, loading
-from hogwear.data.contents import short_hashes
+from hogwear.data import dataset, leakage, loading
+from hogwear.data.contents import shorten_hashes
 from hogwear.data.loading import Loader
-from hogwear.data.photos import Photos, Split
+from hogwear.data.photos import Photos
 from hogwear.data.pixels import Pixels
 from hogwear.data.splitting import SplitAssignments, Splitter
 from hogwear.system import flags, machine
@@ -233,18 +233,14 @@ def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepar
     print_plan(choices, workers, photos)
 
     loader = Loader(settings.cache, others.shard, others.heartbeat, shows_progress=others.rank == 0)
-
-    def decoded(split: Split, image_size: int) -> Pixels:
-        return loader.load(split, image_size, lambda: importlib.import_module("model"))
-
-    seen = short_hashes(photos.train.contents.hashes)
+    decoding = loader.start(photos.train, choices.image_size)
+    importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
+    train = loader.finish(decoding)
+    seen = shorten_hashes(photos.train.contents.hashes)
     seen = np.union1d(seen, state["trained_on"].numpy()) if state else seen
-    train, val = (
-        decoded(photos.train, choices.image_size),
-        loading.exclude_trained_on(decoded(photos.val, choices.image_size), seen, "val"),
-    )
+    val = loading.exclude_trained_on(loader.load(photos.val, choices.image_size), seen, "val")
     if others.machines == 1:
-        loading.warn_about_leakage(train, val, "val")
+        leakage.warn_about_leakage(train, val, "val")
     photo_sets = PhotoSets(
         photos.is_sample,
         *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)),
@@ -259,7 +255,7 @@ def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepar
             val_of_best = (
                 val
                 if size == choices.image_size
-                else loading.exclude_trained_on(decoded(photos.val, size), seen, "val")
+                else loading.exclude_trained_on(loader.load(photos.val, size), seen, "val")
             )
     return Prepared(
         photos, splitter.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best

@@ -24,8 +24,8 @@ from bench.common import (
     train,
 )
 from hogwear.data import dataset
+from hogwear.data.array_file import ArrayFile
 from hogwear.data.decoding import decode
-from hogwear.data.pixels import ArrayFile
 from hogwear.networks import kernels, layers
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import (

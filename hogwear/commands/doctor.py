@@ -7,8 +7,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ from hogwear.commands.common import SharedSettings, require_same_classes
 from hogwear.data import dataset, decoding, near_duplicates
 from hogwear.data.decoding import Limits
 from hogwear.data.photos import Photos, Split
+from hogwear.data.safe_decoder import read_all
 from hogwear.data.splitting import SIZE
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
@@ -104,23 +106,22 @@ def main(settings: Settings) -> None:
 
 def look_at(paths: Paths, root: Path, limits: Limits) -> list[Photo | str]:
     """Every file as a photo, or why it is none; decoded by all CPUs."""
-    found = dict(decoding.map_photos(paths, SIZE, limits, root, look, "looking"))
+    found = dict(read_all(paths, root, limits, partial(look, limits=limits), "looking"))
     return [found[row] for row in range(len(paths))]
 
 
-def look(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -> Photo:
+def look(file: BinaryIO, limits: Limits) -> Photo:
     """In a worker. Raises as `decode` does."""
-    with decoding.open_photo(path, limits, within) as file:
-        digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
-        file.seek(0)
-        read = decoding.read(file, size, limits)
+    digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+    file.seek(0)
+    decoded = decoding.decode_image(file, SIZE, limits)
     return Photo(
         digest,
-        read.format,
-        read.side,
-        read.turned,
-        is_flat(read.image),
-        near_duplicates.compute_signature(decoding.letterbox(read.image, size)),
+        decoded.format,
+        decoded.shorter_side,
+        decoded.was_turned,
+        is_flat(decoded.image),
+        near_duplicates.compute_signature(decoding.letterbox(decoded.image, SIZE)),
     )
 
 

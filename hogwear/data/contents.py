@@ -1,7 +1,8 @@
-"""What is in each photo: a hash of its bytes, by which split and cache know it, whatever it is called and wherever it lies.
+"""The content hash of each photo, by which the split and the cache recognise it under any name.
 
-An index in the cache keeps the hashes, for as long as nothing about a file has changed: contents-<folder>.npy, (n, 32) uint8, sorted;
-a row is a key, of the file's path and of what `stat` tells, and the hash. Without it all photos are hashed again, and none is decoded again.
+The index contents-<folder>.npy in the cache keeps the hashes while nothing about the files changes:
+(n, 32) uint8, each row a key (a hash of a file's path and status) and the content hash. Without the
+index, all photos are hashed again, but none is decoded again.
 """
 
 import hashlib
@@ -14,117 +15,124 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from hogwear.data import decoding
+from hogwear.data import decoding, safe_decoder
 from hogwear.data.decoding import HASH_SIZE, Limits
 from hogwear.system.arrays import BoolArray, BytesArray, Int64Array, UInt8Array
 from hogwear.system.files import Paths, write_atomically
 from hogwear.system.text import escape
 
-SETTLED = 2.0  # seconds since a file changed, before its time can tell that it has not changed again: what FAT counts in
-KEY = f"S{HASH_SIZE}"
+# A file's time reveals a second change only this many seconds after the first: FAT's resolution
+SETTLED_SECONDS = 2.0
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """Of some photos."""
+    """The content hashes of some photos."""
 
-    hashes: UInt8Array  # (n, HASH_SIZE) uint8; zeros for a photo whose bytes could not be read
-    unread: dict[int, str]  # {row: why}, of those
+    hashes: UInt8Array  # (n, HASH_SIZE); zeros for a photo that could not be read
+    unread: dict[int, str]  # {row: why it could not be read}
 
     def where(self, mask: BoolArray) -> "Contents":
-        """Of those where the mask, (n,), is true."""
+        """Those of the photos where the mask, (n,), is true."""
         rows = np.cumsum(mask) - 1
-        return Contents(
-            self.hashes[mask],
-            {int(rows[row]): why for row, why in self.unread.items() if mask[row]},
-        )
+        unread = {int(rows[row]): why for row, why in self.unread.items() if mask[row]}
+        return Contents(self.hashes[mask], unread)
 
 
 def read_contents(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
-    """Of photos within `root`; those that the cache does not know are read, by all CPUs."""
-    index = (
-        cache_dir / f"contents-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.npy"
-    )
-    known = read(index)
-    keys, is_settled = identities(paths, root)
-    hashes = found = np.zeros((len(paths), HASH_SIZE), np.uint8)
-    if len(known):
-        at = np.searchsorted(as_keys(known[:, :HASH_SIZE]), as_keys(keys)).clip(max=len(known) - 1)
-        found = np.where(
-            (known[at, :HASH_SIZE] == keys).all(axis=1, keepdims=True),
-            known[at, HASH_SIZE:],
-            hashes,
-        )
-    hashes, unread = found.copy(), {}
-    is_known: BoolArray = np.asarray(found.any(axis=1))
+    """Hash the photos in the folder `root`; only those that the index does not know are read."""
+    folder = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
+    index = cache_dir / f"contents-{folder}.npy"
+    known = read_index(index)
+    keys, is_settled = compute_keys(paths, root)
+    rows = find_rows(known[:, :HASH_SIZE], keys)
+    is_known = rows >= 0
+    hashes, unread = np.zeros((len(paths), HASH_SIZE), np.uint8), {}
+    hashes[is_known] = known[rows[is_known], HASH_SIZE:]
     missing = np.flatnonzero(~is_known)
-    for row, answer in decoding.map_photos(
-        paths.where(~is_known), 0, limits, root, decoding.content_hash, "reading"
+    for i, result in safe_decoder.read_all(
+        paths.where(~is_known), root, limits, hash_file, "reading"
     ):
-        if isinstance(answer, str):
-            unread[int(missing[row])] = answer
+        if isinstance(result, str):
+            unread[int(missing[i])] = result
         else:
-            hashes[missing[row]] = np.frombuffer(answer, np.uint8)
+            hashes[missing[i]] = np.frombuffer(result, np.uint8)
     kept = np.concatenate([keys, hashes], axis=1)[is_settled & hashes.any(axis=1)]
-    kept = kept[np.argsort(as_keys(kept[:, :HASH_SIZE]))]
     if not np.array_equal(kept, known):
         np.save(content := io.BytesIO(), kept)
-        with suppress(
-            OSError
-        ):  # a cache that may not be written: they are read again the next time
+        with suppress(OSError):  # a cache that is not writable: they are read again the next time
             write_atomically(index, content.getvalue())
     return Contents(hashes, unread)
 
 
-def short_hashes(hashes: UInt8Array) -> Int64Array:
-    """Half of each hash, (n,): enough to tell photos apart, and little enough for a checkpoint to keep those of all that it was trained on."""
+def hash_file(file: BinaryIO) -> bytes:
+    return decoding.hash_content(decoding.read_content(file))
+
+
+def shorten_hashes(hashes: UInt8Array) -> Int64Array:
+    """Half of each hash, (n,): enough to tell photos apart, and small enough for a checkpoint."""
     return np.ascontiguousarray(hashes[:, :8]).view(np.int64)[:, 0]
 
 
-def read(index: Path) -> UInt8Array:
-    """Its rows; none, with a warning, where it is damaged."""
+def view_as_keys(hashes: UInt8Array) -> BytesArray:
+    """(n, HASH_SIZE) uint8 -> (n,), which NumPy can sort and search."""
+    return np.ascontiguousarray(hashes).view(f"S{HASH_SIZE}")[:, 0]
+
+
+def find_rows(hashes: UInt8Array, wanted: UInt8Array) -> Int64Array:
+    """(m, HASH_SIZE), (n, HASH_SIZE) -> (n,), a row of `hashes` for each wanted hash, or -1."""
+    if not len(hashes):
+        return np.full(len(wanted), -1)
+    keys = view_as_keys(hashes)
+    order = np.argsort(keys)
+    places = np.searchsorted(keys, view_as_keys(wanted), sorter=order)
+    rows = order[places.clip(max=len(keys) - 1)]
+    return np.where((hashes[rows] == wanted).all(axis=1), rows, -1)
+
+
+def read_index(file: Path) -> UInt8Array:
+    """The rows of an index; none, with a warning, if it is damaged."""
     try:
-        rows: UInt8Array = np.load(index)
+        rows: UInt8Array = np.load(file)
         if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 2 * HASH_SIZE:
-            raise ValueError("of another shape")
+            raise ValueError("another shape")
+        return rows
     except FileNotFoundError:
-        rows = np.empty((0, 2 * HASH_SIZE), np.uint8)
+        pass
     except (OSError, ValueError, EOFError):
-        print(escape(f"Warning: {index} is damaged; the photos are read again"), file=sys.stderr)
-        rows = np.empty((0, 2 * HASH_SIZE), np.uint8)
-    return rows
+        print(escape(f"Warning: {file} is damaged; the photos are read again"), file=sys.stderr)
+    return np.empty((0, 2 * HASH_SIZE), np.uint8)
 
 
-def as_keys(rows: UInt8Array) -> BytesArray:
-    """(n, HASH_SIZE) uint8 -> (n,), which NumPy can sort and search; equal where all bytes are."""
-    return np.ascontiguousarray(rows).view(KEY)[:, 0]
+def compute_keys(paths: Paths, root: Path) -> tuple[UInt8Array, BoolArray]:
+    """A key for each file, (n, HASH_SIZE), that changes as soon as the file may have changed.
 
-
-def identities(paths: Paths, root: Path) -> tuple[UInt8Array, BoolArray]:
-    """A key for each file, (n, HASH_SIZE), that is another as soon as the file may have other bytes; and whether its time can tell that, (n,)."""
+    Also whether each file has settled, (n,): a change from now on would change its key.
+    """
     keys, is_settled, now = bytearray(), np.zeros(len(paths), bool), time.time()
     for row, path in enumerate(paths.strings()):
-        told, changed = identity(path)
-        keys += hashlib.blake2b(
-            os.fsencode(path.removeprefix(f"{root}/")) + told, digest_size=HASH_SIZE
-        ).digest()
-        is_settled[row] = changed + SETTLED < now
+        status, changed = read_status(path)
+        name = os.fsencode(path.removeprefix(f"{root}/"))
+        keys += hashlib.blake2b(name + status, digest_size=HASH_SIZE).digest()
+        is_settled[row] = changed + SETTLED_SECONDS < now
     return np.frombuffer(keys, np.uint8).reshape(-1, HASH_SIZE), is_settled
 
 
-def identity(path: str) -> tuple[bytes, float]:
-    """What changes with a file, and when that was last; nothing for one that is not there."""
+def read_status(path: str) -> tuple[bytes, float]:
+    """What changes with a file, and when it last changed; nothing for a missing file."""
     try:
         status = [os.lstat(path)]
-        if stat.S_ISLNK(status[0].st_mode):  # changes with its target, and when it gets another
+        if stat.S_ISLNK(status[0].st_mode):  # both the link and its target may change
             status.append(Path(path).stat())
     except OSError:
         return b"", 0.0
-    told = [
+    fields = [
+        # times may lie before 1970 and after 2500
         (s.st_dev, s.st_ino, s.st_size, s.st_mode, s.st_mtime_ns % 2**64, s.st_ctime_ns % 2**64)
         for s in status
-    ]  # times may be of 1938 and of 2381
-    return b"".join(struct.pack("6Q", *one) for one in told), max(s.st_ctime for s in status)
+    ]
+    return b"".join(struct.pack("6Q", *one) for one in fields), max(s.st_ctime for s in status)

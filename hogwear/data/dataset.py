@@ -120,7 +120,7 @@ def in_two_classes(splits: list[Split], root: Path) -> Iterator[str]:
         np.concatenate([split.labels for split in splits]),
         np.concatenate([split.contents.hashes for split in splits]),
     )
-    order = np.lexsort((labels, contents.as_keys(hashes)))
+    order = np.lexsort((labels, contents.view_as_keys(hashes)))
     labels, hashes = labels[order], hashes[order]
     same = (
         (hashes[1:] == hashes[:-1]).all(axis=1)

@@ -1,4 +1,4 @@
-"""Loading a split: its photos decoded with a progress bar, and what must not be measured left out."""
+"""Load a split: decode its photos with a progress bar, and exclude photos that must not be measured."""
 
 import sys
 from collections.abc import Callable
@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from hogwear.data import contents, pixels
-from hogwear.data.cache import PhotoCache
+from hogwear.data.cache import DecodingJob, PhotoCache
+from hogwear.data.contents import shorten_hashes
 from hogwear.data.photos import Split
 from hogwear.data.pixels import ALL_ROWS, Pixels
 from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
-from hogwear.system.text import escape
+from hogwear.system.text import escape, plural
 
-SKIPPED_SHOWN = 10
+MAX_WARNINGS = 10
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Decodes the photos of a split that are not in the cache yet, and names those that cannot be read.
+    """Decodes the photos of a split that are not in the cache yet, and warns about unreadable ones.
 
-    In a cluster, `part` is this machine's share of the rows, `heartbeat` tells the others that it is still
-    working, and only one machine shows progress.
+    In a cluster, `part` is this machine's share of the rows, `heartbeat` tells the others that it
+    is still working, and only one machine shows progress.
     """
 
     cache: PhotoCache
@@ -31,10 +31,17 @@ class Loader:
     heartbeat: Callable[[], object] = lambda: None
     shows_progress: bool = True
 
-    def load(
-        self, split: Split, size: int, meanwhile: Callable[[], object] = lambda: None
-    ) -> Pixels:
-        """The readable photos of a split as pixels. Raises as PhotoCache.open, which also calls `meanwhile`."""
+    def load(self, split: Split, size: int) -> Pixels:
+        """The readable photos of a split as pixels. Raises like DecodingJob.finish."""
+        return self.finish(self.start(split, size))
+
+    def start(self, split: Split, size: int) -> DecodingJob:
+        """Start decoding in worker processes."""
+        return self.cache.start(split, size, self.part)
+
+    def finish(self, decoding: DecodingJob) -> Pixels:
+        """Wait for a job with a progress bar. Raises like DecodingJob.finish."""
+        split = decoding.folder.split
         with tqdm(
             total=len(range(len(split))[self.part]),
             desc=f"decoding {split.name}",
@@ -44,36 +51,31 @@ class Loader:
             leave=False,
         ) as bar:
 
-            def on_photos(more: int) -> None:
-                bar.update(more)
+            def on_progress(count: int) -> None:
+                bar.update(count)
                 self.heartbeat()
 
-            opened = self.cache.open(split, size, self.part, on_photos, meanwhile)
-        for path, why in list(opened.skipped.items())[:SKIPPED_SHOWN]:
+            pixels = decoding.finish(on_progress)
+        for path, why in list(pixels.skipped.items())[:MAX_WARNINGS]:
             print(escape(f"Warning: skipped '{path}': {why}"), file=sys.stderr)
-        if (more := len(opened.skipped) - SKIPPED_SHOWN) > 0:
-            print(f"Warning: skipped {more} more photos of {split.name}", file=sys.stderr)
-        return opened
+        if (more := len(pixels.skipped) - MAX_WARNINGS) > 0:
+            print(f"Warning: skipped {plural(more, 'more photo')} in {split.name}", file=sys.stderr)
+        return pixels
 
 
 def exclude_trained_on(pixels: Pixels, trained_on: Int64Array, name: str) -> Pixels:
-    """Those photos of a split that no weights were trained on, by contents.short_hashes, (k,); the others are counted. BadInput if there are none.
+    """The photos of the split `name` that no weights were trained on; warns about the others.
 
-    A photo may be in train, too, or may have been there before somebody moved it.
+    A photo may be in train, too, or may have been there before somebody moved it. `trained_on` has
+    shortened hashes, (k,). Raises BadInput if no photo is left.
     """
-    is_new = ~np.isin(contents.short_hashes(pixels.hashes), trained_on)
-    if seen := len(pixels) - int(is_new.sum()):
-        told = f"{seen} of {len(pixels)} photos in {name}"
+    is_new = ~np.isin(shorten_hashes(pixels.hashes), trained_on)
+    if trained := len(pixels) - int(is_new.sum()):
+        some = f"{trained} of {plural(len(pixels), 'photo')} in {name}"
         if not is_new.any():
             raise BadInput(
-                f"{told} were used for training, so nothing is left to measure: put others there, or train with --fresh once they are no longer in train"
+                f"{some} were used for training, so nothing is left to measure: add other photos, "
+                "or train with --fresh once these are no longer in train"
             )
-        print(f"Warning: {told} were used for training and are excluded", file=sys.stderr)
+        print(f"Warning: {some} were used for training and are excluded", file=sys.stderr)
     return pixels.where(is_new)
-
-
-def warn_about_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
-    """Say how many photos of a split are in train, too."""
-    if count := pixels.count_leaked(train, held_out):
-        print(f"Warning: leakage: {name} shares {count} of its {len(held_out)} photos with train, exactly or nearly: its figures may be too good; "
-              "the doctor lists them: docker compose run --rm doctor, or python -m hogwear.commands.doctor", file=sys.stderr)  # fmt: skip

@@ -10,15 +10,17 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from hogwear.data import decoding, near_duplicates
-from hogwear.data.contents import as_keys
+from hogwear.data.contents import find_rows
 from hogwear.data.decoding import HASH_SIZE, LIMITS, Limits
 from hogwear.data.photos import Split
+from hogwear.data.safe_decoder import read_all
 from hogwear.system.arrays import Int8Array, UInt8Array
 from hogwear.system.artifacts import SPLIT
 from hogwear.system.errors import BadInput
@@ -109,14 +111,10 @@ class SplitAssignments:
 
     def sides_of(self, hashes: UInt8Array) -> Int8Array:
         """(n, HASH_SIZE) -> (n,), UNKNOWN for photos that are not in it."""
-        if not len(self.sides):
-            return np.full(len(hashes), UNKNOWN, np.int8)
-        keys = as_keys(self.hashes)
-        order = np.argsort(keys)
-        at = order[np.searchsorted(keys, as_keys(hashes), sorter=order).clip(max=len(keys) - 1)]
-        return np.where((self.hashes[at] == hashes).all(axis=1), self.sides[at], UNKNOWN).astype(
-            np.int8
-        )
+        rows = find_rows(self.hashes, hashes)
+        sides = np.full(len(hashes), UNKNOWN, np.int8)
+        sides[rows >= 0] = self.sides[rows[rows >= 0]]
+        return sides
 
     def with_more(
         self, sides: dict[str, str], groups: dict[str, str], file: Path | None = None
@@ -270,8 +268,9 @@ class Splitter:
             np.zeros((len(contents), near_duplicates.SIGNATURE_SIZE), np.uint8),
             np.zeros(len(contents), bool),
         )
-        for i, answer in decoding.map_photos(
-            photos.paths.where(mask), SIZE, self.limits, photos.root, signature, "comparing"
+        reader = partial(compute_signature, limits=self.limits)
+        for i, answer in read_all(
+            photos.paths.where(mask), photos.root, self.limits, reader, "comparing"
         ):
             if not isinstance(answer, str):
                 signatures[i], readable[i] = answer, True
@@ -282,9 +281,10 @@ class Splitter:
         return [tuple(contents[rows[i]] for i in group) for group in groups]
 
 
-def signature(path: Path, size: int, limits: Limits, within: frozenset[str] | None) -> UInt8Array:
+def compute_signature(file: BinaryIO, limits: Limits) -> UInt8Array:
     """In a worker. Raises as `decode` does."""
-    return near_duplicates.compute_signature(decoding.decode(path, size, limits, within))
+    image = decoding.decode_image(file, SIZE, limits).image
+    return near_duplicates.compute_signature(decoding.letterbox(image, SIZE))
 
 
 def assigned(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hogwear.data.pixels import ArrayFile
+from hogwear.data.array_file import ArrayFile
 from hogwear.networks.network import Network
 from hogwear.system.arrays import Float32Array, Int64Array, UInt8Array
 from hogwear.system.errors import BadInput

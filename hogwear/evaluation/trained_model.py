@@ -30,7 +30,7 @@ class TrainedModel:
     hyperparameters: dict[str, Any]  # of the last run
     sha256: str  # of the checkpoint file
     split: dict[str, Any]  # splitting.SplitVersion, of model/split.json
-    trained_on: Tensor  # (k,) int64, contents.short_hashes of all photos it was ever trained on
+    trained_on: Tensor  # (k,) int64, contents.shorten_hashes of all photos it was ever trained on
 
     def probabilities(self, logits: FloatArray) -> Float64Array:
         """(n, classes) logits -> calibrated probabilities."""

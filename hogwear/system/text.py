@@ -55,6 +55,11 @@ def shorten(text: str, length: int) -> str:
     return shown if len(shown) <= length else f"{shown[: length - 1]}…"
 
 
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """ "1 photo", "2 photos"; `nouns` is the plural where it is not the noun with an s."""
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"
+
+
 def to_csv(rows: Iterable[Sequence[object]]) -> str:
     """A table for spreadsheets, in which no text is a formula: OWASP, "CSV Injection".
 

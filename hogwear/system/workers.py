@@ -1,13 +1,13 @@
-"""Worker processes that are handed numbered items over a pipe each, replaced when they die, and never need a lock.
+"""Worker processes that take numbered items from a pipe each. Dead ones are replaced, and nothing needs a lock.
 
-A worker asks for nothing and waits for nobody: the parent keeps two items in its pipe and reads the answers. So a slow
-worker gets fewer items, and a killed one (a hostile photo, the OOM killer) costs only the items that it had, which
-are handed out again; there is no lock that could die with it.
+The parent keeps two items in each worker's pipe and reads the results, so a slow worker gets fewer
+items. A killed worker (a hostile photo, the OOM killer) costs only the items it had in flight, and
+those are handed out again. There is no lock that could die with it.
 
-Workers are forked, which costs milliseconds and lets them inherit all they work on. That is safe because the parent
-stays single-threaded: it computes nothing itself (docs/decisions/fork.md).
+Workers are forked: that takes milliseconds, and they inherit everything they work on. It is safe
+because the parent stays single-threaded: it computes nothing itself (docs/decisions/fork.md).
 
-Exceptions are not deaths: what a job raises is raised again in the parent.
+An exception in a job is not a death: it is raised again in the parent.
 """
 
 import multiprocessing
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,32 @@ from hogwear.system.errors import BadInput
 
 Jobs = Mapping[str, Callable[[int], Any]]
 OnWorkerDeath = Callable[[int, int], bool]
-MAX_IN_FLIGHT = 2  # items in a worker's hands: the one it works on and the next, so that it never waits for the parent
-DEATHS_IN_A_ROW = 3
+MAX_IN_FLIGHT = 2  # items per worker: the one it works on and the next, so that it never waits
+MAX_DEATHS = 3  # of one worker in a row
 FORK = multiprocessing.get_context("fork")
 
 
 class Slot:
-    """One worker's place: its process, our end of its pipe, and the items it has been given and not yet answered."""
+    """One worker: its process, the parent's end of its pipe, and its items without a result yet."""
 
-    process: Any
+    process: ForkProcess
     pipe: Connection
 
     def __init__(self) -> None:
-        self.given: deque[tuple[str, int]] = deque()
+        self.in_flight: deque[tuple[str, int]] = deque()
         self.deaths = 0
 
 
 class Workers:
-    """`count` processes; `prepare(rank)` is called in each and returns its jobs, {name: function of an item}.
+    """`count` processes. Each calls `prepare(rank)`, which returns its jobs: {name: function of an item}.
 
         with Workers(2, lambda rank: {"square": lambda n: n * n}) as workers:
             dict(workers.run("square", range(10)))
 
-    Leaving the with-block ends them. They also end by themselves when the parent is gone.
+    The workers end with the with-block, and also when the parent is gone.
 
-    `on_worker_death(rank, exitcode)` is called in the parent when a worker has died, before another takes its place; where it
-    answers True the cause has been dealt with, and the death does not count.
+    When a worker has died, the parent calls `on_worker_death(rank, exitcode)` before it starts
+    another one. If that returns True, the cause is dealt with and the death does not count.
     """
 
     def __init__(
@@ -62,103 +63,101 @@ class Workers:
         self.slots = [Slot() for _ in range(count)]
 
     def run(
-        self,
-        job: str,
-        items: Iterable[int],
-        pause: Callable[[], bool] = lambda: False,
-        meanwhile: Callable[[], object] = lambda: None,
+        self, job: str, items: Iterable[int], pause: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[int, Any]]:
-        """Yield (item, answer) as they come; once `pause()` is true hand out no more.
+        """Start a job on the first items now; the iterator gives (item, result) as results arrive.
 
-        `meanwhile` is called once, when the workers have their first items. Ends when all that was handed out is answered, so what has been done is always a prefix of `items`.
+        Once `pause()` is true, no more items are handed out. The iterator ends when every item in
+        flight has its result, so the items that are done are always a prefix of `items`.
         Raises what a job raised, and BadInput when the same worker dies three times in a row.
         """
         waiting = iter(items)
-        while True:
-            while not pause():
-                idlest = min(self.slots, key=lambda slot: len(slot.given))
-                if len(idlest.given) == MAX_IN_FLIGHT or (item := next(waiting, None)) is None:
-                    break
-                self.give(idlest, job, item)
-            busy = {slot.pipe: slot for slot in self.slots if slot.given}
-            if not busy:
+        self.hand_out(job, waiting, pause)
+        return self.collect(job, waiting, pause)
+
+    def hand_out(self, job: str, waiting: Iterator[int], pause: Callable[[], bool]) -> None:
+        """Fill the workers' pipes, always that of the idlest worker first."""
+        while not pause():
+            idlest = min(self.slots, key=lambda slot: len(slot.in_flight))
+            if len(idlest.in_flight) == MAX_IN_FLIGHT or (item := next(waiting, None)) is None:
                 return
-            meanwhile, do_meanwhile = lambda: None, meanwhile
-            do_meanwhile()
-            for pipe in wait(
-                list(busy), timeout=1.0
-            ):  # a dead worker's pipe is ready too, with EOF
+            self.send(idlest, job, item)
+
+    def collect(
+        self, job: str, waiting: Iterator[int], pause: Callable[[], bool]
+    ) -> Iterator[tuple[int, Any]]:
+        """The results of what is in flight, and of more items as there is room for them."""
+        while busy := {slot.pipe: slot for slot in self.slots if slot.in_flight}:
+            for pipe in wait(list(busy), timeout=1.0):  # a dead worker's pipe is ready, with EOF
                 slot = busy[pipe]  # type: ignore[index]
                 try:
-                    item, answer = slot.pipe.recv()
+                    item, result = slot.pipe.recv()
                 except (EOFError, ConnectionResetError):
                     self.replace(slot)
                     continue
-                slot.given.remove((job, item))
+                slot.in_flight.remove((job, item))
                 slot.deaths = 0
-                if isinstance(answer, Exception):
-                    raise answer
-                yield item, answer
+                if isinstance(result, Exception):
+                    raise result
+                yield item, result
+            self.hand_out(job, waiting, pause)
 
-    def give(self, slot: Slot, job: str, item: int) -> None:
-        slot.given.append((job, item))
-        with suppress(
-            BrokenPipeError
-        ):  # it has just died; `run` will notice, and hands its items out again
+    def send(self, slot: Slot, job: str, item: int) -> None:
+        slot.in_flight.append((job, item))
+        with suppress(BrokenPipeError):  # it has just died: `collect` notices and sends it again
             slot.pipe.send((job, item))
 
     def start(self, slot: Slot) -> None:
-        slot.pipe, theirs = FORK.Pipe()
-        process = FORK.Process(target=self.work, args=(self.slots.index(slot), theirs), daemon=True)
+        slot.pipe, pipe = FORK.Pipe()
+        process = FORK.Process(
+            target=self.run_worker, args=(self.slots.index(slot), pipe), daemon=True
+        )
         try:
             process.start()
         except OSError as error:
             raise BadInput(
-                f"no process could be started for another worker ({error.strerror}): use fewer --workers, or allow "
-                f"more processes and memory (HOGWEAR_PIDS and HOGWEAR_MEMORY in compose)"
+                f"cannot start another worker process ({error.strerror}): use fewer --workers, or "
+                "allow more processes and memory (HOGWEAR_PIDS and HOGWEAR_MEMORY in compose)"
             ) from error
         finally:
-            theirs.close()
+            pipe.close()
         slot.process = process
 
-    def work(self, rank: int, pipe: Connection) -> None:
-        """A worker's life."""
-        for (
-            slot
-        ) in self.slots:  # the parent's ends, inherited: while we hold them, nobody would see it go
+    def run_worker(self, rank: int, pipe: Connection) -> None:
+        """In the worker process: do jobs until the parent closes the pipe or is gone."""
+        for slot in self.slots:  # inherited; nobody would see EOF while we held the parent's ends
             with suppress(AttributeError, OSError):
                 slot.pipe.close()
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # Ctrl-C reaches the whole terminal; the parent decides
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with suppress(
-            OSError
-        ):  # where memory runs out, the kernel shall take us, and not the parent
+        with suppress(OSError):  # out of memory, the kernel should kill a worker, not the parent
             Path("/proc/self/oom_score_adj").write_text("500")
-        jobs = answer(self.prepare, rank)
+        jobs = catch(self.prepare, rank)
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
             while True:
                 job, item = pipe.recv()
-                pipe.send((item, jobs if isinstance(jobs, Exception) else answer(jobs[job], item)))
+                pipe.send((item, jobs if isinstance(jobs, Exception) else catch(jobs[job], item)))
 
     def replace(self, slot: Slot) -> None:
-        """A new process for a dead one, with the same items to do."""
+        """Start a new process in place of a dead one, and give it the same items."""
         slot.process.join()
         slot.pipe.close()
         code = slot.process.exitcode
+        assert code is not None
         slot.deaths += not self.on_worker_death(self.slots.index(slot), code)
-        if slot.deaths == DEATHS_IN_A_ROW:
-            hint = "; memory ran out: use fewer --workers or a smaller --batch-size" * (
-                code == -signal.SIGKILL
+        if slot.deaths == MAX_DEATHS:
+            hint = (
+                "; memory ran out: use fewer --workers or a smaller --batch-size"
+                if code == -signal.SIGKILL
+                else ""
             )
             raise BadInput(
-                f"a worker died {DEATHS_IN_A_ROW} times in a row ({last_words(code)}){hint}"
+                f"a worker died {MAX_DEATHS} times in a row ({describe_exit(code)}){hint}"
             )
-        given, slot.given = slot.given, deque()
+        lost, slot.in_flight = slot.in_flight, deque()
         self.start(slot)
-        for job, item in given:
-            self.give(slot, job, item)
+        for job, item in lost:
+            self.send(slot, job, item)
 
     def __enter__(self) -> "Workers":
         try:
@@ -179,8 +178,8 @@ class Workers:
             slot.process.join()
 
 
-def answer(function: Callable[[int], Any], argument: int) -> Any:
-    """What the function returns, or the exception that it raises, with its traceback as a note."""
+def catch(function: Callable[[int], Any], argument: int) -> Any:
+    """The function's result, or the exception it raises, with the traceback as a note."""
     try:
         return function(argument)
     except Exception as error:
@@ -188,6 +187,6 @@ def answer(function: Callable[[int], Any], argument: int) -> Any:
         return error
 
 
-def last_words(exitcode: int) -> str:
-    """What killed a process: "SIGKILL", or "exit code 1"."""
+def describe_exit(exitcode: int) -> str:
+    """What ended a process: "SIGKILL", or "exit code 1"."""
     return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"

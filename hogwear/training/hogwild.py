@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hogwear.data.pixels import ArrayFile
+from hogwear.data.array_file import ArrayFile
 from hogwear.networks import kernels
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters, unflatten_like

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hogwear.data.decoding import Limits, SafeDecoder
+from hogwear.data.decoding import Limits
 from hogwear.data.photos import Split
+from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import MAX_IN_FLIGHT, Workers

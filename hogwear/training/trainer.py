@@ -107,7 +107,7 @@ class Trainer:
         self.split = splitting.NOTHING.version()  # of model/split.json
         self.trained_on = torch.empty(
             0, dtype=torch.int64
-        )  # contents.short_hashes of all photos, in this run and those before
+        )  # contents.shorten_hashes of all photos, in this run and those before
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: in the middle of its run, or with a run more if that was finished."""
@@ -128,7 +128,7 @@ class Trainer:
         """Keep in mind by which split, and on photos of which contents, (n, HASH_SIZE), it trains from now on."""
         self.split = split
         self.trained_on = torch.from_numpy(
-            np.union1d(self.trained_on.numpy(), contents.short_hashes(hashes[hashes.any(axis=1)]))
+            np.union1d(self.trained_on.numpy(), contents.shorten_hashes(hashes[hashes.any(axis=1)]))
         )
 
     def state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from helpers import CLASSES, FASHION5, ROOT, Call, Trained, at
 from PIL import Image, ImageEnhance
 
 from hogwear.commands import doctor
-from hogwear.data import loading, near_duplicates
+from hogwear.data import leakage, near_duplicates
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import decode
 from hogwear.data.near_duplicates import find_pairs
@@ -344,10 +344,10 @@ def test_leakage_is_said_in_one_line_and_only_where_there_is_some(
         train.signatures,
         [near_duplicates.compute_signature(image) for image in train.images[train.rows]],
     )
-    loading.warn_about_leakage(train, val, "val")
+    leakage.warn_about_leakage(train, val, "val")
     assert capsys.readouterr().err == ""
     for _ in range(2):  # the second time out of the cache
-        loading.warn_about_leakage(train, test, "test")
+        leakage.warn_about_leakage(train, test, "test")
         assert capsys.readouterr().err.startswith(
             "Warning: leakage: test shares 2 of its 26 photos with train"
         )

@@ -130,7 +130,7 @@ def test_test_photos_have_never_been_trained_on_though_classes_grow_and_the_cach
     after = moved.split()
     assert before.items() < after.items() and list(after)[: len(before)] == list(before)
     trained_on = set(
-        contents.short_hashes(
+        contents.shorten_hashes(
             np.frombuffer(
                 bytes.fromhex("".join(k for k, side in after.items() if side == "train")), np.uint8
             ).reshape(-1, 16)

@@ -11,19 +11,19 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pytest
-from helpers import SIZE, Elsewhere
+from helpers import SIZE, Elsewhere, wait_until
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hogwear.data import cache as hogwear_cache
-from hogwear.data import contents, decoding, near_duplicates, pixels
+from hogwear.data import cache_writer, contents, decoding, leakage, near_duplicates
+from hogwear.data.array_file import ArrayFile
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import LIMITS, Limits, decode
 from hogwear.data.photos import Split
-from hogwear.data.pixels import ALL_ROWS, ArrayFile, Pixels
+from hogwear.data.pixels import ALL_ROWS, Pixels
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths
@@ -268,7 +268,7 @@ def test_the_cache_is_used_again(copies: list[Path], tmp_path: Path) -> None:
     written = (first.folder / "pixels.npy").stat()
     counts: list[int] = []
     again = PhotoCache(tmp_path / "cache", processes=2).open(
-        split_of(copies), SIZE, on_photos=counts.append
+        split_of(copies), SIZE, on_progress=counts.append
     )
     assert again.folder == first.folder and (again.folder / "pixels.npy").stat() == written
     assert not counts
@@ -280,10 +280,21 @@ def test_every_photo_is_decoded_once_by_any_number_of_processes(
 ) -> None:
     counts: list[int] = []
     opened = PhotoCache(tmp_path / "cache", processes=processes).open(
-        split_of(copies), SIZE, on_photos=counts.append
+        split_of(copies), SIZE, on_progress=counts.append
     )
     assert sum(counts) == len(opened) == 9
     assert np.array_equal(opened.images[opened.rows], [decode(path, SIZE) for path in copies])
+
+
+def test_photos_are_decoded_while_the_caller_does_something_else(
+    copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]"
+) -> None:
+    job = PhotoCache(tmp_path / "cache", processes=2).start(split_of(copies), SIZE)
+    wait_until(lambda: decoded_rows.value > 0)
+    pixels = job.finish()
+    assert np.array_equal(pixels.images[pixels.rows], [decode(path, SIZE) for path in copies])
+    again = PhotoCache(tmp_path / "cache", processes=2).start(split_of(copies), SIZE)
+    assert len(again.finish()) == 9 and decoded_rows.value == 9
 
 
 def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(
@@ -314,7 +325,7 @@ def test_other_splits_and_sizes_have_caches_of_their_own(
 def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_noted(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hogwear_cache, "NOTED_EVERY", 0.0)
+    monkeypatch.setattr(cache_writer, "SECONDS_BETWEEN_NOTES", 0.0)
     cache = tmp_path / "cache"
     copies[1].write_bytes(b"no photo")
 
@@ -328,7 +339,7 @@ def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_no
     assert killed.process.exitcode == -signal.SIGKILL
     assert PhotoCache(cache).open_if_complete(split_of(copies), SIZE) is None
     counts: list[int] = []
-    opened = PhotoCache(cache, processes=1).open(split_of(copies), SIZE, on_photos=counts.append)
+    opened = PhotoCache(cache, processes=1).open(split_of(copies), SIZE, on_progress=counts.append)
     assert counts[0] == 5 and sum(counts) == 9 and list(opened.skipped) == [copies[1]]
     assert np.array_equal(
         opened.images[opened.rows], [decode(path, SIZE) for path in copies if path != copies[1]]
@@ -342,7 +353,7 @@ def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(
     cache = tmp_path / "cache"
     counts: list[int] = []
     part = PhotoCache(cache, processes=2).open(
-        split_of(copies), SIZE, part=slice(1, None, 2), on_photos=counts.append
+        split_of(copies), SIZE, part=slice(1, None, 2), on_progress=counts.append
     )
     assert (
         part.rows.tolist() == [1, 3, 5, 7]
@@ -355,7 +366,7 @@ def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(
         and PhotoCache(cache).open_if_complete(split_of(copies), SIZE) is None
     )
     counts.clear()
-    whole = PhotoCache(cache, processes=2).open(split_of(copies), SIZE, on_photos=counts.append)
+    whole = PhotoCache(cache, processes=2).open(split_of(copies), SIZE, on_progress=counts.append)
     assert counts[0] == 4 and sum(counts) == 9 and whole.folder == part.folder
     assert np.array_equal(whole.images[whole.rows], [decode(path, SIZE) for path in copies])
 
@@ -369,7 +380,7 @@ def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(
         counts: list[int] = []
         ready.wait()
         opened = PhotoCache(tmp_path / "cache", processes=2).open(
-            split_of(copies), SIZE, on_photos=counts.append
+            split_of(copies), SIZE, on_progress=counts.append
         )
         return opened.images[opened.rows], sum(counts)
 
@@ -425,11 +436,11 @@ def test_reading_all_of_a_cache_takes_the_memory_of_one_batch(tmp_path: Path) ->
 def test_decoding_maps_no_file_into_memory(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(path: Path, size: int, *limits: object) -> UInt8Array:
+    def decode(file: BinaryIO, size: int, *others: object, **more: object) -> UInt8Array:
         assert "pixels.npy" not in Path("/proc/self/maps").read_text()
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(decoding, "decode_verified", decode)
     assert not PhotoCache(tmp_path / "cache", processes=2).open(split_of(copies), SIZE).skipped
 
 
@@ -468,15 +479,15 @@ def decoded_rows(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
     """How many files have been looked into to hash them; all are taken to have settled."""
-    count, content_hash = FORK.Value("i"), decoding.content_hash
+    count, hash_file = FORK.Value("i"), contents.hash_file
 
-    def counted(*arguments: Any) -> bytes:
+    def counted(file: BinaryIO) -> bytes:
         with count.get_lock():
             count.value += 1
-        return content_hash(*arguments)
+        return hash_file(file)
 
-    monkeypatch.setattr(decoding, "content_hash", counted)
-    monkeypatch.setattr(contents, "SETTLED", -1000.0)
+    monkeypatch.setattr(contents, "hash_file", counted)
+    monkeypatch.setattr(contents, "SETTLED_SECONDS", -1000.0)
     return count
 
 
@@ -607,7 +618,7 @@ def test_what_changes_between_hashing_and_decoding_is_skipped_this_time_only(
     copies[3].write_bytes(copies[4].read_bytes())
     opened = PhotoCache(tmp_path / "cache", processes=1).open(split, SIZE)
     assert opened.skipped == {
-        copies[3]: "changed while the photos were read; it is looked at again the next time"
+        copies[3]: "changed while the photos were read; it is read again the next time"
     }
     assert PhotoCache(tmp_path / "cache").open_if_complete(split, SIZE) is None
     require_pixels_of(copies, tmp_path / "cache")
@@ -617,22 +628,25 @@ def test_what_changes_between_hashing_and_decoding_is_skipped_this_time_only(
 
 
 class NoMemory:
-    """A decoder that runs out of memory, as long as there is this file."""
+    """A decoder that runs out of memory for one photo, as long as there is this file."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, photo: Path, file: Path) -> None:
         self.file, self.decode = file, decoding.decode_verified
+        self.hash = decoding.hash_content(photo.read_bytes())
         file.touch()
 
-    def __call__(self, path: Path, *arguments: Any, **more: Any) -> UInt8Array:
-        if path.name == "5.jpg" and self.file.exists():
+    def __call__(
+        self, file: BinaryIO, size: int, limits: Limits, expected_hash: bytes
+    ) -> UInt8Array:
+        if expected_hash == self.hash and self.file.exists():
             raise MemoryError
-        return self.decode(path, *arguments, **more)
+        return self.decode(file, size, limits, expected_hash)
 
 
 def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "decode_verified", NoMemory(tmp_path / "short"))
+    monkeypatch.setattr(decoding, "decode_verified", NoMemory(copies[5], tmp_path / "short"))
     copies[1].write_bytes(b"no photo")
     for _ in range(2):
         opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
@@ -642,7 +656,7 @@ def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(
     (tmp_path / "short").unlink()
     counts: list[int] = []
     opened = PhotoCache(tmp_path / "cache", processes=1).open(
-        split_of(copies), SIZE, on_photos=counts.append
+        split_of(copies), SIZE, on_progress=counts.append
     )
     assert list(opened.skipped) == [copies[1]] and counts == [8, 1], "and only that one"
     assert np.array_equal(
@@ -679,10 +693,10 @@ def test_a_photo_that_may_not_be_read_is_read_once_its_owner_has_changed(
 @pytest.mark.parametrize(("error", "passing"), [
     (PermissionError(errno.EACCES, "Permission denied"), True), (OSError(errno.EIO, "Input/output error"), True), (MemoryError(), True),
     (OSError("out of memory error when reading image file"), True), (OSError("image file is truncated"), False), (ValueError("bad"), False),
-    (UnidentifiedImageError("cannot identify image file"), False), (decoding.Refused("empty file"), False),
+    (UnidentifiedImageError("cannot identify image file"), False), (decoding.RejectedPhoto("empty file"), False),
 ], ids=repr)  # fmt: skip
 def test_the_system_is_told_from_the_photo(error: Exception, passing: bool) -> None:
-    assert decoding.is_passing(error) is passing
+    assert decoding.is_transient(error) is passing
 
 
 # --- a cache that is damaged, or gone
@@ -737,10 +751,10 @@ def test_a_count_of_leaks_that_is_damaged_is_counted_again(
     copies: list[Path], tmp_path: Path
 ) -> None:
     opened = PhotoCache(tmp_path / "cache", processes=1).open(split_of(copies), SIZE)
-    assert pixels.count_leaked(opened, opened) == 9
+    assert leakage.count_leaked(opened, opened) == 9
     [known] = opened.folder.glob("leaked-*.json")
     known.write_bytes(b"")
-    assert pixels.count_leaked(opened, opened) == 9 and known.read_text() == "9"
+    assert leakage.count_leaked(opened, opened) == 9 and known.read_text() == "9"
 
 
 def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that_are_forked_later(

@@ -37,7 +37,8 @@ import infer
 import model
 import train
 from hogwear.data import decoding
-from hogwear.data.pixels import ArrayFile, Pixels
+from hogwear.data.array_file import ArrayFile
+from hogwear.data.pixels import Pixels
 from hogwear.evaluation import pictures, predict
 from hogwear.system import machine
 from hogwear.system.arrays import Float32Array, UInt8Array
@@ -515,7 +516,7 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
     recorder = Recorder(pixels, [], [], set())
     monkeypatch.setattr(Trainer, "fit", lambda run, *arguments: recorder.fit(run, *arguments))
     monkeypatch.setattr(predict, "predict", recorder.predict)
-    monkeypatch.setattr(decoding, "opened", recorder.open)
+    monkeypatch.setattr(decoding, "open_photo", recorder.open)
     monkeypatch.setattr(machine, "cpus", lambda: 1)
     monkeypatch.setattr(model, "choose_dtype", lambda cache_dir: torch.float32)
     monkeypatch.setattr(eval, "write_report", lambda *arguments: "none")

@@ -30,10 +30,11 @@ from PIL import Image, ImageFile
 
 import infer
 import train
-from hogwear.data import contents, dataset, decoding
+from hogwear.data import contents, dataset, decoding, safe_decoder
 from hogwear.data.cache import PhotoCache
-from hogwear.data.decoding import LIMITS, Limits, SafeDecoder, decode
+from hogwear.data.decoding import LIMITS, Limits, decode
 from hogwear.data.photos import Split
+from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Paths
@@ -217,8 +218,8 @@ def test_a_photo_takes_no_more_memory_than_the_limit_of_pixels_allows(
     canvas = struct.pack("<I", 1 << 4)[:4] + 2 * struct.pack("<I", 65_000)[:3]  # 4.2 gigapixels
     huge.write_bytes(b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + canvas)
     assert [type(answer) for answer in read([large, small, huge])] == [np.ndarray, np.ndarray, str]
-    monkeypatch.setattr(decoding, "BYTES_AT_LEAST", 16 << 20)
-    monkeypatch.setattr(decoding, "BYTES_A_PIXEL", 0)
+    monkeypatch.setattr(safe_decoder, "MIN_BYTES", 16 << 20)
+    monkeypatch.setattr(safe_decoder, "BYTES_PER_PIXEL", 0)
     refused, read_after = read([large, small], Limits(megabytes=1), processes=1)
     assert isinstance(refused, str) and refused == "needs too much memory to decode"
     assert same(read_after, decode(small, SIZE))
@@ -385,7 +386,7 @@ def test_a_photo_made_rgb_in_strips_is_the_same_to_the_bit(
     if mode == "P with transparency":
         image.info["transparency"] = bytes(range(64))
     whole = decoding.flatten_onto_white(image)
-    monkeypatch.setattr(decoding, "STRIP", 500)  # pixels: strips of 5 rows, and a rest
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 500)  # pixels: strips of 5 rows, and a rest
     assert same(np.asarray(decoding.flatten_onto_white(image)), np.asarray(whole))
 
 
@@ -435,11 +436,11 @@ def test_one_photo_never_hangs_the_run(
 
 
 def kill_while_decoding(decoder: SafeDecoder, pid: int, row: int, number: int) -> None:
-    wait_until(lambda: decoder.busy[0] == row)
+    wait_until(lambda: decoder.current_rows[0] == row)
     os.kill(pid, number)
 
 
-@pytest.mark.parametrize("number", decoding.CRASHES, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", safe_decoder.CRASHES, ids=lambda number: number.name)
 def test_a_photo_that_crashes_its_decoder_is_skipped(
     folder: Path, endless: Path, number: signal.Signals, quiet_crashes: None, held: Held
 ) -> None:

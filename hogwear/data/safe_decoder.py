@@ -1,0 +1,158 @@
+"""Read photos in worker processes that a hostile photo may crash or block without harm to the run."""
+
+import mmap
+import os
+import resource
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from hogwear.data import decoding
+from hogwear.data.decoding import Limits, TransientReason
+from hogwear.system import machine
+from hogwear.system.arrays import UInt8Array
+from hogwear.system.files import Paths
+from hogwear.system.workers import MAX_IN_FLIGHT, Jobs, Workers
+
+BYTES_PER_PIXEL, MIN_BYTES = 24, 512 << 20  # memory for a photo; valid ones take at most 18
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+IDLE = -1  # in place of a row: this worker is not reading a photo
+PHOTOS_PER_ITEM = 64  # at most, where photos are read but not decoded into the cache
+
+tqdm.monitor_interval = 0  # its thread is the only thing that would make forking unsafe
+
+T = TypeVar("T")
+Reader = Callable[[BinaryIO], T]
+
+
+class SafeReader:
+    """Reads photos in forked workers. One that crashes or blocks its worker is rejected, no more.
+
+    A rejected photo costs at most `limits.seconds`, and the other items of its worker are done
+    again. A worker that was killed in another way is not the photo's fault: Workers counts it.
+    """
+
+    def __init__(
+        self, paths: Paths, limits: Limits, processes: int, within: Iterable[Path]
+    ) -> None:
+        self.paths, self.limits, self.processes = paths, limits, processes
+        self.within = frozenset(map(os.path.realpath, within))
+        self.rank = IDLE  # in a worker: its rank
+        self.rejected: dict[int, str] = {}  # {row: reason}; a new worker inherits it
+        shared = mmap.mmap(-1, 8 * processes)
+        self.current_rows = np.frombuffer(shared, np.int64)  # (processes,) what each is reading
+        self.current_rows[:] = IDLE
+
+    def workers(self, jobs: Jobs) -> Workers:
+        """Workers for jobs that call `read`."""
+
+        def prepare(rank: int) -> Jobs:
+            self.rank = rank
+            warnings.simplefilter("ignore")  # Pillow's warnings about strange photos
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            lower_limit(resource.RLIMIT_CORE, 0)
+            with suppress(FileNotFoundError):  # only Linux has /proc, and enforces this limit
+                mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+                photo = max(MIN_BYTES, int(BYTES_PER_PIXEL * 1e6 * self.limits.megapixels))
+                file = self.limits.megabytes * 1_000_000
+                lower_limit(resource.RLIMIT_AS, mapped + photo + file)
+            return jobs
+
+        return Workers(self.processes, prepare, self.on_worker_death)
+
+    def read(self, row: int, reader: Reader[T]) -> T | str:
+        """In a worker: what the reader returns for the photo's open file, or the reason why not."""
+
+        def open_and_read() -> T:
+            with decoding.open_photo(self.paths[row], self.limits, self.within) as file:
+                return reader(file)
+
+        return self.guard(row, open_and_read)
+
+    def guard(self, row: int, function: Callable[[], T]) -> T | str:
+        """In a worker: call the function within the limit of time, and catch what it raises."""
+        if row in self.rejected:
+            return self.rejected[row]
+        self.current_rows[self.rank] = row
+        # The signal ends the process; a handler in Python would wait for a decoder in C to return
+        signal.setitimer(signal.ITIMER_PROF, self.limits.seconds)
+        try:
+            return function()
+        except Exception as error:  # a decoder fed with hostile files may raise anything
+            reason = decoding.describe_error(error)
+            return TransientReason(reason) if decoding.is_transient(error) else reason
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            self.current_rows[self.rank] = IDLE
+
+    def on_worker_death(self, rank: int, exitcode: int) -> bool:
+        """Reject the photo that killed a worker. False if no photo did: SIGKILL can come from anywhere."""
+        row = int(self.current_rows[rank])
+        self.current_rows[rank] = IDLE
+        if row == IDLE or -exitcode not in (signal.SIGPROF, *CRASHES):
+            return False
+        if -exitcode == signal.SIGPROF:
+            self.rejected[row] = f"takes more than {self.limits.seconds:g} s to decode"
+        else:
+            self.rejected[row] = f"its decoder crashed ({signal.Signals(-exitcode).name})"
+        return True
+
+
+class SafeDecoder(SafeReader):
+    """Decodes photos in forked workers.
+
+    decoder = SafeDecoder(paths, 160, LIMITS, processes, within=[data_dir])
+    with decoder.workers({"decode": decoder.decode}) as workers:
+        dict(workers.run("decode", range(len(paths))))  # {row: pixels or the reason why not}
+    """
+
+    def __init__(
+        self, paths: Paths, size: int, limits: Limits, processes: int, within: Iterable[Path]
+    ) -> None:
+        super().__init__(paths, limits, processes, within)
+        self.size = size
+
+    def decode(self, row: int) -> UInt8Array | str:
+        """In a worker: the photo as decoding.decode gives it, or the reason why not."""
+        path = self.paths[row]
+        return self.guard(row, lambda: decoding.decode(path, self.size, self.limits, self.within))
+
+
+def read_all(
+    paths: Paths, root: Path, limits: Limits, reader: Reader[T], description: str
+) -> Iterator[tuple[int, T | str]]:
+    """Call the reader with each open photo, on all CPUs and with a progress bar.
+
+    Yields (row, result or the reason why not) in the order of completion. Links may lead only to
+    within `root`.
+    """
+    if not len(paths):
+        return
+    safe = SafeReader(paths, limits, min(machine.cpus(), len(paths)), within=[root])
+    chunk = min(PHOTOS_PER_ITEM, -(-len(paths) // (MAX_IN_FLIGHT * safe.processes)))
+
+    def read_chunk(start: int) -> list[T | str]:
+        return [safe.read(row, reader) for row in range(start, min(start + chunk, len(paths)))]
+
+    bar = partial(tqdm, unit=" photos", disable=None, delay=0.5, leave=False)
+    with (
+        safe.workers({"read": read_chunk}) as workers,
+        bar(total=len(paths), desc=description) as progress,
+    ):
+        for start, results in workers.run("read", range(0, len(paths), chunk)):
+            yield from enumerate(results, start)
+            progress.update(len(results))
+
+
+def lower_limit(what: int, limit: int) -> None:
+    """Lower a resource limit of this process, unless it is lower already."""
+    soft, hard = resource.getrlimit(what)
+    if soft == resource.RLIM_INFINITY or soft > limit:
+        resource.setrlimit(what, (limit, hard))
