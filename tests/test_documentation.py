@@ -1,5 +1,6 @@
-"""What the documentation says is so: flags and their defaults, exit codes, files, links, commands, and what Compose hands on."""
+"""The documentation is right: flags, defaults, exit codes, files, messages, figures, links, commands."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -23,6 +24,8 @@ import train
 from hogwear.commands import doctor, export, rendezvous
 
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "bench" / "RESULTS.md").read_text()
+MOVED_ASIDE = {"model/checkpoint-*.pt"}  # written by train --fresh and the like
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
@@ -38,15 +41,16 @@ SCRIPTS: dict[str, ModuleType] = {
 }
 
 
-def table(heading: str) -> list[list[str]]:
-    """The cells of the rows of the table under this heading of the README."""
-    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    _, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
+def table(heading: str, text: str = README) -> list[list[str]]:
+    """The cells of the first table below a heading."""
+    section = re.split(rf"^#+ {heading}\n", text, flags=re.MULTILINE)[1]
+    rows = re.split(r"^#+ ", section, flags=re.MULTILINE)[0].splitlines()
+    _, _, *rows = [row for row in rows if row.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 def code(text: str) -> list[str]:
-    """What a text shows as code: spans in backticks, and the lines of indented blocks without their comments."""
+    """Code in a text: spans in backticks, and lines of indented blocks without their comments."""
     prose = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
     blocks = [line.partition("  #")[0] for line in text.splitlines() if line.startswith("    ")]
     return re.findall(r"`([^`\n]+)`", prose) + blocks
@@ -55,14 +59,14 @@ def code(text: str) -> list[str]:
 # --- flags
 
 
-def test_the_readme_has_every_flag_of_every_script_with_the_default_that_help_tells(
+def test_the_readme_has_every_flag_with_its_default(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
-    told = []
+    expected = []
     for name, script in SCRIPTS.items():
-        text = re.sub(r"\n {3,}", " ", call(script, "--help").stdout)  # an option a line
-        told += [
+        text = re.sub(r"\n {3,}", " ", call(script, "--help").stdout)  # one option per line
+        expected += [
             (name, flag, default)
             for flag, default in re.findall(
                 r"^  (--[\w-]+)(?:.*\(default: (.*)\)$)?", text, re.MULTILINE
@@ -74,7 +78,7 @@ def test_the_readme_has_every_flag_of_every_script_with_the_default_that_help_te
             (name, flag.strip("`"), default.replace("`", ""))
             for name in (SCRIPTS if whose == "all" else [whose])
         ]
-    assert sorted(documented) == sorted(told)
+    assert sorted(documented) == sorted(expected)
 
 
 # --- Compose
@@ -88,10 +92,10 @@ RUN_BY = {  # each service
 }  # fmt: skip
 MOUNTED = dict.fromkeys(
     ("data_dir", "model_dir", "cache_dir", "responses_dir"),
-    "compose mounts these folders in one place",
+    "Compose mounts these folders",
 )
-NOT_HANDED_ON = {  # {service: {setting: why not}}
-    "train": {"sync_every": "a machine alone has no others to average with"},
+NOT_PASSED_ON = {  # {service: {setting: why not}}
+    "train": {"sync_every": "there are no other machines to average with"},
     "node": {
         "time_budget": "train refuses it in a cluster",
         "fresh": "train refuses it in a cluster",
@@ -106,35 +110,35 @@ def entry_point(service: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("service", COMPOSE)
-def test_compose_hands_on_the_variable_of_every_flag(service: str) -> None:
+def test_compose_passes_on_the_variable_of_every_flag(service: str) -> None:
     file, script = RUN_BY[service]
     assert entry_point(COMPOSE[service])[:3] == ["/bin/sh", "/app/docker/entrypoint", file]
     flags = (
         {field.name for field in fields(script.Settings)} if hasattr(script, "Settings") else set()
     )
-    exceptions = NOT_HANDED_ON.get(service, {})
-    assert exceptions.keys() <= flags, "an exception that is none"
-    handed_on = [
+    exceptions = NOT_PASSED_ON.get(service, {})
+    assert exceptions.keys() <= flags, "no such flag"
+    passed_on = [
         line
         for line in COMPOSE[service].get("environment", [])
         if re.fullmatch("HOGWEAR_[A-Z_]+", line)
     ]
-    assert sorted(handed_on) == sorted(
+    assert sorted(passed_on) == sorted(
         f"HOGWEAR_{flag.upper()}" for flag in flags - exceptions.keys() - MOUNTED.keys()
     )
 
 
-# --- exit codes, and what a run leaves behind
+# --- exit codes, and the files that commands write
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of train that were stopped once they had saved, and have ended."""
+    """Runs of train that were stopped after their first save."""
 
     terminated: Script
     interrupted: Script  # rank 0 of two machines
-    left_alone: Script  # the other one
-    folder: Path  # with model-NAME and cache-NAME of each of them
+    left_alone: Script  # rank 1
+    folder: Path  # contains model-NAME and cache-NAME of each run
 
     def at(self, name: str, data: Path) -> tuple[object, ...]:
         return at(data, self.folder / f"model-{name}", self.folder / f"cache-{name}")
@@ -142,7 +146,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """All at once: most of their time goes into importing torch."""
+    """All at once, because most of their time goes into importing torch."""
     folder = tmp_path_factory.mktemp("runs")
     small = (
         "--arch",
@@ -201,7 +205,7 @@ def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     return found
 
 
-def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(
+def test_every_exit_code_in_the_readme_occurs(
     runs: Runs, data: Path, call: Call, start: Start, tmp_path: Path
 ) -> None:
     reading, writing = os.pipe()
@@ -219,8 +223,8 @@ def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(
         141: unread.code(),
         143: runs.terminated.code(),
     }
-    [sentence] = re.findall(r"^Exit codes: (.*?)\n\n", README, re.MULTILINE | re.DOTALL)
-    assert produced == {code: code for code in map(int, re.findall(r"\d+", sentence))}
+    documented = [int(code) for code, _ in table("Exit codes")]
+    assert produced == {code: code for code in documented}
     assert "lost contact with another machine" in runs.left_alone.stderr
     for script, name in (runs.terminated, "terminated"), (runs.interrupted, "interrupted"):
         assert (
@@ -229,7 +233,7 @@ def test_every_exit_code_in_the_readme_is_one_that_a_run_ends_with(
         ), "after saving"
 
 
-def test_what_comes_out_is_what_the_readme_says(
+def test_the_files_that_commands_write_are_those_in_the_readme(
     runs: Runs, data: Path, call: Call, tmp_path: Path
 ) -> None:
     model, responses = runs.folder / "model-terminated", tmp_path / "responses"
@@ -242,12 +246,7 @@ def test_what_comes_out_is_what_the_readme_says(
         assert answer.code == 0, answer
     written = {f"model/{file.name}" for file in model.iterdir() if not file.name.startswith(".")}
     written |= {f"responses/{file.relative_to(responses)}" for file in responses.rglob("*.*")}
-    documented = set()
-    for cell, _ in table("What comes out"):
-        names = re.findall(r"`(.+?)`", cell)
-        documented |= {
-            name if "/" in name else str(Path(names[0]).with_name(name)) for name in names
-        }
+    documented = {cell.strip("`") for cell, _ in table("Files")} - MOVED_ASIDE
     assert {
         pattern for pattern in documented if not any(fnmatch(file, pattern) for file in written)
     } == set()
@@ -256,41 +255,78 @@ def test_what_comes_out_is_what_the_readme_says(
     } == set()
 
 
+# --- figures, messages
+
+PEERS = {  # the name of a row in the README -> in bench/RESULTS.md
+    "**Hogwear**": "Hogwear",
+    "frozen features and scikit-learn's LogisticRegression": "frozen_features",
+    "timm, 1 epoch": "timm, 1 epoch",
+    "fastai, 1 epoch": "fastai, 1 epoch",
+    "plain PyTorch loop, 1 epoch": "loop, 1 epoch",
+    "plain PyTorch loop, 2 epochs": "loop, 2 epochs",
+}
+
+
+def test_the_figures_in_the_readme_are_those_of_the_bench() -> None:
+    measured = {}
+    for name, _, seconds, _, accuracy in table("peers", RESULTS):
+        measured[name] = f"{float(seconds.split()[0]):.0f} s", f"{float(accuracy.split()[0]):.3f}"
+    shown = {name: (time, accuracy) for name, time, accuracy in table("Hogwear")}
+    expected = {name: measured[peer] for name, peer in PEERS.items() if peer in measured}
+    assert {name: tuple(cell.strip("*") for cell in row) for name, row in shown.items()} == expected
+
+
+def messages() -> list[str]:
+    """All strings in the product's code; values that are filled in are shown as `…`."""
+    found = []
+    for file in (*ROOT.glob("*.py"), *(ROOT / "hogwear").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                )
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_every_error_message_in_the_readme_exists() -> None:
+    documented = [cell.strip("`") for cell, _ in table("Error messages") if cell.startswith("`")]
+    assert len(documented) >= 8
+    texts = messages()
+    for message in documented:
+        pattern = ".*".join(re.escape(part) for part in message.strip("…").split("…"))
+        assert any(re.search(pattern, text) for text in texts), message
+
+
 # --- files, links, commands
 
-MADE = {  # by commands, not in the repository
-    ".cache", ".venv", ".venv/bin/python", "sbom.json", "model/*.png", "model/MODEL_CARD.md", "model/checkpoint.previous.pt",
-    "model/checkpoint.pt", "model/split.json", "split.json", "model/doctor.json", "model/eval_results.json", "model/metrics.csv", "model/model.onnx", "model/report.html",
-    "responses/contact_sheet.png", "responses/predictions.csv", "responses/predictions.json", "responses/results/*.png",
-    "responses/.hogwear.sha256", "MODEL_CARD.md", "model.onnx", "predictions.csv", "predictions.json",
+FILES = {cell.strip("`") for cell, _ in table("Files")}
+MADE = {".cache", ".venv", ".venv/bin/python", "sbom.json"}  # by make
+YOURS = {  # files that a reader may have
+    "*.csv", "*.heic", ".env", "ca.pem", "data/boots/*.jpg", "data/images", "data/sandals/*.jpg",
+    "data/test/...", "data/train/boots/*.jpg", "data/val/boots/*.jpg", "images", "model/season",
+    "styles.csv",
 }  # fmt: skip
-YOURS = {  # what a reader may have
-    ".env", "ca.pem", "data/boots/*.jpg", "data/images", "data/sandals/*.jpg", "data/test/...", "data/train/boots/*.jpg", "data/val/boots/*.jpg",
-    "images", "new", "styles.csv", "train",
-}  # fmt: skip
-SUFFIXES = {
-    ".csv",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    "70/15/15",
-}  # and what else looks like a path and is none
+NO_PATHS = {"70/15/15"}
 PATH = re.compile(r"(?<![\w./:$*-])((?:[\w.*-]+/)+[\w.*-]*|[\w*-]*\.[a-z]\w*)(?![\w/])")
 
 
-def test_every_file_that_the_readme_names_exists_or_is_made_by_a_command() -> None:
+def test_every_file_in_the_readme_exists_or_is_written_by_a_command() -> None:
     named = {
         path.rstrip("/")
         for text in code(README)
         for path in PATH.findall(re.sub(r"-m \S+", "", text))
-    } - SUFFIXES
-    assert len(named) > 50, "found"
-    assert {path for path in named - MADE - YOURS if not (ROOT / path).exists()} == set()
-    assert (MADE | YOURS) - named == set(), "the lists have what is no longer named"
+    } - NO_PATHS
+    assert len(named) > 30, "found"
+    missing = {path for path in named - FILES - MADE - YOURS if not (ROOT / path).exists()}
+    assert missing == set()
+    assert (MADE | YOURS) - named == set(), "no longer in the README: delete it from the lists"
 
 
 def anchors(document: Path) -> set[str]:
-    """What a link can point to in it, as GitHub names headings."""
+    """Targets of links within a document, as GitHub derives them from headings."""
     headings = re.findall(r"^#+ (.*)", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -312,7 +348,7 @@ def test_links_lead_to_files_and_headings_that_exist() -> None:
 
 
 def commands(pattern: str) -> set[str]:
-    """What the documents have where the pattern's group is, in code."""
+    """What a pattern's group matches in the code of all documents."""
     return {
         found
         for document in DOCUMENTS
@@ -321,13 +357,13 @@ def commands(pattern: str) -> set[str]:
     }
 
 
-def test_every_target_of_make_that_is_named_exists() -> None:
+def test_every_make_target_in_the_documents_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = commands(r"\bmake ([\w-]+)")
     assert named and named - targets == set()
 
 
-def test_make_clean_keeps_what_is_the_users(tmp_path: Path) -> None:
+def test_make_clean_keeps_the_files_of_the_user(tmp_path: Path) -> None:
     theirs = [
         f"{folder}/__pycache__/photo.jpg" for folder in ("data", "data/train", "model", "responses")
     ] + [".my_cache/file", "notes/file"]
@@ -351,7 +387,7 @@ def test_make_clean_keeps_what_is_the_users(tmp_path: Path) -> None:
     } == set(theirs)
 
 
-def test_every_module_that_is_to_be_run_with_python_exists_and_can_be_run() -> None:
+def test_every_module_in_the_documents_can_be_run() -> None:
     named = commands(r"python -m ([\w.]+)")
     assert named
     for name in named:
