@@ -19,7 +19,7 @@ from hogwear.commands.common import SharedSettings
 from hogwear.data import leakage, loading
 from hogwear.data.photos import Photos, Split
 from hogwear.data.pixels import Pixels
-from hogwear.data.splitting import SplitAssignments
+from hogwear.data.split_assignments import SplitAssignments
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
 from hogwear.system.arrays import FloatArray, Int64Array

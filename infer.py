@@ -21,7 +21,7 @@ from hogwear.commands.common import SharedSettings
 from hogwear.data.contents import shorten_hashes
 from hogwear.data.photos import Photos
 from hogwear.data.safe_decoder import SafeDecoder
-from hogwear.data.splitting import SplitAssignments
+from hogwear.data.split_assignments import SplitAssignments
 from hogwear.evaluation import metrics, pictures
 from hogwear.evaluation.pictures import Prediction
 from hogwear.system import flags, machine

@@ -29,7 +29,8 @@ from hogwear.data.contents import shorten_hashes
 from hogwear.data.loading import Loader
 from hogwear.data.photos import Photos
 from hogwear.data.pixels import Pixels
-from hogwear.data.splitting import SplitAssignments, Splitter
+from hogwear.data.split_assignments import SplitAssignments
+from hogwear.data.splitting import Splitter
 from hogwear.system import flags, machine
 from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput
@@ -214,7 +215,7 @@ def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepar
         saved = agreed(others, settings, photos, saved)
     state = saved.state if saved else None
     if state:
-        splitter.found.require(state["split"])
+        splitter.initial.require(state["split"])
     if state and is_job_done(state):
         return None
     choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
@@ -257,8 +258,9 @@ def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepar
                 if size == choices.image_size
                 else loading.exclude_trained_on(loader.load(photos.val, size), seen, "val")
             )
+    known = splitter.assignments
     return Prepared(
-        photos, splitter.known, choices, workers, budget, train, val, saved, photo_sets, val_of_best
+        photos, known, choices, workers, budget, train, val, saved, photo_sets, val_of_best
     )
 
 
@@ -282,13 +284,14 @@ def divided(settings: Settings, others: SingleMachine) -> tuple[Photos, Splitter
             SplitAssignments.parse(content, mine.file)
             for content in others.all_gather_bytes(mine.to_json())
         ),
-        key=lambda known: len(known.sides),
+        key=len,
     )
     splitter = Splitter(known, settings.limits)
     photos = settings.photos(splitter) if others.rank == 0 else None
-    content = others.broadcast_bytes(0, splitter.known.to_json())
+    content = others.broadcast_bytes(0, splitter.assignments.to_json())
     if photos is None:
-        splitter.known, splitter.assigns_new = SplitAssignments.parse(content, mine.file), False
+        splitter.assignments = SplitAssignments.parse(content, mine.file)
+        splitter.assigns_new = False
         photos = settings.photos(splitter)
     return photos, splitter
 

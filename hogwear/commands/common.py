@@ -7,7 +7,8 @@ from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import LIMITS, Limits
 from hogwear.data.photos import Photos
-from hogwear.data.splitting import SplitAssignments, Splitter
+from hogwear.data.split_assignments import SplitAssignments
+from hogwear.data.splitting import Splitter
 from hogwear.data.tables import Columns
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag

@@ -19,7 +19,7 @@ from hogwear.data import dataset, decoding, near_duplicates
 from hogwear.data.decoding import Limits
 from hogwear.data.photos import Photos, Split
 from hogwear.data.safe_decoder import read_all
-from hogwear.data.splitting import SIZE
+from hogwear.data.splitting import COMPARED_SIZE
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
 from hogwear.system.arrays import Int64Array, UInt8Array
@@ -114,14 +114,14 @@ def look(file: BinaryIO, limits: Limits) -> Photo:
     """In a worker. Raises as `decode` does."""
     digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
     file.seek(0)
-    decoded = decoding.decode_image(file, SIZE, limits)
+    decoded = decoding.decode_image(file, COMPARED_SIZE, limits)
     return Photo(
         digest,
         decoded.format,
         decoded.shorter_side,
         decoded.was_turned,
         is_flat(decoded.image),
-        near_duplicates.compute_signature(decoding.letterbox(decoded.image, SIZE)),
+        near_duplicates.compute_signature(decoding.letterbox(decoded.image, COMPARED_SIZE)),
     )
 
 

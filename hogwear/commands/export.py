@@ -16,7 +16,7 @@ import numpy as np
 from hogwear.commands import model_card
 from hogwear.commands.common import SharedSettings
 from hogwear.data import loading
-from hogwear.data.splitting import SplitAssignments
+from hogwear.data.split_assignments import SplitAssignments
 from hogwear.evaluation import metrics
 from hogwear.system import flags, machine
 from hogwear.system.arrays import FloatArray, Int64Array, UInt8Array

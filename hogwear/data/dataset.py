@@ -99,7 +99,7 @@ def splits_of(listed: Listed, root: Path, cache_dir: Path, splitter: Splitter) -
         contents.read_contents(paths, root, cache_dir, splitter.limits),
     )
     if None in listed.splits:
-        return splitter(whole, listed.class_names, SHARES, listed.divided)
+        return splitter.split(whole, listed.class_names, SHARES, listed.divided)
     split_of = np.repeat(
         np.arange(len(listed.splits)), [len(labels) for _, labels in listed.splits.values()]
     )
@@ -107,7 +107,7 @@ def splits_of(listed: Listed, root: Path, cache_dir: Path, splitter: Splitter) -
         str(name): whole.where(split_of == i, str(name)) for i, name in enumerate(listed.splits)
     }
     if "val" not in splits:
-        splits |= splitter(
+        splits |= splitter.split(
             splits["train"], listed.class_names, {"val": SHARES["val"]}, listed.divided
         )
     return splits

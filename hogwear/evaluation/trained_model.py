@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hogwear.data.split_assignments import SplitVersion
 from hogwear.evaluation import metrics
 from hogwear.networks.network import Network
 from hogwear.system.arrays import Float64Array, FloatArray
@@ -29,7 +30,7 @@ class TrainedModel:
     history: tuple[dict[str, float], ...]  # one row per epoch, as in metrics.csv
     hyperparameters: dict[str, Any]  # of the last run
     sha256: str  # of the checkpoint file
-    split: dict[str, Any]  # splitting.SplitVersion, of model/split.json
+    split: SplitVersion  # of model/split.json
     trained_on: Tensor  # (k,) int64, contents.shorten_hashes of all photos it was ever trained on
 
     def probabilities(self, logits: FloatArray) -> Float64Array:

@@ -60,6 +60,12 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
     return f"{count} {noun if count == 1 else nouns or noun + 's'}"
 
 
+def join_some(names: Sequence[str], most: int) -> str:
+    """ "a, b and 3 more": the first names, at most so many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def to_csv(rows: Iterable[Sequence[object]]) -> str:
     """A table for spreadsheets, in which no text is a formula: OWASP, "CSV Injection".
 

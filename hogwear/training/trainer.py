@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hogwear.cluster import membership
 from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
-from hogwear.data import contents, splitting
+from hogwear.data import contents
 from hogwear.data.pixels import Pixels
+from hogwear.data.split_assignments import NO_ASSIGNMENTS, SplitVersion
 from hogwear.evaluation import metrics, predict
 from hogwear.networks import parameters
 from hogwear.networks.network import Network
@@ -104,7 +105,7 @@ class Trainer:
             None  # where images do not tell, because another number of machines had a part each
         )
         self.others = SINGLE_MACHINE  # machines that train beside this one
-        self.split = splitting.NOTHING.version()  # of model/split.json
+        self.split = NO_ASSIGNMENTS.version()  # of model/split.json
         self.trained_on = torch.empty(
             0, dtype=torch.int64
         )  # contents.shorten_hashes of all photos, in this run and those before
@@ -124,7 +125,7 @@ class Trainer:
             self.momentum, self.tally = state["momentum"], RunningMetrics(**state["epoch_metrics"])
             self.length, self.rollbacks = state["total_images"], state["rollbacks"]
 
-    def take(self, split: splitting.SplitVersion, hashes: UInt8Array) -> None:
+    def take(self, split: SplitVersion, hashes: UInt8Array) -> None:
         """Keep in mind by which split, and on photos of which contents, (n, HASH_SIZE), it trains from now on."""
         self.split = split
         self.trained_on = torch.from_numpy(

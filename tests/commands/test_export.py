@@ -24,6 +24,7 @@ from hogwear.commands.onnx_graph import OPSET, Graph, letterbox
 from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import decode
+from hogwear.data.split_assignments import NO_ASSIGNMENTS
 from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system.arrays import UInt8Array
@@ -148,7 +149,7 @@ def test_onnxruntime_answers_as_the_network_does_whatever_the_photos_shape(
     torch.nn.init.normal_(net.head.bias)
     trained = TrainedModel(
         net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32,
-        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, history=(), hyperparameters={}, sha256="f00d", split={}, trained_on=torch.empty(0),
+        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, history=(), hyperparameters={}, sha256="f00d", split=NO_ASSIGNMENTS.version(), trained_on=torch.empty(0),
     )  # fmt: skip
     session = onnxruntime.InferenceSession(export.onnx_model(trained))
     answers = {

@@ -21,7 +21,8 @@ from hogwear.commands import doctor
 from hogwear.data import dataset
 from hogwear.data.photos import Photos, Split
 from hogwear.data.sample import garments
-from hogwear.data.splitting import SplitAssignments, Splitter
+from hogwear.data.split_assignments import SplitAssignments
+from hogwear.data.splitting import Splitter
 from hogwear.system import flags
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Manifest, Paths, write_atomically
@@ -54,7 +55,7 @@ def find(data: Path, cache: Path) -> Photos:
     """As train finds photos, with a model folder beside the cache."""
     splitter = Splitter(SplitAssignments.read(cache.parent))
     photos = dataset.find_photos(data, cache, splitter=splitter)
-    splitter.known.write(cache.parent)
+    splitter.assignments.write(cache.parent)
     return photos
 
 
@@ -381,8 +382,8 @@ REFUSED = {
         {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1},
         "data: both val and valid are there; keep one of them as the val split",
     ),
-    "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: too few photos (1 different ones); each of train, val needs one of each class"),
-    "too few, flat": ({"a": 9, "b": 2}, "data/b: too few photos (2 different ones); each of train, val, test needs one of each class"),
+    "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: too few photos (1, not counting copies); each of train, val needs at least one"),
+    "too few, flat": ({"a": 9, "b": 2}, "data/b: too few photos (2, not counting copies); each of train, val, test needs at least one"),
     "files only": ({".": 3}, "data: 3 files but no folders; expected a folder a class: "),
 }  # fmt: skip
 

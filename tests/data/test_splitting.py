@@ -11,7 +11,8 @@ from PIL import Image
 from hogwear.data import dataset, near_duplicates
 from hogwear.data.cache import PhotoCache
 from hogwear.data.photos import Photos
-from hogwear.data.splitting import SHARES, SplitAssignments, Splitter, assigned
+from hogwear.data.split_assignments import SplitAssignments
+from hogwear.data.splitting import SHARES, Assigner, Splitter
 from hogwear.system.artifacts import SPLIT
 from hogwear.system.errors import BadInput
 
@@ -33,7 +34,7 @@ def find(data: Path, model: Path, assigns_new: bool = True) -> Photos:
     splitter = Splitter(SplitAssignments.read(model), assigns_new=assigns_new)
     photos = dataset.find_photos(data, model.parent / "cache", splitter=splitter)
     if assigns_new:
-        splitter.known.write(model)
+        splitter.assignments.write(model)
     return photos
 
 
@@ -137,7 +138,7 @@ def test_a_photo_that_joins_two_sides_is_trained_on_and_named(tens: Path, model:
     )
     assert (
         after.notes[-1]
-        == f"Near duplicates of photos in two splits are trained on: 1 new photos, {tens}/handbag/0-worst\\x1b[31m.jpg."
+        == f"Near duplicates of photos in two splits go to train: 1 new photo, {tens}/handbag/0-worst\\x1b[31m.jpg."
     )
     assert before.notes != after.notes
 
@@ -201,7 +202,7 @@ def test_copies_of_a_photo_are_on_one_side_and_count_once(tens: Path, model: Pat
     }
     for photo in (tens / "footwear").iterdir():
         photo.write_bytes((tens / "footwear" / "0.jpg").read_bytes())
-    with pytest.raises(BadInput, match=r"footwear: too few photos \(1 different ones\)"):
+    with pytest.raises(BadInput, match=r"footwear: too few photos \(1, not counting copies\)"):
         dataset.find_photos(tens, model.parent / "cache")
 
 
@@ -259,7 +260,7 @@ def test_what_is_written_is_read(tens: Path, model: Path) -> None:
     copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worse.jpg", 50)
     find(tens, model)
     known = SplitAssignments.read(model)
-    assert known.to_json() == (model / SPLIT).read_bytes() and len(known.sides) == 21
+    assert known.to_json() == (model / SPLIT).read_bytes() and len(known) == 21
     assert (
         known.version()
         == SplitAssignments.parse(known.to_json(), Path("there")).version()
@@ -276,7 +277,7 @@ def test_a_split_is_the_same_when_it_has_grown_and_another_when_it_was_changed(
     find(tens, model)
     grown = SplitAssignments.read(model)
     assert (
-        len(grown.sides) == 21
+        len(grown) == 21
         and grown.require(small.version()) is grown
         and grown.require(grown.version())
     )
@@ -322,7 +323,7 @@ def test_a_damaged_file_is_named_with_the_fix(content: bytes, tmp_path: Path) ->
 def put(groups: list[tuple[str, ...]], **counts: int) -> dict[str, Counter[str]]:
     """{class: photos in each split} of classes with so many photos: a/0, a/1, ..."""
     found = {name: [f"{name}/{i}" for i in range(count)] for name, count in counts.items()}
-    splits = assigned(found, {}, groups, SHARES)
+    splits = Assigner({}, groups, SHARES).assign_all(list(found.values()))
     return {name: Counter(splits[file] for file in files) for name, files in found.items()}
 
 
@@ -357,7 +358,7 @@ def test_without_near_duplicates_the_shares_are_exact() -> None:
 
 def test_a_photo_in_two_classes_has_one_side_and_takes_none_from_the_other_class() -> None:
     found = {"a": [str(i) for i in range(3)], "b": [str(i) for i in range(2, 5)]}
-    splits = assigned(found, {}, [], SHARES)
+    splits = Assigner({}, [], SHARES).assign_all(list(found.values()))
     assert (
         {splits[photo] for photo in found["a"]}
         == {splits[photo] for photo in found["b"]}

@@ -1,0 +1,154 @@
+"""model/split.json: which photo belongs to train, val or test.
+
+Photos are known by their content. An entry never changes, whatever photos are added, renamed, moved
+or relabelled, and new photos are appended. So a checkpoint can tell, from the number of entries and
+a hash over them, whether this is still the split that it was trained with.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from hogwear.data.contents import find_rows
+from hogwear.data.decoding import HASH_SIZE
+from hogwear.system.arrays import Int8Array, UInt8Array
+from hogwear.system.artifacts import SPLIT
+from hogwear.system.errors import BadInput
+from hogwear.system.files import write_atomically
+
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+UNASSIGNED = -1  # in place of an index into SPLITS
+NO_GROUP = "00" * HASH_SIZE
+
+
+class SplitVersion(TypedDict):
+    """What a checkpoint keeps of the split that it was trained with."""
+
+    count: int  # of photos
+    sha256: str  # of their entries
+
+
+@dataclass(frozen=True, eq=False)
+class SplitAssignments:
+    """The split of each photo, in the order in which the photos came."""
+
+    file: Path  # for messages
+    hashes: UInt8Array  # (m, HASH_SIZE), of the photos' contents
+    splits: Int8Array  # (m,), indices into SPLITS
+    groups: UInt8Array  # (m, HASH_SIZE): near duplicates have the hash of one of them; else zeros
+
+    def __len__(self) -> int:
+        return len(self.splits)
+
+    @classmethod
+    def read(cls, model_dir: Path) -> "SplitAssignments":
+        """Those in a model folder; none if there is no file. Raises like `parse`."""
+        file = model_dir / SPLIT
+        return cls.parse(file.read_bytes() if file.exists() else b"", file)
+
+    @classmethod
+    def parse(cls, content: bytes, file: Path) -> "SplitAssignments":
+        """Those in a file with this content; none if it is empty. BadInput if it is damaged."""
+        if not content:
+            return NO_ASSIGNMENTS.extended({}, {}, file)
+        try:
+            parsed: Any = json.loads(content)
+            if parsed["format"] != FORMAT:
+                raise ValueError(f"format {parsed['format']}")
+            return NO_ASSIGNMENTS.extended(parsed["split"], parsed["group"], file)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadInput(
+                f"{file}: damaged ({error}); restore it, or move it away and train with --fresh"
+            ) from None
+
+    def to_json(self) -> bytes:
+        """The content of the file: one line per photo."""
+        photos, groups = to_hex(self.hashes), to_hex(self.groups)
+        split = ",\n".join(
+            f'"{photo}": "{SPLITS[i]}"'
+            for photo, i in zip(photos, self.splits.tolist(), strict=True)
+        )
+        group = ",\n".join(
+            f'"{photo}": "{key}"'
+            for photo, key in zip(photos, groups, strict=True)
+            if key != NO_GROUP
+        )
+        return (
+            f'{{"format": {FORMAT}, "split": {{\n{split}\n}}, "group": {{\n{group}\n}}}}\n'.encode()
+        )
+
+    def write(self, model_dir: Path) -> None:
+        """Write the file into the model folder, unless it is there already."""
+        file, content = model_dir / SPLIT, self.to_json()
+        if not (file.exists() and file.read_bytes() == content):
+            write_atomically(file, content)
+
+    def version(self) -> SplitVersion:
+        return self.version_of_first(len(self))
+
+    def version_of_first(self, count: int) -> SplitVersion:
+        """The version when there were only the first `count` photos."""
+        digest = hashlib.sha256()
+        for entries in self.hashes, self.splits, self.groups:
+            digest.update(entries[:count].tobytes())
+        return {"count": count, "sha256": digest.hexdigest()}
+
+    def require(self, version: SplitVersion) -> "SplitAssignments":
+        """These assignments; BadInput if they are not this version, or one with more photos."""
+        if self.version_of_first(version["count"]) != version:
+            raise BadInput(
+                f"{self.file}: {'changed' if len(self) else 'missing'} since the checkpoint was "
+                "trained, so it is unknown which photos it has not seen; restore it, or train with "
+                "--fresh"
+            )
+        return self
+
+    def splits_of(self, hashes: UInt8Array) -> Int8Array:
+        """(n, HASH_SIZE) -> (n,), indices into SPLITS, or UNASSIGNED."""
+        rows = find_rows(self.hashes, hashes)
+        splits = np.full(len(hashes), UNASSIGNED, np.int8)
+        splits[rows >= 0] = self.splits[rows[rows >= 0]]
+        return splits
+
+    def groups_by_photo(self) -> dict[str, str]:
+        """{photo: group} as hashes, for photos with near duplicates."""
+        pairs = zip(to_hex(self.hashes), to_hex(self.groups), strict=True)
+        return {photo: key for photo, key in pairs if key != NO_GROUP}
+
+    def extended(
+        self, splits: dict[str, str], groups: dict[str, str], file: Path | None = None
+    ) -> "SplitAssignments":
+        """These and more photos: {hash: split}, and {hash: group} of those with near duplicates.
+
+        Raises ValueError for an invalid hash or split.
+        """
+        indices = [SPLITS.index(split) for split in splits.values()]
+        hashes = from_hex(list(splits))
+        keys = from_hex([groups.get(photo, NO_GROUP) for photo in splits])
+        return SplitAssignments(
+            file or self.file,
+            np.concatenate([self.hashes, hashes]),
+            np.concatenate([self.splits, np.array(indices, np.int8)]),
+            np.concatenate([self.groups, keys]),
+        )
+
+
+def from_hex(texts: list[str]) -> UInt8Array:
+    """(n, HASH_SIZE)"""
+    if any(len(text) != 2 * HASH_SIZE for text in texts):
+        raise ValueError("a hash of another length")
+    return np.frombuffer(bytes.fromhex("".join(texts)), np.uint8).reshape(len(texts), HASH_SIZE)
+
+
+def to_hex(hashes: UInt8Array) -> list[str]:
+    text = hashes.tobytes().hex()
+    return [text[start : start + 2 * HASH_SIZE] for start in range(0, len(text), 2 * HASH_SIZE)]
+
+
+NO_HASHES = np.empty((0, HASH_SIZE), np.uint8)
+NO_ASSIGNMENTS = SplitAssignments(Path(SPLIT), NO_HASHES, np.empty(0, np.int8), NO_HASHES)
