@@ -264,9 +264,9 @@ class Life(RuleBasedStateMachine):
             moved / file.relative_to(self.data) if file.is_relative_to(self.data) else file: content
             for file, content in self.files.items()
         }
-        if self.recorder:
-            self.recorder.forbidden.clear()
         self.data = moved
+        if self.recorder:
+            self.forbid([])
 
     @rule()
     def the_cache_is_deleted(self) -> None:
@@ -275,10 +275,15 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.recorder is not None)
     @rule(draw=st.data())
     def some_photos_may_not_be_read(self, draw: st.DataObject) -> None:
+        self.forbid(draw.draw(st.lists(st.sampled_from(self.photos()), max_size=2)))
+
+    def forbid(self, files: list[Path]) -> None:
+        """Let these photos be unreadable, and no others; as with any chmod, their ctime changes."""
         assert self.recorder
-        self.recorder.forbidden = set(
-            map(str, draw.draw(st.lists(st.sampled_from(self.photos()), max_size=2)))
-        )
+        before, self.recorder.forbidden = self.recorder.forbidden, set(map(str, files))
+        for file in self.photos():
+            if (str(file) in before) != (str(file) in self.recorder.forbidden):
+                file.chmod(file.stat().st_mode)
 
     @rule(
         name=st.sampled_from(
