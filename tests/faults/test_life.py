@@ -258,6 +258,8 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def the_data_folder_is_renamed(self) -> None:
+        if self.recorder:
+            self.forbid([])
         self.named += 1
         moved = self.data.rename(self.folder / f"data{self.named}")
         self.files = {
@@ -265,8 +267,6 @@ class Life(RuleBasedStateMachine):
             for file, content in self.files.items()
         }
         self.data = moved
-        if self.recorder:
-            self.forbid([])
 
     @rule()
     def the_cache_is_deleted(self) -> None:
@@ -520,7 +520,7 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
         pixels[content_of(content)] = decoding.decode(tmp_path / "photo.bmp", SIZE)
     recorder = Recorder(pixels, [], [], set())
     monkeypatch.setattr(Trainer, "fit", lambda run, *arguments: recorder.fit(run, *arguments))
-    monkeypatch.setattr(predict, "predict", recorder.predict)
+    monkeypatch.setattr(predict, "predict_logits", recorder.predict)
     monkeypatch.setattr(decoding, "open_photo", recorder.open)
     monkeypatch.setattr(machine, "cpus", lambda: 1)
     monkeypatch.setattr(model, "choose_dtype", lambda cache_dir: torch.float32)
