@@ -347,6 +347,19 @@ def test_links_lead_to_files_and_headings_that_exist() -> None:
         )
 
 
+def test_every_test_in_the_threat_model_exists() -> None:
+    tests = {file.relative_to(ROOT / "tests") for file in (ROOT / "tests").rglob("test_*.py")}
+    names = "\n".join((ROOT / "tests" / file).read_text() for file in tests)
+    model = table("Threat model", (ROOT / "docs" / "threat-model.md").read_text())
+    assert len(model) > 15
+    for *_, cell in model:
+        for name in re.findall(r"`(.+?)`", cell):
+            if name.endswith(".py"):
+                assert any(str(file).endswith(name) for file in tests), name
+            else:
+                assert f"def {name.removesuffix('…')}" in names, name
+
+
 def commands(pattern: str) -> set[str]:
     """What a pattern's group matches in the code of all documents."""
     return {
