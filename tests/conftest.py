@@ -21,7 +21,7 @@ from helpers import (
     FAST,
     LEAKED,
     SMALL_RUN,
-    Answer,
+    Completed,
     Script,
     Trained,
     at,
@@ -167,16 +167,18 @@ def trained(
 @pytest.fixture
 def call(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Answer]:
+) -> Callable[..., Completed]:
     """call(eval, "--model-dir", folder): a script, without the seconds that a process takes to import torch."""
 
-    def call(script: Any, *arguments: object, main: Callable[[Any], None] | None = None) -> Answer:
+    def call(
+        script: Any, *arguments: object, main: Callable[[Any], None] | None = None
+    ) -> Completed:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
         monkeypatch.setattr(
             machine, "keep_freed_memory", lambda: None
         )  # this process is forked often, and the larger it is, the longer that takes
         code = flags.exit_code(main or script.main, script.Settings)
-        return Answer(code, *capfd.readouterr())
+        return Completed(code, *capfd.readouterr())
 
     return call
 

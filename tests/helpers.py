@@ -151,13 +151,13 @@ Held = Callable[[str, int, str], None]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completed:
     code: int
     stdout: str
     stderr: str
 
 
-Call = Callable[..., Answer]
+Call = Callable[..., Completed]
 
 
 def pixels_of(images: UInt8Array, labels: Int64Array) -> Pixels:
@@ -247,7 +247,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-class Elsewhere:
+class ForkedCall:
     """function(*arguments) in a forked process of its own; `answer()` waits for what it returns.
 
     For what would leave its mark on this process: one that has computed gradients can fork no workers that do.
@@ -259,7 +259,7 @@ class Elsewhere:
         self.process.start()
         theirs.close()
 
-    def answer(self) -> Any:
+    def result(self) -> Any:
         try:
             return self.pipe.recv()
         finally:

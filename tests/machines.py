@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT, Elsewhere, descendants, is_running, saved, wait_until
+from helpers import ROOT, ForkedCall, descendants, is_running, saved, wait_until
 from torch import nn
 
 from bench import network
@@ -44,8 +44,8 @@ def run_machines(*functions: Callable[[Peers], Any]) -> list[Any]:
         except PeerLost as error:
             return str(error)
 
-    started = [Elsewhere(run_machine, rank) for rank in range(len(functions))]
-    return [machine.answer() for machine in started]
+    started = [ForkedCall(run_machine, rank) for rank in range(len(functions))]
+    return [machine.result() for machine in started]
 
 
 LISTENING = "0A"  # TCP_LISTEN

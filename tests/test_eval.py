@@ -16,8 +16,8 @@ from helpers import (
     CLASSES,
     FAST,
     SIZE,
-    Answer,
     Call,
+    Completed,
     Script,
     Trained,
     at,
@@ -164,7 +164,7 @@ def test_without_a_checkpoint_it_asks_for_a_training_run(
     data: Path, call: Call, tmp_path: Path
 ) -> None:
     answer = call(eval, *at(data, tmp_path, tmp_path / "cache"))
-    assert answer == Answer(
+    assert answer == Completed(
         3, "", f"eval.py: {tmp_path}/checkpoint.pt: no checkpoint; run train first\n"
     )
 

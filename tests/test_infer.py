@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import CLASSES, Answer, Script, Trained, at, refusal
+from helpers import CLASSES, Completed, Script, Trained, at, refusal
 from PIL import Image
 
 import infer
@@ -19,7 +19,7 @@ from hogwear.data.decoding import decode
 from hogwear.evaluation import pictures
 from hogwear.evaluation.pictures import Prediction
 
-Infer = Callable[..., Answer]
+Infer = Callable[..., Completed]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def five(
 
 
 @pytest.fixture
-def predict(data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path) -> Infer:
+def predict(data: Path, trained: Trained, call: Callable[..., Completed], tmp_path: Path) -> Infer:
     """predict("--num-images", 2): infer.py into tmp_path."""
     return lambda *arguments: call(
         infer, "--responses-dir", tmp_path, *at(data, trained.model, trained.cache), *arguments
@@ -429,7 +429,7 @@ def test_photos_of_a_data_folder_that_lie_where_results_are_written_are_refused(
     responses: str,
     data: Path,
     trained: Trained,
-    call: Callable[..., Answer],
+    call: Callable[..., Completed],
     tmp_path: Path,
 ) -> None:
     for split in ("train", "val"):
@@ -451,7 +451,7 @@ def test_photos_of_a_data_folder_that_lie_where_results_are_written_are_refused(
 
 @pytest.mark.parametrize("responses", [".", "data/new"])
 def test_results_may_lie_around_a_data_folder_and_beside_its_photos(
-    responses: str, data: Path, trained: Trained, call: Callable[..., Answer], tmp_path: Path
+    responses: str, data: Path, trained: Trained, call: Callable[..., Completed], tmp_path: Path
 ) -> None:
     for split in ("train", "val"):
         shutil.copytree(data / "test", tmp_path / "data" / split, copy_function=os.link)
@@ -479,7 +479,7 @@ def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_
 
 
 def test_without_a_checkpoint_it_asks_for_a_training_run(
-    data: Path, call: Callable[..., Answer], tmp_path: Path
+    data: Path, call: Callable[..., Completed], tmp_path: Path
 ) -> None:
     answer = call(infer, "--responses-dir", tmp_path, *at(data, tmp_path, tmp_path / "cache"))
     assert answer.code == 3 and "no checkpoint; run train first" in refusal(answer.stderr)

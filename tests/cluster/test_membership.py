@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import CLASSES, ROOT, SIZE, Answer, Call, Trained, at, refusal, saved, without_test
+from helpers import CLASSES, ROOT, SIZE, Call, Completed, Trained, at, refusal, saved, without_test
 from machines import LOOPBACK, Cluster
 
 import eval
@@ -126,7 +126,7 @@ def refuse(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(*flags: object, **environment: object) -> str:
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
-        answer: Answer = call(
+        answer: Completed = call(
             train,
             "--data-dir",
             data,

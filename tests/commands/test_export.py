@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import CLASSES, FAST, SIZE, Answer, Call, Trained, at, refusal
+from helpers import CLASSES, FAST, SIZE, Call, Completed, Trained, at, refusal
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -38,7 +38,7 @@ SHAPES = {  # (height, width)
     "wide": (90, 777), "tiny": (9, 7), "one pixel": (1, 1), "one row": (1, 300), "large": (1500, 1999), "its own size": (SIZE, SIZE),
 }  # fmt: skip
 TEMPERATURE = 1.7
-Export = Callable[..., Answer]
+Export = Callable[..., Completed]
 
 
 @pytest.fixture(scope="module")

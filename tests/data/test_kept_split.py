@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Answer, Call, Start, at, descendants, refusal, saved, wait_until
+from helpers import Call, Completed, Start, at, descendants, refusal, saved, wait_until
 from machines import Cluster
 
 import eval
@@ -109,7 +109,7 @@ def of_model(
     project: Project,
     *arguments: object,
     main: Callable[[Any], None] | None = None,
-) -> Answer:
+) -> Completed:
     return call(script, *project.where, *arguments, main=main)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pytest
-from helpers import SIZE, Elsewhere, wait_until
+from helpers import SIZE, ForkedCall, wait_until
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hogwear.data import cache_writer, contents, decoding, leakage, near_duplicates
@@ -333,9 +333,9 @@ def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_no
         if count == 4:  # the second chunk's; the first has five
             os.kill(os.getpid(), signal.SIGKILL)
 
-    killed = Elsewhere(PhotoCache(cache, processes=1).open, split_of(copies), SIZE, ALL_ROWS, die)
+    killed = ForkedCall(PhotoCache(cache, processes=1).open, split_of(copies), SIZE, ALL_ROWS, die)
     with pytest.raises(EOFError):
-        killed.answer()
+        killed.result()
     assert killed.process.exitcode == -signal.SIGKILL
     assert PhotoCache(cache).open_if_complete(split_of(copies), SIZE) is None
     counts: list[int] = []
@@ -384,8 +384,8 @@ def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(
         )
         return opened.images[opened.rows], sum(counts)
 
-    both = [Elsewhere(open_together) for _ in range(2)]
-    (first, one_decoded), (second, other_decoded) = (process.answer() for process in both)
+    both = [ForkedCall(open_together) for _ in range(2)]
+    (first, one_decoded), (second, other_decoded) = (process.result() for process in both)
     assert np.array_equal(first, second) and len(first) == 9
     assert sorted([one_decoded, other_decoded]) == [0, 9]
     assert len(caches(tmp_path / "cache")) == 1
@@ -765,7 +765,7 @@ def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that
     opened.folder.mkdir()
     (opened.folder / "pixels.npy").write_bytes(zeros(9, SIZE, SIZE, 3))
     assert np.array_equal(
-        Elsewhere(lambda: opened.images[opened.rows]).answer(),
+        ForkedCall(lambda: opened.images[opened.rows]).result(),
         [decode(path, SIZE) for path in copies],
     )
     assert np.array_equal(

@@ -20,7 +20,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from helpers import Answer, Call, Start, Times, at, saved
+from helpers import Call, Completed, Start, Times, at, saved
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -54,7 +54,7 @@ REASONS = (  # for which a command may refuse; anything else is a mistake
     "no checkpoint", "too few photos", "photos to train on are gone", "were used for training", "no readable photo", "no photo could be read", "would end after",
     "not in .*split.json yet", "empty, but the checkpoint was trained on real photos", "infer did not write this",
 )  # fmt: skip
-Command = Callable[..., Answer]
+Command = Callable[..., Completed]
 Photo = tuple[str, str]  # its content, as hexadecimal digits, and its class
 
 
@@ -316,7 +316,7 @@ class Life(RuleBasedStateMachine):
         if answer.code in (0, 130):
             self.look_at_run(answer, fresh)
 
-    def look_at_run(self, answer: Answer, fresh: bool) -> None:
+    def look_at_run(self, answer: Completed, fresh: bool) -> None:
         sides = (
             json.loads((self.model / SPLIT).read_text())["split"]
             if (self.model / SPLIT).exists()
@@ -431,7 +431,7 @@ class Life(RuleBasedStateMachine):
         self.data = data
         assert answer.code == 2 and "empty" in answer.stderr and contents_of(self.model) == before
 
-    def call(self, script: Any, *arguments: object) -> Answer:
+    def call(self, script: Any, *arguments: object) -> Completed:
         answer = self.command(script, *at(self.data, self.model, self.cache), *arguments)
         assert answer.code in ((0, 130) if answer.code in (0, 130) else (2, 3)), answer
         if answer.code in (2, 3):
@@ -535,10 +535,10 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
 
 
 def test_a_project_goes_on_whatever_happens(pool: list[bytes], start: Start, times: Times) -> None:
-    def command(script: Any, *arguments: object) -> Answer:
+    def command(script: Any, *arguments: object) -> Completed:
         running = start(f"{script.__name__}.py", *arguments)
         code = running.code()
-        return Answer(code, running.stdout, running.stderr)
+        return Completed(code, running.stdout, running.stderr)
 
     succeeded = live(pool, command, None, times(3, 20), 2)
     assert sum(succeeded.values()) >= times(3, 40)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Answer, Call, refusal
+from helpers import Call, Completed, refusal
 
 import eval
 import infer
@@ -31,7 +31,7 @@ Refuse = Callable[..., str]
 
 
 @pytest.fixture
-def refuse(call: Callable[..., Answer]) -> Refuse:
+def refuse(call: Callable[..., Completed]) -> Refuse:
     """The one line with which a command line of train.py is refused."""
 
     def refuse(*arguments: str) -> str:
@@ -182,15 +182,15 @@ OUT_OF_MEMORY = "memory ran out: use fewer --workers, a smaller --batch-size or 
     ],
 )
 def test_a_failure_of_the_system_is_one_line_too(
-    error: BaseException, code: int, line: str, call: Callable[..., Answer]
+    error: BaseException, code: int, line: str, call: Callable[..., Completed]
 ) -> None:
     def main(settings: train.Settings) -> None:
         raise error
 
-    assert call(train, main=main) == Answer(code, "", line)
+    assert call(train, main=main) == Completed(code, "", line)
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(call: Callable[..., Answer]) -> None:
+def test_a_mistake_of_ours_keeps_its_traceback(call: Callable[..., Completed]) -> None:
     def main(settings: train.Settings) -> None:
         raise RuntimeError("size mismatch")
 

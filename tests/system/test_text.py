@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import CLASSES, SIZE, Answer, Call, Start, Trained, at, saved
+from helpers import CLASSES, SIZE, Call, Completed, Start, Trained, at, saved
 from PIL import Image
 
 import eval
@@ -152,7 +152,7 @@ def assert_harmless(text: str) -> None:
     assert all(is_safe(line) for line in text.split("\n")), ascii(text)
 
 
-def assert_answer_is_harmless(answer: Answer) -> None:
+def assert_answer_is_harmless(answer: Completed) -> None:
     assert answer.code == 0, answer.stderr
     assert_harmless(answer.stdout + answer.stderr)
     assert (

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch._dynamo  # SGD imports it when first used: better once here than in every worker
 import torch.nn.functional as F
-from helpers import CLASSES, FAST, SIZE, Elsewhere, descendants, flat, is_running, wait_until
+from helpers import CLASSES, FAST, SIZE, ForkedCall, descendants, flat, is_running, wait_until
 
 import model
 from hogwear.data import dataset
@@ -135,7 +135,7 @@ def test_training_maps_no_photos_into_memory(course: Course) -> None:
     parameters.share_parameters(net)
     momentum = parameters.create_momentum_buffers(net, 1, None)
     train = hogwild.trainer(net, momentum[0], course)
-    maps = Elsewhere(lambda: train(0) and Path("/proc/self/maps").read_text()).answer()
+    maps = ForkedCall(lambda: train(0) and Path("/proc/self/maps").read_text()).result()
     assert "libtorch" in maps and "pixels.npy" not in maps
 
 
@@ -147,7 +147,7 @@ def test_a_batch_is_the_same_whoever_makes_it(course: Course) -> None:
         pixels, labels = course.batch(11)
         return pixels.numpy(), labels.numpy()
 
-    again, same = Elsewhere(batch).answer()
+    again, same = ForkedCall(batch).result()
     assert np.array_equal(first.numpy(), again) and np.array_equal(labels.numpy(), same)
     assert not torch.equal(first, replace(course, seed=1).batch(11)[0])
 
@@ -245,7 +245,7 @@ def test_one_worker_equals_plain_sgd(arch: str, course: Course) -> None:
     net, steps = network(arch), range(4, 12)  # over the end of an epoch
     course = replace(course, pretrained=net.pretrained)
     before = flat(net.state_dict())
-    expected, losses = Elsewhere(plain_sgd, net, course, steps).answer()
+    expected, losses = ForkedCall(plain_sgd, net, course, steps).result()
     trained = train_in_workers(net, course, 1, steps)
     assert [(step, result.images, result.loss) for step, result in trained.results.items()] == [
         (step, 8 if step == 7 else 16, loss) for step, loss in zip(steps, losses, strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Call, Elsewhere, at, refusal, saved
+from helpers import Call, ForkedCall, at, refusal, saved
 
 import model
 import train
@@ -72,7 +72,7 @@ def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(
         assert int(threads[0]) == 1
         return speed
 
-    speed: Speed = Elsewhere(probed).answer()
+    speed: Speed = ForkedCall(probed).result()
     assert min(speed.decoding, speed.predicting, speed.training) > 0
 
 
@@ -89,9 +89,9 @@ def test_what_the_first_photo_of_a_process_costs_is_no_part_of_the_speed(
 
     monkeypatch.setattr(decoding, "decode", slow_at_first)
     net = model.build("tinyvgg", 5, PROBED_SIZE)
-    speed: Speed = Elsewhere(
+    speed: Speed = ForkedCall(
         probe, net, dataset.find_photos(data, tmp_path).train, LIMITS, 2
-    ).answer()
+    ).result()
     assert speed.decoding == pytest.approx(0.01 / 2), "of two workers"
 
 
