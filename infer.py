@@ -27,8 +27,9 @@ from hogwear.evaluation.pictures import Prediction
 from hogwear.system import flags, machine
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.errors import BadInput
-from hogwear.system.files import Manifest, Paths
 from hogwear.system.flags import flag
+from hogwear.system.manifest import Manifest
+from hogwear.system.paths import Paths
 from hogwear.system.text import escape, normalize, to_csv
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def require_no_photos(photos: Photos, folder: Path) -> None:
     """BadInput where photos of the data folder lie in that for results, which may itself lie in the data folder."""
     real = folder.resolve()
     written = real if real.is_relative_to(photos.folder.resolve()) else (folder / RESULTS).resolve()
-    splits = (split for split in (photos.train, photos.val, photos.test) if split is not None)
+    splits = photos.splits
     for parent in {path.rpartition("/")[0] for split in splits for path in split.paths.strings()}:
         if Path(parent).resolve().is_relative_to(written):
             raise BadInput(

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hogwear.commands.common import SharedSettings, require_same_classes
-from hogwear.data import dataset, decoding, near_duplicates
+from hogwear.data import decoding, near_duplicates
 from hogwear.data.decoding import Limits
 from hogwear.data.photos import Photos, Split
 from hogwear.data.safe_decoder import read_all
@@ -25,7 +25,8 @@ from hogwear.system import flags, machine
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.artifacts import CHECKPOINT, DOCTOR_REPORT
 from hogwear.system.errors import BadInput
-from hogwear.system.files import Paths, write_atomically
+from hogwear.system.files import write_atomically
+from hogwear.system.paths import Paths
 from hogwear.system.text import escape
 
 SCHEMA = (
@@ -79,7 +80,7 @@ def main(settings: Settings) -> None:
     machine.keep_freed_memory()
     photos = settings.photos(settings.splitter(assigns_new=True))
     limits = settings.limits
-    splits = [split for split in (photos.train, photos.val, photos.test) if split is not None]
+    splits = photos.splits
     members = [
         Member(f, s.name, photos.class_names[label])
         for s in splits
@@ -134,7 +135,7 @@ def is_flat(image: Image.Image) -> bool:
 
 def counted(photos: Photos, splits: list[Split]) -> dict[str, Any]:
     """How many photos of each class, and which classes have too few."""
-    counts = {split.name: dataset.count_per_class(split, photos.class_names) for split in splits}
+    counts = {split.name: split.count_per_class(photos.class_names) for split in splits}
     largest = max(counts["train"].values())
     return {
         "counts": counts,

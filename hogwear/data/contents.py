@@ -22,7 +22,8 @@ import numpy as np
 from hogwear.data import decoding, safe_decoder
 from hogwear.data.decoding import HASH_SIZE, Limits
 from hogwear.system.arrays import BoolArray, BytesArray, Int64Array, UInt8Array
-from hogwear.system.files import Paths, write_atomically
+from hogwear.system.files import write_atomically
+from hogwear.system.paths import Paths
 from hogwear.system.text import escape
 
 # A file's time reveals a second change only this many seconds after the first: FAT's resolution

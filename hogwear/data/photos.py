@@ -1,16 +1,19 @@
-"""The photos of a data folder, and of one split of it: their paths, classes and contents."""
+"""The photos of a data folder and of its splits: paths, classes and contents."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from hogwear.data.contents import Contents
 from hogwear.system.arrays import BoolArray, Int64Array
-from hogwear.system.files import Paths
+from hogwear.system.paths import Paths
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Photos of one split; row i of everything made from it is paths[i]."""
+    """The photos of one split; row i of everything made from it belongs to paths[i]."""
 
     name: str
     paths: Paths
@@ -22,15 +25,21 @@ class Split:
         return len(self.paths)
 
     def where(self, mask: BoolArray, name: str) -> "Split":
-        """Those where the mask, (n,), is true, as a split of this name."""
+        """The photos where the mask, (n,), is true, as a split of this name."""
         return Split(
             name, self.paths.where(mask), self.labels[mask], self.root, self.contents.where(mask)
         )
 
+    def count_per_class(self, class_names: Iterable[str]) -> dict[str, int]:
+        """{class: number of photos}."""
+        names = tuple(class_names)
+        counts = np.bincount(self.labels, minlength=len(names))
+        return dict(zip(names, counts.tolist(), strict=True))
+
 
 @dataclass(frozen=True)
 class Photos:
-    """A whole data folder."""
+    """The photos of a data folder."""
 
     folder: Path
     class_names: tuple[str, ...]  # sorted; the order of the network's outputs
@@ -38,11 +47,14 @@ class Photos:
     val: Split
     test: Split | None
     is_sample: bool
-    notes: tuple[
-        str, ...
-    ] = ()  # on the rows of its table, and on how they were divided, for people
+    notes: tuple[str, ...] = ()  # for people: on the rows of a table, and on how photos were split
+
+    @property
+    def splits(self) -> list[Split]:
+        """Train, val, and test if there is one."""
+        return [self.train, self.val, *([self.test] if self.test else [])]
 
     @property
     def evaluated(self) -> Split:
-        """What eval and infer look at: test, or val where there is no test."""
+        """The split that eval and infer use: test, or val if there is no test."""
         return self.test or self.val

@@ -18,7 +18,7 @@ from hogwear.data import decoding
 from hogwear.data.decoding import Limits, TransientReason
 from hogwear.system import machine
 from hogwear.system.arrays import UInt8Array
-from hogwear.system.files import Paths
+from hogwear.system.paths import Paths
 from hogwear.system.workers import MAX_IN_FLIGHT, Jobs, Workers
 
 BYTES_PER_PIXEL, MIN_BYTES = 24, 512 << 20  # memory for a photo; valid ones take at most 18

@@ -25,7 +25,9 @@ from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
 from hogwear.system import flags
 from hogwear.system.errors import BadInput
-from hogwear.system.files import Manifest, Paths, write_atomically
+from hogwear.system.files import write_atomically
+from hogwear.system.manifest import Manifest
+from hogwear.system.paths import Paths
 
 
 def make(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
@@ -66,7 +68,7 @@ def splits(photos: Photos) -> dict[str, set[str]]:
 
 def listed(photos: Photos) -> list[tuple[str, Path, int]]:
     """Every photo with its split and label, in order."""
-    found = [split for split in (photos.train, photos.val, photos.test) if split]
+    found = photos.splits
     return [
         (s.name, path, label)
         for s in found
@@ -210,7 +212,7 @@ def test_classes_that_look_alike_stay_two_and_are_pointed_out(data: Path, cache:
     photos = dataset.find_photos(make(data, {"eyewear": 4, "EYEWEAR": 4, "boots": 4}), cache)
     assert photos.class_names == ("EYEWEAR", "boots", "eyewear")
     assert photos.notes == (
-        "Classes that look alike: 'EYEWEAR' and 'eyewear'. They count as different; give them one name if they are the same.",
+        "Similar class names: 'EYEWEAR' and 'eyewear'. They count as different classes; if they are the same, give them one name.",
     )
 
 
@@ -314,7 +316,7 @@ def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
     ]
     folder = Path("/data/photos/of/somebody")
     tracemalloc.start()
-    paths, labels = dataset.labelled(folder, files)
+    paths, labels = dataset.label_photos(folder, files)
     assert sum(1 for _ in paths.strings()) == 100_000
     taken, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -358,33 +360,33 @@ def test_an_empty_folder_means_the_built_in_sample(
 
 
 REFUSED = {
-    "one class only": ({"train/a": 3, "val/a": 1}, "data: one class only (a); a classifier needs two"),
-    "one class only, flat": ({"a": 9}, "data: one class only (a); a classifier needs two"),
+    "one class only": ({"train/a": 3, "val/a": 1}, "data: only one class (a); a classifier needs at least two"),
+    "one class only, flat": ({"a": 9}, "data: only one class (a); a classifier needs at least two"),
     "empty class": ({"train/a": 3, "train/b": 0, "val/a": 1}, "data/train/b: no photos in this class; add some or"),
     "empty class in val": ({"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 0}, "data/val/b: no photos in this class"),
     "empty class, flat": ({"a": 3, "b": 0}, "data/b: no photos in this class"),
     "unknown class in test": (
         {"train/a": 3, "train/b": 3, "val/a": 1, "test/c": 1},
-        "data/test: class c is not in train; the classes there: a, b",
+        "data/test: class c is not in train; the classes there are a, b",
     ),
     "no class folders": ({"train": 3}, "data/train: no class folders in it; expected "),
-    "no train": ({"val/a": 3, "test/a": 3}, "data: there is val, test but no train; expected train/CLASS/*"),
+    "no train": ({"val/a": 3, "test/a": 3}, "data: found val, test but no train; expected train/CLASS/*"),
     "a class called train": (
         {"train": 3, "plane": 3, "boat": 3},
-        "data/train: a class cannot be called train, because folders of that name are splits (train, training, val, valid, validation, "
-        "test, testing); rename it, for example to train_photos",
+        "data/train: a class cannot be called train, because folders with one of these names are splits: train, training, val, valid, validation, "
+        "test, testing; rename it, for example to train_photos",
     ),
     "a class called Testing": ({"Testing": 3, "plane": 3}, "data/Testing: a class cannot be called Testing, because"),
-    "two train folders": ({"train/a": 3, "Train/a": 3, "val/a": 1}, "data: both Train and train are there; keep one of them as the train split"),
-    "valid beside Val": ({"train/a": 3, "Val/a": 1, "valid/a": 1}, "data: both Val and valid are there; keep one of them as the val split"),
+    "two train folders": ({"train/a": 3, "Train/a": 3, "val/a": 1}, "data: found both Train and train; keep only one of them, as the train split"),
+    "valid beside Val": ({"train/a": 3, "Val/a": 1, "valid/a": 1}, "data: found both Val and valid; keep only one of them, as the val split"),
     "a bidirectional control": ({"a": 3, "b\u202e": 3}, "data: the name of the class folder 'b\\u202e' cannot be printed; rename it"),
     "two val folders": (
         {"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1},
-        "data: both val and valid are there; keep one of them as the val split",
+        "data: found both val and valid; keep only one of them, as the val split",
     ),
     "too few to set aside": ({"train/a": 3, "train/b": 1}, "data/train/b: too few photos (1, not counting copies); each of train, val needs at least one"),
     "too few, flat": ({"a": 9, "b": 2}, "data/b: too few photos (2, not counting copies); each of train, val, test needs at least one"),
-    "files only": ({".": 3}, "data: 3 files but no folders; expected a folder a class: "),
+    "files only": ({".": 3}, "data: 3 files but no folders; expected one folder per class: "),
 }  # fmt: skip
 
 
@@ -432,5 +434,5 @@ def test_a_photo_in_two_classes_is_pointed_out(data: Path, cache: Path) -> None:
     shutil.copy(first, second)
     names = f"{first.relative_to(data).with_name('again.jpg')} and {second.relative_to(data)}"
     assert dataset.find_photos(data, cache).notes == (
-        f"In two classes: 1 photos, such as {names}; the doctor lists them.",
+        f"In two classes: 1 photo, for example {names}; the doctor lists all of them.",
     )

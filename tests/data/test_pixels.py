@@ -26,7 +26,7 @@ from hogwear.data.photos import Split
 from hogwear.data.pixels import ALL_ROWS, Pixels
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.errors import BadInput
-from hogwear.system.files import Paths
+from hogwear.system.paths import Paths
 from hogwear.system.workers import FORK, Workers
 from hogwear.training.augment import augment
 

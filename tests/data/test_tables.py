@@ -65,7 +65,7 @@ def of_two(values: list[str], labels: tuple[str, str] = ("boots", "hats")) -> li
 
 def listed(photos: Photos) -> dict[str, tuple[str, str]]:
     """{path within the folder: (split, class)} of every photo."""
-    splits = [split for split in (photos.train, photos.val, photos.test) if split]
+    splits = photos.splits
     return {
         str(path.relative_to(photos.folder)): (split.name, photos.class_names[label])
         for split in splits for path, label in zip(split.paths, split.labels.tolist(), strict=True)
@@ -108,7 +108,7 @@ def test_kaggles_folder_is_recognised_as_it_is(cache: Path) -> None:
     assert photos.notes == (
         f"{KAGGLE}/styles.csv: 315 photos of 803 rows; left out: 476 of no class (line 2: Dress), 12 without an image (line 793: 59263).",
     )
-    assert dataset.count_per_class(photos.train, CLASSES) == {
+    assert photos.train.count_per_class(CLASSES) == {
         "bottomwear": 31,
         "eyewear": 31,
         "footwear": 95,
@@ -129,7 +129,7 @@ def test_another_column_of_it_is_another_task(cache: Path) -> None:
         "791 photos of 803 rows; left out: 12 without an image (line 793: 59263)."
     )
     assert photos.notes[1].startswith(
-        "388 of these photos are left out, of classes with fewer than 40 (--min-count): Handbags 31, Dresses 27, "
+        "388 of these photos are left out, because their classes have fewer than 40 (--min-count): Handbags 31, Dresses 27, "
     )
     assert photos.notes[1].endswith(" more.")
     assert (
@@ -368,9 +368,7 @@ def test_a_first_line_may_name_the_separator(first: str, folder: Path, cache: Pa
         "lines are counted from the first one"
     )
     write(folder, first, "id,1;label", *rows, '"9')
-    assert "the row that begins in line 11 is no CSV" in refused(
-        folder, Columns("id,1", min_count=3)
-    )
+    assert "line 11 is not valid CSV" in refused(folder, Columns("id,1", min_count=3))
 
 
 @pytest.mark.parametrize(
@@ -400,7 +398,7 @@ def test_classes_that_look_alike_stay_two_and_are_pointed_out(
     assert set(photos.class_names) == set(labels)
     assert (
         photos.notes[1]
-        == f"Classes that look alike: {said}. They count as different; give them one name if they are the same."
+        == f"Similar class names: {said}. They count as different classes; if they are the same, give them one name."
     )
 
 
@@ -409,7 +407,7 @@ def test_a_look_alike_with_too_few_photos_is_pointed_out_too(folder: Path, cache
         write(folder, "id,label", *of_two([str(i) for i in range(8)]), "9,Hats"), cache, FEW
     )
     assert photos.class_names == ("boots", "hats") and photos.notes[1].startswith(
-        "Classes that look alike: 'Hats' and 'hats'."
+        "Similar class names: 'Hats' and 'hats'."
     )
 
 
@@ -443,14 +441,14 @@ def test_classes_with_too_few_photos_are_left_out_and_named(folder: Path, cache:
     assert photos.class_names == ("boots", "hats") and len(listed(photos)) == 10
     assert (
         photos.notes[1]
-        == r"3 of these photos are left out, of classes with fewer than 5 (--min-count): seldom 2, rare\x1b[31m 1."
+        == r"3 of these photos are left out, because their classes have fewer than 5 (--min-count): seldom 2, rare\x1b[31m 1."
     )
 
 
 def test_of_many_classes_with_too_few_photos_ten_are_named(folder: Path, cache: Path) -> None:
     rows = [*of_two([str(i) for i in range(8)]), *(f"{i},rare {i}" for i in range(8, 18))]
     ten = (
-        "10 of these photos are left out, of classes with fewer than 3 (--min-count): "
+        "10 of these photos are left out, because their classes have fewer than 3 (--min-count): "
         + ", ".join(f"rare {i} 1" for i in range(8, 18))
     )
     assert dataset.find_photos(write(folder, "id,label", *rows), cache, FEW).notes[1] == f"{ten}."
@@ -553,7 +551,7 @@ def test_without_photos_of_val_some_of_train_are_set_aside(folder: Path, cache: 
     rows = [f"{row},train" for row in of_two([str(i) for i in range(20)])]
     photos = dataset.find_photos(write(folder, "id,label,split", *rows, "20.jpg,rare,val"), cache)
     assert (
-        dataset.count_per_class(photos.val, photos.class_names) == {"boots": 2, "hats": 2}
+        photos.val.count_per_class(photos.class_names) == {"boots": 2, "hats": 2}
         and photos.test is None
         and len(photos.train) == 16
     )
@@ -648,13 +646,13 @@ def test_a_table_that_links_out_of_the_folder_is_refused(folder: Path) -> None:
 
 ROWS = of_two([str(i) for i in range(8)])
 REFUSED: dict[str, tuple[list[str], Columns, str]] = {
-    "no column for the image": (["a,label,b", *ROWS], FEW, "table.csv: it is not plain which column is the image; name one with --image-column: a, label, b"),
-    "no column for the class": (["id,b", *ROWS], FEW, "table.csv: it is not plain which column is the label; name one with --label-column: id, b"),
-    "no such column": (["id,label", *ROWS], Columns(label="Label"), "table.csv: no column 'Label'; name one with --label-column: id, label"),
-    "empty": ([""], FEW, "table.csv: it is not plain which column is the image; name one with --image-column: there are none"),
-    "no rows": (["id,label"], FEW, "table.csv: 0 photos of 0 rows; no class has 3 of them (--min-count)"),
-    "no photos": (["id,label", "77,a", "78,b"], FEW, "table.csv: 0 photos of 2 rows; left out: 2 without an image (line 2: 77); no class has 3 of them (--min-count)"),
-    "one class": (["id,label", *ROWS[:4]], FEW, "one class only (boots); a classifier needs two or more"),
+    "no column for the image": (["a,label,b", *ROWS], FEW, "table.csv: it is unclear which column is the image; choose one with --image-column: a, label, b"),
+    "no column for the class": (["id,b", *ROWS], FEW, "table.csv: it is unclear which column is the label; choose one with --label-column: id, b"),
+    "no such column": (["id,label", *ROWS], Columns(label="Label"), "table.csv: no column 'Label'; choose one with --label-column: id, label"),
+    "empty": ([""], FEW, "table.csv: it is unclear which column is the image; choose one with --image-column: there are none"),
+    "no rows": (["id,label"], FEW, "table.csv: 0 photos of 0 rows; no class has at least 3 photos (--min-count)"),
+    "no photos": (["id,label", "77,a", "78,b"], FEW, "table.csv: 0 photos of 2 rows; left out: 2 without an image (line 2: 77); no class has at least 3 photos (--min-count)"),
+    "one class": (["id,label", *ROWS[:4]], FEW, "only one class (boots); a classifier needs at least two"),
     "a class that cannot be printed": (["id,label", *of_two(list("01234567"), ("a\x1b[31m", "b"))], FEW, r"table.csv: 'a\x1b[31m' cannot be the name of a class; "),
     "Latin-1": (["id,label", *of_two(list("01234567"), ("\udce9t\udce9", "b"))], FEW, r"table.csv: '\udce9t\udce9' cannot be the name of a class; "),
     "a class with an endless name": (["id,label", *of_two(list("01234567"), ("a" * 256, "b"))], FEW, f"table.csv: '{'a' * 255}' cannot be the name of a class; "),
@@ -663,9 +661,9 @@ REFUSED: dict[str, tuple[list[str], Columns, str]] = {
         ["id,label,split", *(f"{row},train" for row in ROWS), *(f"{i},z,val" for i in range(8, 11))], FEW,
         "table.csv: no photo of class z is in split train; ",
     ),
-    "a quote that is not closed": (["id,label", *ROWS[:3], '7,"boots', *ROWS[4:]], FEW, "table.csv: the row that begins in line 5 is no CSV (unexpected end of data); "),
-    "an endless cell": (["id,label", "7," + "a" * 140_000], FEW, "table.csv: the row that begins in line 2 is no CSV (field larger than field limit (131072)); "),
-    "an endless line": (["id,label", "7," * (1 << 20)], FEW, "table.csv: line 2 has more than 1,048,576 characters; "),
+    "a quote that is not closed": (["id,label", *ROWS[:3], '7,"boots', *ROWS[4:]], FEW, "table.csv: line 5 is not valid CSV (unexpected end of data); "),
+    "an endless cell": (["id,label", "7," + "a" * 140_000], FEW, "table.csv: line 2 is not valid CSV (field larger than field limit (131072)); "),
+    "an endless line": (["id,label", "7," * (1 << 20)], FEW, "table.csv: line 2 has more than 1,048,576 characters, "),
 }  # fmt: skip
 
 
@@ -683,7 +681,7 @@ def test_a_table_that_cannot_be_used_is_named_with_the_fix(
 def test_of_many_columns_thirty_are_listed(columns: int, end: str, folder: Path) -> None:
     header = ",".join(f"c{i}" for i in range(columns))
     assert refused(write(folder, header)).endswith(
-        "name one with --image-column: " + ", ".join(f"c{i}" for i in range(30)) + end
+        "choose one with --image-column: " + ", ".join(f"c{i}" for i in range(30)) + end
     )
 
 
@@ -703,17 +701,17 @@ def test_a_table_may_have_500_megabytes_and_not_a_byte_more(
 
 
 def test_one_folder_without_a_table_is_one_class(folder: Path) -> None:
-    assert refused(folder) == "data: one class only (images); a classifier needs two or more"
+    assert refused(folder) == "data: only one class (images); a classifier needs at least two"
 
 
 def test_tables_that_are_not_one_table_are_refused(folder: Path) -> None:
     assert refused(folder, Columns(label="color")).startswith(
-        "data: no table (*.csv) in it, so there is no column 'color'; leave "
+        "data: no table (*.csv), so there is no column 'color'; leave "
     )
     (folder / "folder.csv").mkdir()
     os.mkfifo(folder / "pipe.csv")
     assert refused(folder, Columns(image="x")).startswith(
-        "data: no table (*.csv) in it, so there is no column 'x'; leave "
+        "data: no table (*.csv), so there is no column 'x'; leave "
     )
     (folder / "folder.csv").rmdir()
     for name in ("a.csv", "b.CSV"):
@@ -767,7 +765,7 @@ def test_whatever_a_table_holds_it_gives_photos_of_the_folder_or_one_line(
         (folder / "away").symlink_to("..")
     (folder / "table.csv").write_bytes(content)
     try:
-        table = tables.read(folder / "table.csv", Columns(min_count=1))
+        table = tables.read_table(folder / "table.csv", Columns(min_count=1))
     except BadInput as error:
         assert escape(str(error)).startswith(f"{folder}/table.csv: ")
     else:
@@ -778,9 +776,7 @@ def test_whatever_a_table_holds_it_gives_photos_of_the_folder_or_one_line(
 
 
 def test_a_header_that_is_no_csv_is_named_by_its_line(folder: Path) -> None:
-    assert "the row that begins in line 1 is no CSV" in refused(
-        write(folder, 'id,"label', "0,hats")
-    )
+    assert "line 1 is not valid CSV" in refused(write(folder, 'id,"label', "0,hats"))
 
 
 def test_more_rows_are_no_more_questions_to_the_file_system(
@@ -801,7 +797,9 @@ def test_more_rows_are_no_more_questions_to_the_file_system(
         file = write(folder, "id,label", *ROWS, *rows) / "table.csv"
         asked.clear()
         assert (
-            tables.read(file, FEW).notes[0].startswith(f"{file}: 8 photos of {8 + len(rows)} rows")
+            tables.read_table(file, FEW)
+            .notes[0]
+            .startswith(f"{file}: 8 photos of {8 + len(rows)} rows")
         )
         return Counter(asked)
 

@@ -37,7 +37,7 @@ from hogwear.data.photos import Split
 from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.errors import BadInput
-from hogwear.system.files import Paths
+from hogwear.system.paths import Paths
 from hogwear.system.workers import FORK
 from hogwear.training import time_budget
 

@@ -1,0 +1,112 @@
+"""Find the photo that a row of a table means, for a million rows: each folder is listed only once."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from hogwear.system.text import normalize
+
+SUFFIXES = ("", ".jpg", ".jpeg", ".png")  # tried for a name without one
+MAX_PATH = 4096  # Linux's limit
+
+NO_IMAGE = "without an image"
+OUTSIDE = "with a path out of the folder"
+AMBIGUOUS = "whose image has several spellings on the disk"
+
+
+class SkippedRow(Exception):
+    """A row that gives no photo: the reason, to be counted, and its value, as an example."""
+
+    def __init__(self, reason: str, value: str) -> None:
+        super().__init__(reason)
+        self.reason, self.value = reason, value
+
+
+class RowFiles:
+    """The files in a folder and its subfolders, which rows may name in several ways."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = os.path.realpath(root)
+        self.by_real_path: dict[str, Listing] = {}
+        self.by_parent: dict[str, Listing | None] = {}  # as rows write it; None: it leads out
+
+    def find(self, value: str) -> str:
+        r"""The path of a photo within the folder, for what a row says: a path, or a name in images/.
+
+        The suffix may be missing. A file with exactly this name is preferred; otherwise a file that
+        another system may call so is found, for example with `images\1.JPG`. Raises SkippedRow if
+        there is no such file, if there are several, and if the path leads out of the folder.
+        """
+        if not value or len(value) > MAX_PATH:
+            raise SkippedRow(NO_IMAGE, value)
+        spellings = dict.fromkeys((value, value.replace("\\", "/")))
+        paths = [os.path.normpath(path) for path in spellings]
+        for path in paths:
+            if f"{path}/".startswith(("/", "../")):
+                raise SkippedRow(OUTSIDE, value)
+            for parent, name in candidates(path):
+                if name in self.list_parent(parent, value).names:
+                    return f"{parent}{name}"
+        for parent, name in (candidate for path in paths for candidate in candidates(path)):
+            listing = self.list_parent(parent, value)
+            if same := listing.by_simple_name.get(simplify(name)):
+                if len(same) > 1:
+                    raise SkippedRow(AMBIGUOUS, value)
+                return f"{parent}{same[0]}"
+        raise SkippedRow(NO_IMAGE, value)
+
+    def list_parent(self, parent: str, value: str) -> "Listing":
+        """The files of a folder, "" or one that ends with /. SkippedRow if it leads out."""
+        if parent not in self.by_parent:
+            self.by_parent[parent] = self.list_folder(f"{self.root}/{parent}")
+        if (listing := self.by_parent[parent]) is None:
+            raise SkippedRow(OUTSIDE, value)
+        return listing
+
+    def list_folder(self, folder: str) -> "Listing | None":
+        """The files of a folder; nothing for a missing one, None for one that leads out."""
+        # os.path, because Path's raises for a name too long; first, because realpath is slow
+        if not os.path.isdir(folder):  # noqa: PTH112
+            return EMPTY
+        real = os.path.realpath(folder)
+        if not Path(real).is_relative_to(self.root):
+            return None
+        if real not in self.by_real_path:
+            with os.scandir(real) as entries:
+                self.by_real_path[real] = Listing(
+                    entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)
+                )
+        return self.by_real_path[real]
+
+
+class Listing:
+    """The files of one folder."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names = frozenset(names)
+
+    @cached_property
+    def by_simple_name(self) -> dict[str, list[str]]:
+        """{simplified name: names}; made only if a row names a file that is not there."""
+        names = defaultdict(list)
+        for name in self.names:
+            names[simplify(name)].append(name)
+        return names
+
+
+EMPTY = Listing()
+
+
+def candidates(path: str) -> Iterator[tuple[str, str]]:
+    """(folder, name) of the places where the file of a row may be."""
+    for place in (path, *(f"images/{path}{suffix}" for suffix in SUFFIXES)):
+        parent, slash, name = place.rpartition("/")
+        yield parent + slash, name
+
+
+def simplify(name: str) -> str:
+    """The same for names that Windows and macOS may write instead of each other."""
+    stem, dot, suffix = normalize(name).rpartition(".")
+    return f"{stem}.{suffix.lower()}" if dot else suffix

@@ -1,0 +1,62 @@
+"""A record of the files that Hogwear wrote: the only ones that it may overwrite or delete."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from hogwear.system.artifacts import MANIFEST
+from hogwear.system.errors import naming
+from hogwear.system.files import write_atomically
+
+
+class Manifest:
+    """The files in a folder and its subfolders that we wrote, as long as nobody changes them.
+
+    FOLDER/.hogwear.sha256 has a line for each, in sha256sum's format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / MANIFEST
+        self.digests: dict[str, set[str]] = {}  # {path within the folder: what we wrote there}
+        if self.file.exists():
+            for line in self.file.read_text(errors="replace").splitlines():
+                digest, _, name = line.partition("  ")
+                self.digests.setdefault(name, set()).add(digest)
+
+    def owns(self, path: Path) -> bool:
+        """Whether a path in the folder is a file as we wrote it. OSError if it cannot be read."""
+        digests = self.digests.get(str(path.relative_to(self.folder)), set())
+        return (
+            bool(digests)
+            and path.is_file()
+            and not path.is_symlink()
+            and hash_content(path.read_bytes()) in digests
+        )
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Record a file, then write it. A kill in between leaves a surplus line, which is harmless."""
+        name, digest = str(path.relative_to(self.folder)), hash_content(content)
+        self.digests.setdefault(name, set()).add(digest)
+        with naming(self.file), self.file.open("a") as file:
+            file.write(f"{digest}  {name}\n")
+        write_atomically(path, content)
+
+    def delete(self, paths: Iterable[Path]) -> list[Path]:
+        """Delete the files that we wrote, and return the others."""
+        others = []
+        for path in paths:
+            if self.owns(path):
+                path.unlink()
+            else:
+                others.append(path)
+        kept = [name for name in self.digests if self.owns(self.folder / name)]
+        self.digests = {name: {hash_content((self.folder / name).read_bytes())} for name in kept}
+        lines = [
+            f"{digest}  {name}\n" for name, digests in self.digests.items() for digest in digests
+        ]
+        write_atomically(self.file, "".join(lines).encode())
+        return others
+
+
+def hash_content(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

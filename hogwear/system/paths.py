@@ -1,0 +1,62 @@
+"""Very many paths in little memory."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hogwear.system.arrays import BoolArray
+
+STRINGS_AT_ONCE = 4096
+
+
+class Paths:
+    """Paths in one block of bytes, made into objects on demand: 200,000 objects would take 40 MB."""
+
+    def __init__(self, paths: Iterable[str | Path] = ()) -> None:
+        self.encoded = bytearray()
+        for path in paths:
+            self.encoded += os.fsencode(f"{path}\0")  # NUL is the only byte that no path contains
+        self.find_ends()
+
+    def find_ends(self) -> None:
+        self.ends = np.flatnonzero(np.frombuffer(self.encoded, np.uint8) == 0)  # (n,)
+
+    @classmethod
+    def from_bytes(cls, encoded: bytearray) -> "Paths":
+        """Paths from such a block."""
+        paths = cls()
+        paths.encoded = encoded
+        paths.find_ends()
+        return paths
+
+    @classmethod
+    def joined(cls, parts: "Iterable[Paths]") -> "Paths":
+        """The paths of the first part, of the second, and so on."""
+        return cls.from_bytes(bytearray().join(part.encoded for part in parts))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> Path:
+        start = self.ends[i - 1] + 1 if i else 0
+        return Path(os.fsdecode(bytes(self.encoded[start : self.ends[i]])))
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(Path, self.strings())
+
+    def where(self, mask: BoolArray) -> "Paths":
+        """The paths where the mask, (n,), is true."""
+        lengths = np.diff(self.ends, prepend=-1)
+        encoded = np.frombuffer(self.encoded, np.uint8)
+        return Paths.from_bytes(bytearray(encoded[np.repeat(mask, lengths)]))
+
+    def strings(self) -> Iterator[str]:
+        """All paths as str, which takes a tenth of the time that Path takes."""
+        start = 0
+        last_of_each = self.ends[STRINGS_AT_ONCE - 1 : -1 : STRINGS_AT_ONCE].tolist()
+        for end in [*last_of_each, len(self.encoded) - 1]:
+            if end > start:
+                yield from os.fsdecode(bytes(self.encoded[start:end])).split("\0")
+            start = end + 1
