@@ -1,4 +1,4 @@
-"""A headless Chromium that opens one page, driven over its DevTools pipe: no package, no port."""
+"""A headless Chromium with one page, controlled through its DevTools pipe: no package, no port."""
 
 import base64
 import itertools
@@ -17,15 +17,14 @@ CHROMIUM = (
 
 
 class Browser:
-    """`with Browser(folder) as browser:` - what happens on its page is collected in `events`."""
+    """`with Browser(profile_folder) as browser:`; `events` collects what happens on the page."""
 
     def __init__(self, folder: Path) -> None:
-        there, ours = os.pipe(), os.pipe()  # to the browser, from it
-        self.write, self.read = (
-            os.fdopen(there[1], "wb", buffering=0),
-            os.fdopen(ours[0], "rb", buffering=0),
-        )
-        self.numbers, self.rest = itertools.count(1), b""
+        to_browser, from_browser = os.pipe(), os.pipe()
+        self.write = os.fdopen(to_browser[1], "wb", buffering=0)
+        self.read = os.fdopen(from_browser[0], "rb", buffering=0)
+        self.numbers = itertools.count(1)  # of calls
+        self.rest = b""  # what was read beyond the last message
         self.events: list[dict[str, Any]] = []
         flags = [
             "--headless=new",
@@ -36,78 +35,71 @@ class Browser:
             "--remote-debugging-pipe",
         ]
 
-        def connect() -> None:  # in the child: the browser reads file descriptor 3 and writes 4
-            os.dup2(there[0], 100), os.dup2(ours[1], 101)
-            os.dup2(100, 3), os.dup2(101, 4)
+        def connect() -> None:  # in the child: Chromium reads file descriptor 3 and writes 4
+            for descriptor, free in (to_browser[0], 100), (from_browser[1], 101):
+                os.dup2(descriptor, free)
+            for free, expected in (100, 3), (101, 4):
+                os.dup2(free, expected)
 
-        command = [str(CHROMIUM), *flags, f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(
-            command,
+            [str(CHROMIUM), *flags, f"--user-data-dir={folder}", "about:blank"],
             preexec_fn=connect,
             close_fds=False,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(there[0])
-        os.close(ours[1])
+        os.close(to_browser[0])
+        os.close(from_browser[1])
         self.session = None
-        [page] = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
-        self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)[
-            "sessionId"
-        ]
+        targets = self.call("Target.getTargets")["targetInfos"]
+        [page] = [target for target in targets if target["type"] == "page"]
+        attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> Any:
+        """Call a method of the DevTools protocol: its result."""
         number = next(self.numbers)
-        message = {"id": number, "method": method, "params": parameters} | (
-            {"sessionId": self.session} if self.session else {}
-        )
+        message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
         self.write.write(json.dumps(message).encode() + b"\0")
-        while (answer := self.next()).get("id") != number:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
+        while (response := self.next()).get("id") != number:
+            self.events.append(response)
+        assert "error" not in response, response
+        return response["result"]
 
     def next(self) -> Any:
+        """Wait for the next message."""
         while b"\0" not in self.rest:
             part = self.read.read(1 << 20)
-            assert part, "the browser has gone"
+            assert part, "the browser has ended"
             self.rest += part
         message, _, self.rest = self.rest.partition(b"\0")
         return json.loads(message)
 
     def open(self, file: Path, width: int, height: int, dark: bool) -> None:
-        """Show a file on a screen of so many pixels, and wait until all of it is there."""
+        """Open a file on a screen of `width` x `height` pixels, and wait until it is loaded."""
         self.events.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **screen)
         self.call("Emulation.setScrollbarsHidden", hidden=True)
-        self.call(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
-        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=file.absolute().as_uri())
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self.next())
 
     def evaluate(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)[
-            "result"
-        ].get("value")
+        """The value of a JavaScript expression."""
+        done = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return done["result"].get("value")
 
     def screenshot(self, file: Path, whole: bool) -> None:
-        """The page, all of it or what the screen shows."""
-        file.write_bytes(
-            base64.b64decode(
-                self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
-            )
-        )
+        """Save a picture of the whole page, or of what the screen shows."""
+        captured = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        file.write_bytes(base64.b64decode(captured["data"]))
 
     def __enter__(self) -> "Browser":
         return self
@@ -119,7 +111,7 @@ class Browser:
         self.read.close()
 
 
-if __name__ == "__main__":  # browser.py page.html picture.png: what a desk shows of it first
+if __name__ == "__main__":  # browser.py page.html picture.png: the top of the page
     with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as opened:
         opened.open(Path(sys.argv[1]), 960, 1180, dark=False)
         opened.screenshot(Path(sys.argv[2]), whole=False)

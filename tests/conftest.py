@@ -1,4 +1,4 @@
-"""Fixtures: a few real photos, trained models, real processes, a Docker engine; and the table of faults."""
+"""Fixtures: real photos, trained models, processes, a Docker engine; and the table of faults."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from containers import PROJECT, copy_checkout, engine_answers, give, run
+from containers import PROJECT, change_owner, copy_checkout, engine_answers, run
 from containers import ROOT as ROOT  # for the tests, too
 from helpers import (
     CLASSES,
@@ -35,66 +35,70 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full",
         action="store_true",
-        help="as `make faults` does: long tests too, faults injected many times, docs/faults.md written",
+        help="run long tests, inject faults many times, and write docs/faults.md",
     )
 
 
 def pytest_report_header() -> str:
-    return f"CPU: {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} of them; networks compute in {FAST}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{os.cpu_count()} CPUs with {capability}; networks compute in {FAST}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is marked `long`, unless --full asks for it."""
+    """Deselect tests that are marked `long`, unless --full is given."""
     if not config.getoption("--full"):
-        left_out = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=left_out)
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture
 def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """times(quick, full): how often to inject a fault."""
+    """times(quick, full): how often to inject a fault, without and with --full."""
     return lambda quick, full: full if request.config.getoption("--full") else quick
 
 
 @pytest.fixture
 def held(request: pytest.FixtureRequest) -> Callable[[str, int, str], None]:
-    """held("SIGKILL of train", 100, "the next run went on"): a row of the table of faults, once a test has passed."""
-    return lambda fault, tried, what: request.node.user_properties.append(
-        ("held", (fault, tried, what))
-    )
+    """held("SIGKILL of train", 100, "the next run resumed") adds a row to the table of faults."""
+    properties = request.node.user_properties
+    return lambda fault, tried, what: properties.append(("held", (fault, tried, what)))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The table: fault, times tried, what held."""
+    """Print the table of faults, and write it to docs/faults.md if all of them were tried and held."""
     if not config.getoption("--full"):
         return
     rows = [
         f"| {fault} | {tried:,} | {what} |"
         for report in terminalreporter.getreports("passed")
-        for fault, tried, what in held_in(report)
+        for fault, tried, what in rows_of(report)
     ]
-    table = "\n".join(["| fault | times tried | what held |", "| --- | --- | --- |", *rows])
+    table = "\n".join(["| fault | times tried | result |", "| --- | --- | --- |", *rows])
     terminalreporter.write_line(f"\n{table}\n")
-    whole = config.args == ["tests/faults"] and not config.getoption("keyword")
-    if whole and not terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
-        when = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}, PyTorch {torch.__version__}"
-        (ROOT / "docs" / "faults.md").write_text(f"{FAULTS_HEAD}\n{table}\n\n{when}.\n")
+    everything = config.args == ["tests/faults"] and not config.getoption("keyword")
+    failed = terminalreporter.getreports("failed") + terminalreporter.getreports("error")
+    if everything and not failed:
+        system = f"{os.cpu_count()} CPUs, Linux {platform.release()}"
+        versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+        when = f"{time.strftime('%Y-%m-%d')}, {system}, {versions}."
+        (ROOT / "docs" / "faults.md").write_text(f"{FAULTS_HEAD}\n{table}\n\n{when}\n")
 
 
-def held_in(report: pytest.TestReport) -> list[tuple[str, int, str]]:
-    """Rows of a passed test: what it told `held`, else the sentence that is its name."""
-    told: list[Any] = [row for name, row in report.user_properties if name == "held"]
-    if told or report.when != "call" or "/faults/" not in report.nodeid:
-        return told
+def rows_of(report: pytest.TestReport) -> list[tuple[str, int, str]]:
+    """Rows of a passed test: those that it added with `held`, or its name."""
+    rows: list[Any] = [row for name, row in report.user_properties if name == "held"]
+    if rows or report.when != "call" or "/faults/" not in report.nodeid:
+        return rows
     sentence = report.nodeid.rpartition("::test_")[2].replace("_", " ")
     return [(sentence, 1, "held")]
 
 
 FAULTS_HEAD = """# Faults
 
-What `make faults` injects, for real: signals, failing system calls, damaged and hostile files, full disks, containers with too little of
-everything. It writes this page when all of it has held; `make test` runs the same tests with fewer tries.
+`make faults` injects these faults for real: signals, failing system calls, damaged and hostile
+files, full disks, containers with too little memory or too few processes. It writes this page if
+everything held. `make test` runs the same tests with fewer repetitions.
 """
 
 
@@ -106,28 +110,27 @@ def no_hogwear_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few real photos (the built-in sample's where those are missing), some of them in the folder of another class.
+    """A few photos of fashion5, or of the built-in sample if that is missing; some are mislabelled.
 
-    Those leave something to learn, and mistakes to be counted. In train and val, a sixth and an eighth of a class lie
-    in the next one; in test, 3 of eyewear in handbag and 1 of topwear in footwear, so that the classes differ in size.
+    Mislabelled photos leave something to learn and mistakes to count. In train and val, a sixth and
+    an eighth of each class lie in the next class; in test, 3 of eyewear lie in handbag and 1 of
+    topwear in footwear, so that classes differ in size.
     """
     folder = tmp_path_factory.mktemp("photos") / "data"
     source = FASHION5 if FASHION5.is_dir() else garments.ensure_sample(folder.parent / "sample")
-    around = list(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
-    misplaced = {
-        "train": dict.fromkeys(around, 4),
-        "val": dict.fromkeys(around, 1),
+    next_class = list(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
+    mislabelled = {
+        "train": dict.fromkeys(next_class, 4),
+        "val": dict.fromkeys(next_class, 1),
         "test": {("eyewear", "handbag"): 3, ("topwear", "footwear"): 1},
     }
     for split, count in COUNTS.items():
-        photos = {
-            name: sorted(p for p in (source / split / name).iterdir() if p.name not in LEAKED)[
-                :count
-            ]
-            for name in CLASSES
-        }
+        photos = {}
+        for name in CLASSES:
+            files = sorted((source / split / name).iterdir())
+            photos[name] = [file for file in files if file.name not in LEAKED][:count]
         target = {photo: name for name in CLASSES for photo in photos[name]}
-        for (right, wrong), number in misplaced[split].items():
+        for (right, wrong), number in mislabelled[split].items():
             target |= dict.fromkeys(photos[right][:number], wrong)
         for photo, name in target.items():
             (folder / split / name).mkdir(parents=True, exist_ok=True)
@@ -142,7 +145,7 @@ def photo_files(data: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Script]]:
-    """start("train.py", "--epochs", 1) -> a running Script, which does not outlive the tests."""
+    """start("train.py", "--epochs", 1) -> a running Script, which is killed after the tests."""
     folder, started = tmp_path_factory.mktemp("scripts"), []
 
     def start(name: str, *arguments: object, **options: Any) -> Script:
@@ -168,15 +171,14 @@ def trained(
 def call(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Completed]:
-    """call(eval, "--model-dir", folder): a script, without the seconds that a process takes to import torch."""
+    """call(eval, "--model-dir", folder): run a command in this process, which has imported torch."""
 
     def call(
         script: Any, *arguments: object, main: Callable[[Any], None] | None = None
     ) -> Completed:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        monkeypatch.setattr(
-            machine, "keep_freed_memory", lambda: None
-        )  # this process is forked often, and the larger it is, the longer that takes
+        # This process is forked often, which takes longer the larger it is.
+        monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)
         code = flags.exit_code(main or script.main, script.Settings)
         return Completed(code, *capfd.readouterr())
 
@@ -186,22 +188,19 @@ def call(
 @pytest.fixture(scope="session")
 def engine() -> None:
     if not engine_answers():
-        pytest.skip(
-            "NO DOCKER ENGINE ANSWERS (docker info, docker compose version): nothing here was tested"
-        )
+        pytest.skip("DOCKER IS NOT RUNNING (docker info, docker compose version)")
 
 
 @pytest.fixture(scope="session")
 def checkout(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the checkout with its images built, and with a volume that the tests share as a user's runs do."""
+    """A copy of the checkout with its images built, and with a volume that the tests share."""
     folder = copy_checkout(tmp_path_factory.mktemp("checkout"))
     try:
         run("docker", "compose", "build", cwd=folder, timeout=1500)
         yield folder
     finally:
-        run(
-            "docker", "compose", "--profile", "*", "down", "--volumes", "--rmi", "local", cwd=folder
-        )
+        compose = ("docker", "compose", "--profile", "*")
+        run(*compose, "down", "--volumes", "--rmi", "local", cwd=folder)
 
 
 @pytest.fixture
@@ -215,10 +214,10 @@ def container(checkout: Path) -> Iterator[str]:
 def owned_folders(checkout: Path, owner: int) -> Iterator[list[Path]]:
     """Empty data/, model/ and responses/ that belong to `owner`."""
     folders = [checkout / name for name in ("data", "model", "responses")]
-    give(folders, os.getuid())
+    change_owner(folders, os.getuid())
     for folder in folders:
         shutil.rmtree(folder)
         folder.mkdir()
-    give(folders, owner)
+    change_owner(folders, owner)
     yield folders
-    give(folders, os.getuid())
+    change_owner(folders, os.getuid())

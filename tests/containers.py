@@ -1,4 +1,4 @@
-"""What the tests of the containers share: the services of a copied checkout, started and looked into."""
+"""Helpers of the container tests, which run the services of a copied checkout."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SERVICES = ("train", "eval", "infer")
 PROJECT = f"hogwear-test-{os.getpid()}"
-OCI_FAILED = 126  # `docker exec` did not get as far as the command
+OCI_FAILED = 126  # `docker exec` could not start the command
 
 
 def attempt(
     *command: str, cwd: Path = ROOT, timeout: float = 300, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """The command, however it ends, with these variables of the shell."""
+    """Run a command with these environment variables, whatever its exit code."""
     env = os.environ | {"COMPOSE_PROJECT_NAME": PROJECT} | variables
     return subprocess.run(
         command,
@@ -31,11 +31,13 @@ def attempt(
 
 
 def look_into(container: str, script: str) -> str:
-    """What a shell in the container prints. Once more where the engine could not start it: runc does fail at that in a busy container."""
+    """Run a shell script in a container: its output.
+
+    In a busy container, runc sometimes fails to start it; then it is tried again.
+    """
     for _ in range(5):
-        if (
-            done := attempt("docker", "exec", container, "sh", "-c", script)
-        ).returncode != OCI_FAILED:
+        done = attempt("docker", "exec", container, "sh", "-c", script)
+        if done.returncode != OCI_FAILED:
             break
         time.sleep(0.5)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -43,12 +45,20 @@ def look_into(container: str, script: str) -> str:
 
 
 def run(*command: str, cwd: Path = ROOT, timeout: float = 300) -> str:
-    """The command's output, standard error included; fails the test with it when the command fails."""
-    done = subprocess.run(command, check=False, cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"COMPOSE_PROJECT_NAME": PROJECT})  # fmt: skip
-    assert done.returncode == 0, (
-        f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}"
+    """Run a command that must succeed: its output, stderr included."""
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=cwd,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"COMPOSE_PROJECT_NAME": PROJECT},
     )
+    failure = f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}"
+    assert done.returncode == 0, failure
     return done.stdout
 
 
@@ -75,27 +85,18 @@ def image(service: str) -> str:
     return f"{PROJECT}-{service}"
 
 
-def give(folders: list[Path], owner: int) -> None:
-    """chown; through the engine where these tests are not root, which takes seconds."""
+def change_owner(folders: list[Path], owner: int) -> None:
+    """chown, in a container if the tests do not run as root (which takes seconds)."""
     if os.getuid() == 0:
         subprocess.run(["chown", "-R", f"{owner}:{owner}", *folders], check=True)
         return
-    mounts = [argument for f in folders for argument in ("--volume", f"{f}:/given/{f.name}")]
-    run(
-        "docker",
-        "run",
-        "--rm",
-        *mounts,
-        "--entrypoint",
-        "chown",
-        image("train"),
-        "-R",
-        f"{owner}:{owner}",
-        "/given",
-    )
+    mounts = [argument for f in folders for argument in ("--volume", f"{f}:/folders/{f.name}")]
+    chown = ("--entrypoint", "chown", image("train"), "-R", f"{owner}:{owner}", "/folders")
+    run("docker", "run", "--rm", *mounts, *chown)
 
 
 def wait_for_output(container: str, pattern: str, seconds: float = 120) -> None:
+    """Wait until the logs of a running container match."""
     deadline = time.monotonic() + seconds
     while not re.search(pattern, output := run("docker", "logs", container)):
         running = run("docker", "inspect", "--format", "{{.State.Running}}", container) == "true\n"
@@ -106,10 +107,20 @@ def wait_for_output(container: str, pattern: str, seconds: float = 120) -> None:
 
 
 def python_processes(container: str) -> list[dict[str, str]]:
-    """/proc/PID/status of the script and its workers, as dictionaries."""
+    """/proc/PID/status of the script and its workers, as dicts."""
     statuses = look_into(container, "for f in /proc/[0-9]*; do cat $f/status; echo; done")
     parsed = [
         dict(line.split(":\t", 1) for line in s.splitlines() if ":\t" in line)
         for s in statuses.split("\n\n")
     ]
     return [status for status in parsed if status.get("Name", "").startswith(("python", "pt_"))]
+
+
+def capabilities(status: dict[str, str]) -> list[int]:
+    """All five sets of capabilities in /proc/PID/status."""
+    return [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")]
+
+
+def owners_of(folder: Path) -> set[tuple[int, int]]:
+    """(user, group) of everything in a folder."""
+    return {(file.stat().st_uid, file.stat().st_gid) for file in folder.rglob("*")}

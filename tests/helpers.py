@@ -1,4 +1,4 @@
-"""What the tests share: the scripts as real processes, small real runs, and readers of what those leave behind."""
+"""Helpers of the tests: commands as real processes, small runs, and readers of their results."""
 
 import os
 import re
@@ -27,30 +27,21 @@ from hogwear.system.workers import FORK
 from hogwear.training import checkpoint
 from hogwear.training.trainer import DivergenceDetector
 
-torch.set_num_threads(1)  # as the scripts do: a process with threads must not fork
-
+torch.set_num_threads(1)  # a process with threads must not fork
 
 with tempfile.TemporaryDirectory() as folder:
-    FAST = model.choose_dtype(Path(folder))
-
+    FAST = model.choose_dtype(Path(folder))  # the data type that networks compute in
 
 FASHION5 = Path(os.environ.get("FASHION5", ROOT.parent / "shared" / "data" / "fashion5"))
-
-
-COUNTS = {"train": 24, "val": 8, "test": 8}  # photos of each class
-
-
-LEAKED = {"10244.jpg"}  # in test, and with another name in train
-
-
 CLASSES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
-
-
+COUNTS = {"train": 24, "val": 8, "test": 8}  # photos per class in the fixture `data`
+LEAKED = {"10244.jpg"}  # in fashion5's test, and under another name in train
 SIZE = 64
+SMALL_RUN = ("--image-size", SIZE, "--epochs", 6, "--batch-size", 8)
 
 
 class Script:
-    """train.py, eval.py or infer.py as a real process, in a session of its own, its output in files."""
+    """A script as a real process in its own session. Its output goes to files."""
 
     def __init__(self, name: str, *arguments: object, folder: Path, **options: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,15 +50,9 @@ class Script:
         env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
         with self.out.open("w") as out, self.err.open("w") as err:
-            files: dict[str, Any] = {
-                "env": env,
-                "stdin": subprocess.DEVNULL,
-                "stdout": out,
-                "stderr": err,
-            }
-            self.process = subprocess.Popen(
-                command, cwd=folder, start_new_session=True, **files | options
-            )
+            defaults: dict[str, Any] = {"env": env, "stdin": subprocess.DEVNULL}
+            defaults |= {"stdout": out, "stderr": err, "cwd": folder}
+            self.process = subprocess.Popen(command, start_new_session=True, **defaults | options)
 
     @property
     def pid(self) -> int:
@@ -82,14 +67,14 @@ class Script:
         return self.err.read_text()
 
     def code(self, seconds: float = 60) -> int:
-        """Wait for its exit code."""
+        """Wait for the exit code."""
         try:
             return self.process.wait(seconds)
         finally:
             self.kill()
 
     def ok(self, seconds: float = 60) -> "Script":
-        """Wait until it has ended, and well."""
+        """Wait until it has succeeded."""
         assert self.code(seconds) == 0, self.stdout + self.stderr
         return self
 
@@ -98,35 +83,33 @@ class Script:
             os.killpg(self.pid, signal.SIGKILL)
             self.process.wait()
 
-    def wait_for(self, line: str) -> None:
-        """Until a line with this pattern is on stdout."""
-        wait_until(
-            lambda: re.search(line, self.stdout, re.MULTILINE) or self.process.poll() is not None
-        )
-        assert re.search(line, self.stdout, re.MULTILINE), (
-            f"no {line!r} in:\n{self.stdout}{self.stderr}"
-        )
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait_for(self, pattern: str) -> None:
+        """Wait until a line on stdout matches."""
+        wait_until(lambda: re.search(pattern, self.stdout, re.MULTILINE) or self.ended)
+        found = re.search(pattern, self.stdout, re.MULTILINE)
+        assert found, f"no {pattern!r} in:\n{self.stdout}{self.stderr}"
 
     def wait_for_warning(self, text: str, times: int) -> None:
-        """Until it is on stderr so many times."""
-        wait_until(
-            lambda: (
-                self.stderr.count(f"Warning: {text}") >= times or self.process.poll() is not None
-            )
-        )
-        assert self.stderr.count(f"Warning: {text}") == times, self.stdout + self.stderr
+        """Wait until stderr has this warning `times` times."""
+        warning = f"Warning: {text}"
+        wait_until(lambda: self.stderr.count(warning) >= times or self.ended)
+        assert self.stderr.count(warning) == times, self.stdout + self.stderr
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
         time.sleep(0.01)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished run of train.py left."""
+    """Folders and output of a finished run of train.py."""
 
     model: Path
     cache: Path
@@ -134,34 +117,29 @@ class Trained:
     stderr: str
 
 
-SMALL_RUN = ("--image-size", SIZE, "--epochs", 6, "--batch-size", 8)
-
-
 def at(data: Path, model: Path, cache: Path) -> tuple[object, ...]:
+    """The flags for these folders."""
     return "--data-dir", data, "--model-dir", model, "--cache-dir", cache
-
-
-Start = Callable[..., Script]
-
-
-Times = Callable[[int, int], int]
-
-
-Held = Callable[[str, int, str], None]
 
 
 @dataclass(frozen=True)
 class Completed:
+    """Exit code and output of a command."""
+
     code: int
     stdout: str
     stderr: str
 
 
+# Types of fixtures in conftest.py.
+Start = Callable[..., Script]
 Call = Callable[..., Completed]
+Times = Callable[[int, int], int]
+Held = Callable[[str, int, str], None]
 
 
 def pixels_of(images: UInt8Array, labels: Int64Array) -> Pixels:
-    """As if they had come out of a cache."""
+    """Pixels as the cache would return them, from arrays."""
     count = len(images)
     return Pixels(
         Path(),
@@ -176,7 +154,7 @@ def pixels_of(images: UInt8Array, labels: Int64Array) -> Pixels:
 
 @contextmanager
 def stopped_after(batches: int) -> Iterator[None]:
-    """A train.main within is interrupted after so many batches, as by Ctrl-C."""
+    """Interrupt a call of train.main after some batches, as by Ctrl-C."""
     losses: list[float] = []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(DivergenceDetector, "add", lambda self, loss: losses.append(loss))
@@ -185,7 +163,7 @@ def stopped_after(batches: int) -> Iterator[None]:
 
 
 def without_test(data: Path, folder: Path) -> Path:
-    """The same photos without a test split."""
+    """Copy the photos without their test split."""
     folder.mkdir(parents=True)
     for split in ("train", "val"):
         shutil.copytree(data / split, folder / split, copy_function=os.link)
@@ -193,16 +171,18 @@ def without_test(data: Path, folder: Path) -> Path:
 
 
 def refusal(stderr: str) -> str:
-    """The one line that a script may say when it refuses."""
+    """The only line on stderr, which says why a command refused."""
     assert stderr.count("\n") == 1 and stderr.endswith("\n"), stderr
     return stderr
 
 
 def saved(model_dir: Path) -> dict[str, Any]:
+    """The contents of a checkpoint."""
     return checkpoint.load(model_dir).state
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """All weights in one vector."""
     return torch.cat([tensor.flatten() for tensor in weights.values()])
 
 
@@ -214,7 +194,7 @@ def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two checkpoints hold the same weights, best weights and history, to the last bit."""
+    """Whether two checkpoints have bit-identical weights and best weights, and the same history."""
     return (
         torch.equal(flat(one["weights"]), flat(other["weights"]))
         and torch.equal(flat(one["best"]["weights"]), flat(other["best"]["weights"]))
@@ -223,7 +203,7 @@ def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def descendants(pid: int) -> set[int]:
-    """Processes that this one has started, and theirs."""
+    """All child processes, their children, and so on."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -240,7 +220,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Not gone, and not a zombie that its parent has yet to reap."""
+    """Whether a process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -248,9 +228,9 @@ def is_running(pid: int) -> bool:
 
 
 class ForkedCall:
-    """function(*arguments) in a forked process of its own; `answer()` waits for what it returns.
+    """Call a function in a forked process; `result()` waits for what it returns.
 
-    For what would leave its mark on this process: one that has computed gradients can fork no workers that do.
+    A process that has computed gradients cannot fork workers that do, so tests compute them here.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:

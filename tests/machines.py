@@ -1,4 +1,4 @@
-"""Several machines as they are on one host: each is a torchrun of its own, with a model folder and a cache of its own."""
+"""Several machines on one host: each is a torchrun with a model folder and a cache of its own."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from helpers import ROOT, ForkedCall, descendants, is_running, saved, wait_until
+from helpers import ROOT, ForkedCall, at, descendants, is_running, saved, wait_until
 from torch import nn
 
 from bench import network
@@ -53,30 +53,31 @@ LOOPBACK = "0100007F"  # 127.0.0.1
 
 
 class Cluster:
-    """Machines on the loopback interface, or in the namespaces of a simulated network. Number 0 is the rendezvous, too."""
+    """Machines on the loopback interface, or in a simulated network.
+
+    The rendezvous runs on machine number 0.
+    """
 
     def __init__(
         self, folder: Path, data: Path, *flags: object, net: network.Network | None = None
     ) -> None:
         self.folder, self.data, self.flags, self.net = folder, data, flags, net
         self.torchruns: dict[int, subprocess.Popen[str]] = {}
-        self.seen: set[int] = set()  # every process there has been
+        self.seen: set[int] = set()  # all processes of all machines so far
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.endpoint = f"{self.address(0)}:{free.getsockname()[1]}"
         self.rendezvous = self.run(
             0, "-m", "hogwear.commands.rendezvous", self.endpoint, cwd=ROOT, stdout=subprocess.PIPE
         )
-        assert (
-            self.rendezvous.stdout
-            and self.rendezvous.stdout.readline() == f"Rendezvous: {self.endpoint}\n"
-        )
+        assert self.rendezvous.stdout
+        assert self.rendezvous.stdout.readline() == f"Rendezvous: {self.endpoint}\n"
 
     def address(self, number: int) -> str:
         return network.address(number) if self.net else "127.0.0.1"
 
     def run(self, number: int, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-        """Python on a machine."""
+        """Start Python on a machine."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
         env |= {
             "GLOO_SOCKET_IFNAME": "line0" if self.net else "lo",
@@ -95,30 +96,25 @@ class Cluster:
     def start(
         self, number: int, *flags: object, nnodes: str = "1:4", restarts: int = 5
     ) -> subprocess.Popen[str]:
+        """Start torchrun on a machine, with train.py."""
         torchrun = [
-            f"--nnodes={nnodes}", "--nproc-per-node=1", f"--max-restarts={restarts}", "--monitor-interval=0.2", "--rdzv-id=test", "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={self.endpoint}", "--rdzv-conf=is_host=false,last_call_timeout=3", f"--local-addr={self.address(number)}",
-        ]  # fmt: skip
-        where: list[object] = [
-            "--data-dir",
-            self.data,
-            "--model-dir",
-            self.model(number),
-            "--cache-dir",
-            self.folder / f"cache-{number}",
+            "-m",
+            "torch.distributed.run",
+            f"--nnodes={nnodes}",
+            "--nproc-per-node=1",
+            f"--max-restarts={restarts}",
+            "--monitor-interval=0.2",
+            "--rdzv-id=test",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.endpoint}",
+            "--rdzv-conf=is_host=false,last_call_timeout=3",
+            f"--local-addr={self.address(number)}",
         ]
+        folders = at(self.data, self.model(number), self.folder / f"cache-{number}")
+        train = [ROOT / "train.py", *folders, *self.flags, *flags]
         with (self.folder / f"{number}.out").open("a") as out:
             self.torchruns[number] = self.run(
-                number,
-                "-m",
-                "torch.distributed.run",
-                *torchrun,
-                ROOT / "train.py",
-                *where,
-                *self.flags,
-                *flags,
-                stdout=out,
-                stderr=subprocess.STDOUT,
+                number, *torchrun, *train, stdout=out, stderr=subprocess.STDOUT
             )
         return self.torchruns[number]
 
@@ -126,7 +122,7 @@ class Cluster:
         return self.folder / f"model-{number}"
 
     def output(self, number: int | None = None) -> str:
-        """Of one machine, or of all."""
+        """What one machine has printed, or all of them."""
         return "".join(
             file.read_text()
             for file in sorted(self.folder.glob("*.out"))
@@ -134,7 +130,7 @@ class Cluster:
         )
 
     def first(self) -> int:
-        """The machine that is rank 0."""
+        """The number of the machine that is rank 0."""
         [number] = [
             number
             for number in self.torchruns
@@ -143,13 +139,14 @@ class Cluster:
         return number
 
     def wait_for(self, pattern: str, seconds: float = 120) -> None:
-        """Until a pattern is in the output of all."""
+        """Wait until the output of the machines matches."""
         try:
             wait_until(lambda: re.search(pattern, self.look().output()), seconds)
         except AssertionError:
             raise AssertionError(f"no {pattern!r} in:\n{self.output()}") from None
 
     def look(self) -> "Cluster":
+        """Note which processes there are."""
         self.seen |= {
             pid
             for torchrun in self.torchruns.values()
@@ -158,7 +155,7 @@ class Cluster:
         return self
 
     def kill(self, number: int) -> None:
-        """All of a machine at once, as if its plug were pulled."""
+        """Kill all processes of a machine at once, as if it lost power."""
         family = {self.torchruns[number].pid, *descendants(self.torchruns[number].pid)}
         self.seen |= family
         for pid in family:
@@ -166,7 +163,7 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
 
     def listening(self) -> set[str]:
-        """Addresses that anything of the machines listens on, as the kernel writes them."""
+        """Addresses on which processes of the machines listen, in the kernel's notation."""
         self.look()
         inodes = set()
         for pid in {self.rendezvous.pid, *self.seen}:
@@ -183,7 +180,7 @@ class Cluster:
         return found
 
     def codes(self, seconds: float = 180) -> dict[int, int]:
-        """How each machine ended, once all have."""
+        """Wait until all machines have ended: their exit codes."""
         try:
             wait_until(
                 lambda: all(
@@ -192,11 +189,11 @@ class Cluster:
                 seconds,
             )
         except AssertionError:
-            raise AssertionError(f"still at work:\n{self.output()}") from None
+            raise AssertionError(f"still running:\n{self.output()}") from None
         return {number: torchrun.returncode for number, torchrun in self.torchruns.items()}
 
     def require_nothing_left(self) -> None:
-        """No process of any machine's."""
+        """Wait until no process of any machine is left."""
         wait_until(lambda: not any(map(is_running, self.seen)))
 
     def result(self) -> dict[str, Any]:

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# The three commands on a real Docker engine, as a user runs them; needs only Docker.
+# Run the three commands in Docker, as a user does, and check their results. Needs only Docker.
 #
 #     tests/smoke_test.sh
 #
-# Builds the images, then trains, evaluates and infers on the built-in sample and on the photos of fashion5 (the folder
-# FASHION5, or ../shared/data/fashion5), and checks the results on the host and in a container. Works in a temporary
-# copy under a project name of its own, so your model/, responses/ and volume are not touched; leaves nothing but
-# the images.
+# Builds the images; then trains, evaluates and predicts on the built-in sample and on fashion5 (the
+# folder FASHION5, or ../shared/data/fashion5), and checks the results on the host and in a container.
+# Works in a temporary copy under a project name of its own, so that your model/, responses/ and
+# volume are not touched. Only the images remain.
 set -euo pipefail
 umask 022
 cd "$(dirname "$0")/.."
 
 fashion5=${FASHION5:-../shared/data/fashion5}
 export COMPOSE_PROJECT_NAME=hogwear-smoke-$$
-unset COMPOSE_FILE HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,TIME_BUDGET,WORKERS,BATCH_SIZE,LR,MOMENTUM,SEED,FRESH} # the defaults
+unset COMPOSE_FILE # and all settings, so that the defaults are tested
+unset HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,TIME_BUDGET,WORKERS,BATCH_SIZE,LR,MOMENTUM,SEED,FRESH}
 unset HOGWEAR_{PICTURES,NUM_IMAGES,IMAGES,MAX_MEGAPIXELS,MAX_MEGABYTES,PIDS}
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/hogwear-smoke.XXXXXX")
@@ -34,8 +35,8 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# In the background, because bash handles a signal only once the command in the foreground has ended.
-waited() {
+# In the background, because bash handles signals only between foreground commands.
+run_and_wait() {
   "$@" < /dev/null > "$log" 2>&1 &
   child=$!
   local code=0
@@ -44,15 +45,15 @@ waited() {
   return "$code"
 }
 
-check() { # 'what should hold' COMMAND...
-  local what=$1 start=$SECONDS
+check() { # 'description' COMMAND...
+  local description=$1 start=$SECONDS
   shift
-  if waited "$@"; then
+  if run_and_wait "$@"; then
     passed=$((passed + 1))
-    printf 'ok      %s (%d s)\n' "$what" $((SECONDS - start))
+    printf 'ok      %s (%d s)\n' "$description" $((SECONDS - start))
   else
     failed=$((failed + 1))
-    printf 'FAILED  %s: %s\n' "$what" "$*"
+    printf 'FAILED  %s: %s\n' "$description" "$*"
     tail -n 40 "$log" | sed 's/^/        | /'
   fi
 }
@@ -74,39 +75,40 @@ five_pictures() {
   done
 }
 
-pipeline() { # NAME FLOOR
-  local name=$1 floor=$2
+pipeline() { # NAME MINIMUM_ACCURACY
+  local name=$1 minimum=$2
   rm -rf model responses
   mkdir model responses
   touch started
-  sleep 1 # so that a file written now is newer, whatever the file system's clock
+  sleep 1 # so that new files are newer on any file system
   check "$name: train" service train
   check "$name: eval" service eval
   check "$name: infer" service infer
-  check "$name: model/checkpoint.pt is there" fresh model/checkpoint.pt
-  check "$name: model/eval_results.json is fresh" fresh model/eval_results.json
+  check "$name: model/checkpoint.pt is new" fresh model/checkpoint.pt
+  check "$name: model/eval_results.json is new" fresh model/eval_results.json
   local accuracy
   accuracy=$(test_acc || true)
-  check "$name: test accuracy is at least $floor: $accuracy" at_least "$floor" "$accuracy"
-  check "$name: exactly five pictures, all of them PNG" five_pictures
+  check "$name: test accuracy is at least $minimum: $accuracy" at_least "$minimum" "$accuracy"
+  check "$name: there are exactly five pictures, in PNG" five_pictures
   check "$name: everything belongs to user $(id -u)" all_ours
-  check "$name: in a container, checkpoint, results and pictures open, and all of it belongs to us" inside "
+  check "$name: checkpoint, results and pictures can be opened in a container and belong to us" inside "
 import glob, json, os, PIL.Image, torch
 torch.load('model/checkpoint.pt', weights_only=True)
-assert json.load(open('model/eval_results.json'))['test_acc'] >= $floor
+assert json.load(open('model/eval_results.json'))['test_acc'] >= $minimum
 pictures = glob.glob('responses/results/*.png')
 assert len(pictures) == 5 and all(PIL.Image.open(file).load() for file in pictures)
-assert {os.stat(file).st_uid for folder in ('model', 'responses') for file in glob.glob(folder + '/**', recursive=True)} == {os.getuid()}"
+files = [file for folder in ('model', 'responses') for file in glob.glob(folder + '/**', recursive=True)]
+assert {os.stat(file).st_uid for file in files} == {os.getuid()}"
   check "$name: train again resumes" resumes --epochs 1
   check "$name: everything still belongs to user $(id -u)" all_ours
 }
 
 if ! docker info > /dev/null 2>&1 || ! docker compose version > /dev/null 2>&1; then
-  echo 'error: no Docker engine with Compose answers; start Docker and try again' >&2
+  echo 'error: Docker with Compose is not running; start it and try again' >&2
   exit 2
 fi
 
-# A limit of every kind, and all that the engine has within it.
+# Set every limit, to all that the engine has.
 HOGWEAR_MEMORY=$(docker info --format '{{.MemTotal}}') HOGWEAR_CPUS=$(docker info --format '{{.NCPU}}')
 export HOGWEAR_MEMORY HOGWEAR_CPUS
 
@@ -115,7 +117,7 @@ photos=
 if [ -d "$fashion5" ]; then photos=$(cd "$fashion5" && pwd); fi
 cd "$work"
 mkdir data
-# Our own project, but the product's images, so that they stay and the next run is quick.
+# A project of its own with the usual images, so that they remain and the next run is quick.
 printf 'services:\n' > docker-compose.override.yml
 printf '  %s: {image: hogwear-%s}\n' train train eval eval infer infer >> docker-compose.override.yml
 
@@ -124,7 +126,7 @@ if [ "$failed" -eq 0 ]; then
   pipeline 'built-in sample' 0.9
   if [ -n "$photos" ]; then
     cp -R "$photos/." data
-    pipeline fashion5 0.98 # ten seeds: 0.989 to 0.998 in bfloat16, 0.990 to 1.000 in float32
+    pipeline fashion5 0.98 # with ten seeds: 0.989 to 0.998 in bfloat16, 0.990 to 1.000 in float32
   else
     printf '!!! SKIPPED: no photos at %s; set FASHION5 to a folder with train/, val/ and test/ !!!\n' "$fashion5"
   fi

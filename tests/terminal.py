@@ -1,4 +1,7 @@
-"""Runs the three commands in an empty folder, and draws the terminal: `python tests/terminal.py FOLDER terminal.svg`."""
+"""Run the three commands in an empty folder and draw the terminal.
+
+python tests/terminal.py FOLDER terminal.svg
+"""
 
 import os
 import pty
@@ -21,7 +24,7 @@ WINDOW, BRIGHT = 'fill="#161b22" stroke="#444c56"', 'fill="#fff" font-weight="bo
 
 
 def output(command: list[str], folder: Path) -> str:
-    """Everything that a command, run in a folder, writes to a terminal. Raises CalledProcessError if it fails."""
+    """Run a command in a folder: what it writes to a terminal. CalledProcessError if it fails."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, COLUMNS))
     with subprocess.Popen(
@@ -29,7 +32,7 @@ def output(command: list[str], folder: Path) -> str:
     ) as process:
         os.close(theirs)
         written = b""
-        with suppress(OSError):  # EIO: nobody has the other end open any more
+        with suppress(OSError):  # EIO: the process has closed the other end
             while part := os.read(ours, 1 << 16):
                 written += part
     os.close(ours)
@@ -39,11 +42,11 @@ def output(command: list[str], folder: Path) -> str:
 
 
 def screen(written: str) -> list[str]:
-    """The lines that remain on the screen: a progress bar overwrites itself, and long lines are wrapped."""
+    """The lines left on the screen: progress bars overwrite themselves, and long lines are wrapped."""
     lines = []
     for line in written.removesuffix("\n").split("\n"):
         cells = ""
-        for part in line.split("\r"):  # each starts again at the left
+        for part in line.split("\r"):  # each part overwrites the line from the left
             cells = part + cells[len(part) :]
         cells = cells.rstrip()
         lines += [cells[i : i + COLUMNS] for i in range(0, len(cells) or 1, COLUMNS)]
@@ -51,7 +54,7 @@ def screen(written: str) -> list[str]:
 
 
 def draw(lines: list[str]) -> str:
-    """An SVG image of a terminal; lines that start with "$ " are commands."""
+    """An SVG picture of a terminal. Lines that start with "$ " are commands."""
     width, height = round(COLUMNS * CELL) + 2 * MARGIN, TITLE_BAR + len(lines) * LINE + MARGIN
     elements = [
         f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="10" {WINDOW}/>',
@@ -59,11 +62,11 @@ def draw(lines: list[str]) -> str:
         f'<g font-family="{FONT}" font-size="14" fill="#d0d7de">',
     ]
     for y, line in enumerate(lines):
-        text = escape(line).replace(" ", "\xa0")  # SVG would make one space of several
+        text = escape(line).replace(" ", "\xa0")  # SVG collapses plain spaces
         if line.startswith("$ "):
             text = f'<tspan fill="#7ee787">$</tspan><tspan {BRIGHT}>{text[1:]}</tspan>'
         where = f'x="{MARGIN}" y="{TITLE_BAR + 15 + y * LINE}"'
-        exact = f'textLength="{len(line) * CELL:.1f}"'  # columns as wide as this in any font
+        exact = f'textLength="{len(line) * CELL:.1f}"'  # the same width in any font
         elements += [f"<text {where} {exact}>{text}</text>"] if line else []
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     return "\n".join([f'<svg xmlns="{SVG}" {size}>', *elements, "</g>", "</svg>\n"])

@@ -1,4 +1,4 @@
-"""make audit: a vulnerability ends it with an error, and silence is not taken for safety."""
+"""make audit: vulnerabilities end it with an error, and it warns if it could not check."""
 
 import json
 import subprocess
@@ -11,24 +11,23 @@ from pathlib import Path
 import pytest
 from containers import ROOT
 
-RANGE = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.1"}]}
 Audit = Callable[[str, str], "subprocess.CompletedProcess[str]"]
-FLAW = {
+RANGE = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.1"}]}
+VULNERABILITY = {
     "id": "PYSEC-2026-1",
     "affected": [{"package": {"name": "leaky", "ecosystem": "PyPI"}, "ranges": [RANGE]}],
 }
 
 
 class Service(BaseHTTPRequestHandler):
-    """Knows one vulnerability, as api.osv.dev would tell it."""
+    """A server like api.osv.dev that knows one vulnerability."""
 
     def do_POST(self) -> None:
         query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        response = {"vulns": [VULNERABILITY]} if query["package"]["name"] == "leaky" else {}
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(
-            json.dumps({"vulns": [FLAW]} if query["package"]["name"] == "leaky" else {}).encode()
-        )
+        self.wfile.write(json.dumps(response).encode())
 
 
 @pytest.fixture
@@ -44,41 +43,27 @@ def audit(tmp_path: Path) -> Audit:
     def audit(requirement: str, service: str) -> "subprocess.CompletedProcess[str]":
         file = tmp_path / "requirements.txt"
         file.write_text(requirement)
-        flags = (
-            "--requirement",
-            file,
-            "--no-deps",
-            "--disable-pip",
-            "--vulnerability-service",
-            "osv",
-            "--osv-url",
-            service,
-        )
-        return subprocess.run(
-            [sys.executable, ROOT / ".ci" / "audit", *flags],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        flags = ["--requirement", str(file), "--no-deps", "--disable-pip"]
+        flags += ["--vulnerability-service", "osv", "--osv-url", service]
+        command = [sys.executable, str(ROOT / ".ci" / "audit"), *flags]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
 
     return audit
 
 
-def test_a_vulnerability_is_named_and_ends_the_audit_with_an_error(
-    audit: Audit, service: str
-) -> None:
+def test_a_vulnerability_is_named_and_the_audit_fails(audit: Audit, service: str) -> None:
     done = audit("leaky==1.0", service)
     assert done.returncode == 1
     assert done.stderr == "leaky 1.0: PYSEC-2026-1, fixed in 1.1\n"
 
 
-def test_packages_without_one_pass(audit: Audit, service: str) -> None:
+def test_packages_without_vulnerabilities_pass(audit: Audit, service: str) -> None:
     done = audit("tight==1.0", service)
     assert done.returncode == 0
     assert "1 packages audited" in done.stdout and "!!!" not in done.stdout
 
 
-def test_offline_the_audit_passes_and_says_loudly_that_it_could_not_look(audit: Audit) -> None:
+def test_offline_the_audit_passes_with_a_warning(audit: Audit) -> None:
     done = audit("leaky==1.0", "http://127.0.0.1:9")
     assert done.returncode == 0
     assert done.stdout.startswith("!!! NOT AUDITED")

@@ -1,7 +1,8 @@
-"""The images and the compose file: what is shared, who the scripts run as, and that they can be stopped and changed.
+"""Docker images and services: shared layers, users, stopping and resuming, rebuilding, the cluster.
 
-Most of it needs a Docker engine (marker `engine`), builds the images in a copy of the checkout under a project name of
-its own, and removes them afterwards. Image builds take minutes the first time and seconds after that.
+Most tests need a Docker engine (marker `engine`). They build the images in a copy of the checkout,
+under a project name of their own, and remove them afterwards. The first build takes minutes, later
+ones seconds.
 """
 
 import json
@@ -11,7 +12,17 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from containers import PROJECT, ROOT, SERVICES, image, python_processes, run, wait_for_output
+from containers import (
+    PROJECT,
+    ROOT,
+    SERVICES,
+    capabilities,
+    image,
+    owners_of,
+    python_processes,
+    run,
+    wait_for_output,
+)
 
 LONG = pytest.mark.long
 OWNERS = pytest.mark.parametrize(
@@ -30,7 +41,7 @@ def test_dependency_stages_are_byte_identical() -> None:
     assert dependency_stage("train") == dependency_stage("eval") == dependency_stage("infer")
 
 
-def test_dockerfiles_differ_only_in_their_entry_points() -> None:
+def test_dockerfiles_differ_only_in_their_entrypoints() -> None:
     texts = [(ROOT / f"Dockerfile.{service}").read_text().splitlines() for service in SERVICES]
     different = [lines for lines in zip(*texts, strict=True) if len(set(lines)) > 1]
     assert different == list(zip(*(text[-2:] for text in texts), strict=True))
@@ -68,71 +79,52 @@ def test_images_share_all_their_layers(checkout: Path) -> None:
 
 
 @pytest.mark.engine
-def test_code_in_the_image_belongs_to_root_and_only_root_writes_it(checkout: Path) -> None:
-    found = run("docker", "run", "--rm", "--entrypoint", "find", image("train"), "/app", "/opt/venv", "(", "!", "-user", "root", "-o",
-                "!", "-type", "l", "-perm", "/go+w", ")")  # fmt: skip
-    assert found == ""
+def test_only_root_owns_and_can_write_the_code_in_the_image(checkout: Path) -> None:
+    writable = ["(", "!", "-user", "root", "-o", "!", "-type", "l", "-perm", "/go+w", ")"]
+    find = ["--entrypoint", "find", image("train"), "/app", "/opt/venv", *writable]
+    assert run("docker", "run", "--rm", *find) == ""
 
 
 @pytest.mark.engine
 @LONG
 def test_the_sbom_lists_what_is_installed_in_the_image(checkout: Path, tmp_path: Path) -> None:
-    run(
-        "make",
-        "--assume-old=.venv/tools",
-        "--assume-old=build",
-        "sbom",
-        f"SBOM={tmp_path / 'sbom.json'}",
-    )
-    components = json.loads((tmp_path / "sbom.json").read_text())["components"]
+    file = tmp_path / "sbom.json"
+    run("make", "--assume-old=.venv/tools", "--assume-old=build", "sbom", f"SBOM={file}")
+    components = json.loads(file.read_text())["components"]
     listed = {
         f"{component['name'].lower()}=={component['version'].partition('+')[0]}"
         for component in components
     }
-    pinned = (ROOT / "requirements.txt").read_text() + (
-        ROOT / "requirements-weights.txt"
-    ).read_text()
+    files = (ROOT / "requirements.txt", ROOT / "requirements-weights.txt")
+    pinned = "".join(file.read_text() for file in files)
     pins = set(re.findall(r"^[\w-]+==[\w.]+", pinned, re.MULTILINE))
     assert len(pins) == 10 and pins <= listed
-    assert {"jinja2", "filelock"} <= {pin.partition("==")[0] for pin in listed}, (
-        "what torch brings with it, too"
-    )
+    names = {pin.partition("==")[0] for pin in listed}
+    assert {"jinja2", "filelock"} <= names, "dependencies of torch, too"
 
 
 @pytest.mark.engine
 @OWNERS
-def test_a_script_is_its_folders_owner_and_no_more(
+def test_a_script_runs_as_the_owner_of_its_folder_without_capabilities(
     checkout: Path, owned_folders: list[Path], owner: int, container: str
 ) -> None:
-    run(
-        "docker",
-        "compose",
-        "run",
-        "--detach",
-        "--name",
-        container,
-        "train",
-        "--epochs",
-        "1000",
-        cwd=checkout,
-    )
+    detached = ("docker", "compose", "run", "--detach", "--name", container)
+    run(*detached, "train", "--epochs", "1000", cwd=checkout)
     wait_for_output(container, r"epoch 1/")
     processes = python_processes(container)
-    assert len(processes) >= 2, "the script and at least one worker"
+    assert len(processes) >= 2, "the script and a worker"
     for status in processes:
         assert set(status["Uid"].split()) == {str(owner)}
         assert set(status["Gid"].split()) == {str(owner)}
         assert status["Groups"].split() == []
-        assert [
-            int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-        ] == [0] * 5
+        assert capabilities(status) == [0] * 5
         assert status["NoNewPrivs"] == "1"
 
     run("docker", "stop", container)
     for service in "eval", "infer", "doctor", "export":
         run("docker", "compose", "run", "--rm", service, cwd=checkout)
     _, model, responses = owned_folders
-    written = [*model.rglob("*"), *responses.rglob("*")]
+    written = {file.name for folder in (model, responses) for file in folder.rglob("*")}
     names = {
         "checkpoint.pt",
         "eval_results.json",
@@ -142,8 +134,8 @@ def test_a_script_is_its_folders_owner_and_no_more(
         "doctor.json",
         "model.onnx",
     }
-    assert names <= {file.name for file in written}
-    assert {(file.stat().st_uid, file.stat().st_gid) for file in written} == {(owner, owner)}
+    assert names <= written
+    assert owners_of(model) == owners_of(responses) == {(owner, owner)}
 
 
 @pytest.mark.engine
@@ -151,32 +143,20 @@ def test_a_script_is_its_folders_owner_and_no_more(
 @pytest.mark.parametrize(
     "stop", [["stop"], pytest.param(["kill", "--signal", "INT"], marks=LONG)], ids=" ".join
 )
-def test_a_stopped_run_saves_and_the_next_goes_on(
+def test_a_stopped_run_saves_and_the_next_resumes(
     checkout: Path, owned_folders: list[Path], container: str, stop: list[str]
 ) -> None:
-    run(
-        "docker",
-        "compose",
-        "run",
-        "--detach",
-        "--name",
-        container,
-        "train",
-        "--epochs",
-        "1000",
-        cwd=checkout,
-    )
+    detached = ("docker", "compose", "run", "--detach", "--name", container)
+    run(*detached, "train", "--epochs", "1000", cwd=checkout)
     wait_for_output(container, r"epoch 1/")
     run("docker", *stop, container)
     code = run("docker", "wait", container).strip()
-    assert code == ("130" if "INT" in stop else "143"), (
-        "within its grace period, or it would be 137"
-    )
+    assert code == ("130" if "INT" in stop else "143"), "137: the grace period was too short"
     saved = re.search(r"Stopped after (\d+) images", run("docker", "logs", container))
     assert saved
 
     run("docker", "rm", container)
-    run("docker", "compose", "run", "--detach", "--name", container, "train", cwd=checkout)
+    run(*detached, "train", cwd=checkout)
     wait_for_output(container, rf"Resuming .* after {saved[1]} images")
 
 
@@ -185,21 +165,13 @@ def test_started_as_another_user_the_script_stays_that_user(checkout: Path) -> N
     probe = "import os; print(os.getuid(), os.environ['HOGWEAR_CACHE_DIR'])"
     (checkout / "probe.py").write_text(probe)
     run("docker", "compose", "down", "--volumes", cwd=checkout)
-    command = [
-        "docker",
-        "compose",
-        "run",
-        "--rm",
-        "--volume",
-        f"{checkout / 'probe.py'}:/app/train.py:ro",
-    ]
+    mount = ("--volume", f"{checkout / 'probe.py'}:/app/train.py:ro")
+    command = ("docker", "compose", "run", "--rm", *mount)
     assert run(*command, "--user", "4321", "train", cwd=checkout).endswith("4321 /tmp/4321\n")
-    assert run(*command, "train", cwd=checkout).endswith(
-        f"{os.getuid()} /opt/mount/.cache/{os.getuid()}\n"
-    )
-    assert run(*command, "--user", "4321", "train", cwd=checkout).endswith(
-        "4321 /opt/mount/.cache/4321\n"
-    )
+    own = f"{os.getuid()} /opt/mount/.cache/{os.getuid()}\n"
+    assert run(*command, "train", cwd=checkout).endswith(own)
+    other = "4321 /opt/mount/.cache/4321\n"
+    assert run(*command, "--user", "4321", "train", cwd=checkout).endswith(other)
 
 
 @pytest.mark.engine
@@ -210,61 +182,38 @@ def test_a_rebuilt_image_runs_the_new_code_on_the_old_volume(checkout: Path) -> 
             script.write_text(f"print({version!r})\n")
             run("docker", "rmi", image("train"))
             run("docker", "compose", "build", "train", cwd=checkout)
-            assert run("docker", "compose", "run", "--rm", "train", cwd=checkout).endswith(
-                f"{version}\n"
-            )
+            output = run("docker", "compose", "run", "--rm", "train", cwd=checkout)
+            assert output.endswith(f"{version}\n")
     finally:
         script.write_text(code)
-        run("docker", "compose", "build", "train", cwd=checkout)  # other tests share it
+        run("docker", "compose", "build", "train", cwd=checkout)  # other tests use it
 
 
 @pytest.mark.engine
 @LONG
 @pytest.mark.parametrize("owner", [1234])
-def test_two_nodes_train_one_model_one_is_killed_and_comes_back(
+def test_two_nodes_train_one_model_while_one_is_killed_and_comes_back(
     checkout: Path, owned_folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOGWEAR_EPOCHS", "12")
     one, other = (f"{PROJECT}-node-{number}" for number in (1, 2))
     try:
-        run(
-            "docker",
-            "compose",
-            "--profile",
-            "cluster",
-            "up",
-            "--detach",
-            "--scale",
-            "node=2",
-            cwd=checkout,
-        )
-        started = run(
-            "docker",
-            "compose",
-            "--profile",
-            "*",
-            "ps",
-            "--all",
-            "--format",
-            "{{.Name}}",
-            cwd=checkout,
-        )
-        assert set(started.split()) == {one, other, f"{PROJECT}-rendezvous-1"}, "nothing else"
+        up = ("docker", "compose", "--profile", "cluster", "up", "--detach")
+        run(*up, "--scale", "node=2", cwd=checkout)
+        ps = ("docker", "compose", "--profile", "*", "ps", "--all", "--format", "{{.Name}}")
+        started = run(*ps, cwd=checkout)
+        assert set(started.split()) == {one, other, f"{PROJECT}-rendezvous-1"}
         wait_for_output(one, r"Cluster: 2 machines")
         first = one if "rank 0" in run("docker", "logs", one) else other
         wait_for_output(first, r"epoch 1/")
         run("docker", "kill", one)
         wait_for_output(other, r"Resuming the interrupted run in model/checkpoint.pt after [1-9]")
         run("docker", "start", one)
-        assert run("docker", "wait", one, other, timeout=120).split() == ["0", "0"], run(
-            "docker", "logs", other
-        )
-        assert run("docker", "logs", other).count("Cluster: 2 machines") >= 2, (
-            "with the one that came back"
-        )
+        codes = run("docker", "wait", one, other, timeout=120).split()
+        logs = run("docker", "logs", other)
+        assert codes == ["0", "0"], logs
+        assert logs.count("Cluster: 2 machines") >= 2, "again, with the one that came back"
     finally:
         run("docker", "compose", "--profile", "cluster", "down", cwd=checkout)
     run("docker", "compose", "run", "--rm", "eval", cwd=checkout)
-    assert {(file.stat().st_uid, file.stat().st_gid) for file in owned_folders[1].rglob("*")} == {
-        (1234, 1234)
-    }
+    assert owners_of(owned_folders[1]) == {(1234, 1234)}

