@@ -21,7 +21,7 @@ from hogwear.data.photos import Photos, Split
 from hogwear.data.pixels import Pixels
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.evaluation import metrics
-from hogwear.system import flags, machine
+from hogwear.system import command, machine
 from hogwear.system.arrays import FloatArray, Int64Array
 from hogwear.system.artifacts import EVALUATION
 from hogwear.system.files import write_atomically
@@ -257,4 +257,4 @@ def table(results: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.run(main, Settings)
+    command.run(main, Settings)

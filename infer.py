@@ -24,7 +24,7 @@ from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.evaluation import metrics, pictures
 from hogwear.evaluation.pictures import Prediction
-from hogwear.system import flags, machine
+from hogwear.system import command, machine
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
@@ -381,4 +381,4 @@ def latency(trained: "TrainedModel", photos: list[Photo], repeats: int = 9) -> f
 
 
 if __name__ == "__main__":
-    flags.run(main, Settings)
+    command.run(main, Settings)

@@ -31,7 +31,7 @@ from hogwear.data.photos import Photos
 from hogwear.data.pixels import Pixels
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
-from hogwear.system import flags, machine
+from hogwear.system import command, machine, signals
 from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
@@ -179,7 +179,7 @@ def main(settings: Settings) -> None:
         prepared.known.write(settings.model_dir)
     run.take(prepared.known.version(), prepared.photos.train.contents.hashes)
     connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
-    with machine.Stop() as stop:
+    with signals.Stop() as stop:
         try:
             run.fit(
                 prepared.train,
@@ -489,4 +489,4 @@ def open_run(prepared: Prepared, cache_dir: Path, others: SingleMachine) -> "Tra
 
 
 if __name__ == "__main__":
-    flags.run(main, Settings)
+    command.run(main, Settings)

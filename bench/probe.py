@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import train
-from hogwear.system import flags
+from hogwear.system import command
 from hogwear.system.workers import Workers
 
 JOBS = ("moments", "train")  # of training's workers: closed form, training steps
@@ -43,4 +43,4 @@ PROBES = {probe.__name__: probe for probe in (exit_before_first_batch, print_fir
 
 if __name__ == "__main__":
     PROBES[sys.argv.pop(1)]()
-    flags.run(train.main, train.Settings)
+    command.run(train.main, train.Settings)

@@ -28,7 +28,7 @@ from helpers import (
 )
 
 from hogwear.data.sample import garments
-from hogwear.system import flags, machine
+from hogwear.system import command, machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -179,7 +179,7 @@ def call(
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
         # This process is forked often, which takes longer the larger it is.
         monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)
-        code = flags.exit_code(main or script.main, script.Settings)
+        code = command.exit_code(main or script.main, script.Settings)
         return Completed(code, *capfd.readouterr())
 
     return call

@@ -21,7 +21,7 @@ from containers import ROOT as ROOT  # for the tests, too
 
 import model
 from hogwear.data.pixels import Pixels
-from hogwear.system import machine
+from hogwear.system import signals
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.workers import FORK
 from hogwear.training import checkpoint
@@ -158,7 +158,7 @@ def stopped_after(batches: int) -> Iterator[None]:
     losses: list[float] = []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(DivergenceDetector, "add", lambda self, loss: losses.append(loss))
-        patch.setattr(machine.Stop, "requested", property(lambda self: len(losses) >= batches))
+        patch.setattr(signals.Stop, "requested", property(lambda self: len(losses) >= batches))
         yield
 
 

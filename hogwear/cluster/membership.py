@@ -8,7 +8,7 @@ import signal
 import socket
 from dataclasses import dataclass
 
-from hogwear.system import machine
+from hogwear.system import signals
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import FORK
 
@@ -57,7 +57,7 @@ def start_store() -> None:
         return
 
     def serve() -> None:
-        machine.die_with_parent()
+        signals.die_with_parent()
         store = open_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         signal.sigwait({signal.SIGUSR1})  # never sent: the process ends with its parent
         del store

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hogwear.cluster.membership import TIMEOUT, Rank
 from hogwear.networks.parameters import unflatten_like
-from hogwear.system import machine
+from hogwear.system import signals
 from hogwear.system.arrays import AnyArray
 from hogwear.system.workers import FORK
 
@@ -48,7 +48,7 @@ class PeerProcess:
 
     def serve(self, pipe: Connection, parent_end: Connection) -> None:
         """Connect to the other machines; work until the parent or another machine is gone."""
-        machine.die_with_parent()
+        signals.die_with_parent()
         parent_end.close()
         for ignored in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop
             signal.signal(ignored, signal.SIG_IGN)

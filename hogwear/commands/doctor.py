@@ -21,7 +21,7 @@ from hogwear.data.photos import Photos, Split
 from hogwear.data.safe_decoder import read_all
 from hogwear.data.splitting import COMPARED_SIZE
 from hogwear.evaluation import metrics
-from hogwear.system import flags, machine
+from hogwear.system import command, machine
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.artifacts import CHECKPOINT, DOCTOR_REPORT
 from hogwear.system.errors import BadInput
@@ -366,4 +366,4 @@ def listed(entries: Iterable[str]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    flags.run(main, Settings)
+    command.run(main, Settings)

@@ -18,7 +18,7 @@ from hogwear.commands.common import SharedSettings
 from hogwear.data import loading
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.evaluation import metrics
-from hogwear.system import flags, machine
+from hogwear.system import command, machine
 from hogwear.system.arrays import FloatArray, Int64Array, UInt8Array
 from hogwear.system.artifacts import MODEL_CARD, ONNX_MODEL
 from hogwear.system.errors import BadInput
@@ -213,4 +213,4 @@ def answer(exported: bytes, photos: UInt8Array) -> tuple[FloatArray, float]:
 
 
 if __name__ == "__main__":
-    flags.run(main, Settings)
+    command.run(main, Settings)

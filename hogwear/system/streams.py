@@ -1,4 +1,4 @@
-"""Standard output and standard error of a command, which may be closed, full, or a pipe whose reader has gone."""
+"""Standard output and error of a command, which may be closed, full, or a pipe without a reader."""
 
 import io
 import os
@@ -16,7 +16,7 @@ OUTPUT = "standard output"
 
 
 class Output(io.FileIO):
-    """Standard output. An error of writing names it."""
+    """Standard output, which an error of writing names."""
 
     def write(self, text: "ReadableBuffer") -> int:
         with naming(Path(OUTPUT)):
@@ -24,7 +24,7 @@ class Output(io.FileIO):
 
 
 class Messages(io.FileIO):
-    """Standard error. What cannot be written there is lost; no run ends for want of a warning."""
+    """Standard error. A message that cannot be written is lost; no run ends because of a warning."""
 
     def write(self, text: "ReadableBuffer") -> int:
         with suppress(OSError):
@@ -32,22 +32,22 @@ class Messages(io.FileIO):
         return memoryview(text).nbytes
 
 
-def prepare() -> None:
-    """Make sys.stdout and sys.stderr of these, whatever the process was started with.
+def wrap_standard_streams() -> None:
+    """Replace sys.stdout and sys.stderr by these, however the process was started.
 
-    Each line appears at once, in a log file too. Names need not be of the terminal's encoding.
+    Each line appears at once, in log files, too. Characters that the terminal's encoding lacks are
+    escaped.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file would get its number, and all that is printed
+        except OSError:  # closed: the next file would get its number, and everything printed
             os.open(os.devnull, os.O_RDWR)
     encodings = [stream.encoding if stream else "utf-8" for stream in (sys.stdout, sys.stderr)]
+    raw_streams = Output(1, "w", closefd=False), Messages(2, "w", closefd=False)
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(
             io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=True
         )
-        for raw, encoding in zip(
-            (Output(1, "w", closefd=False), Messages(2, "w", closefd=False)), encodings, strict=True
-        )
+        for raw, encoding in zip(raw_streams, encodings, strict=True)
     )

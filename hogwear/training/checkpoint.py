@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
-from hogwear.system.errors import BadInput, NoCheckpoint
-from hogwear.system.flags import is_out_of_memory
+from hogwear.system.errors import BadInput, NoCheckpoint, is_out_of_memory
 from hogwear.system.text import escape
 
 FORMAT = 4

@@ -25,7 +25,7 @@ from hogwear.system.arrays import Float32Array, Int64Array, UInt8Array
 from hogwear.system.artifacts import METRICS
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
-from hogwear.system.machine import Stop
+from hogwear.system.signals import Stop
 from hogwear.system.text import to_csv
 from hogwear.system.workers import Workers
 from hogwear.training import checkpoint, hogwild, schema

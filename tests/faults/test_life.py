@@ -40,7 +40,7 @@ from hogwear.data import decoding
 from hogwear.data.array_file import ArrayFile
 from hogwear.data.pixels import Pixels
 from hogwear.evaluation import pictures, predict
-from hogwear.system import machine
+from hogwear.system import machine, signals
 from hogwear.system.arrays import Float32Array, UInt8Array
 from hogwear.system.artifacts import EVALUATION, SPLIT
 from hogwear.training.trainer import DivergenceDetector, Trainer
@@ -78,7 +78,7 @@ class Recorder:
         val: Pixels,
         workers: int,
         model_dir: Path,
-        stop: machine.Stop,
+        stop: signals.Stop,
         *others: object,
     ) -> None:
         if self.cache:

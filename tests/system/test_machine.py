@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hogwear.system import machine
+from hogwear.system import machine, signals
 from hogwear.system.errors import BadInput
 
 CPUS = len(os.sched_getaffinity(0))
@@ -130,7 +130,7 @@ def test_too_little_shared_memory_is_refused_with_the_fix() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_notes_the_signal_and_nothing_else_happens(number: signal.Signals) -> None:
-    with machine.Stop() as stop:
+    with signals.Stop() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested and stop.signal == number
@@ -138,7 +138,7 @@ def test_stop_notes_the_signal_and_nothing_else_happens(number: signal.Signals) 
 
 def test_stop_puts_the_old_handlers_back() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(ZeroDivisionError), machine.Stop():
+    with pytest.raises(ZeroDivisionError), signals.Stop():
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) != before
         raise ZeroDivisionError
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
