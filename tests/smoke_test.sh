@@ -61,7 +61,7 @@ check() { # 'description' COMMAND...
 service() { docker compose run --rm -T "$@"; }
 inside() { service --user "$(id -u):$(id -g)" --entrypoint python infer -c "$1"; }
 
-resumes() { service train "$@" | tee /dev/stderr | grep -E '^(Resuming|Going on)'; }
+resumes() { service train "$@" | tee /dev/stderr | grep '^Resuming'; }
 all_ours() { ! find model responses ! -user "$(id -u)" | grep .; }
 fresh() { [ -s "$1" ] && [ "$1" -nt started ]; }
 test_acc() { sed -n 's/.*"test_acc": *\([0-9.]*\).*/\1/p' model/eval_results.json; }

@@ -1,4 +1,4 @@
-"""The documentation is right: flags, defaults, exit codes, files, messages, figures, links, commands."""
+"""The documentation is correct: flags, exit codes, files, messages, figures, links, commands."""
 
 import ast
 import importlib.util
@@ -63,37 +63,32 @@ def test_the_readme_has_every_flag_with_its_default(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
+    option = re.compile(r"^  (--[\w-]+)(?:.*\(default: (.*)\)$)?", re.MULTILINE)
     expected = []
     for name, script in SCRIPTS.items():
         text = re.sub(r"\n {3,}", " ", call(script, "--help").stdout)  # one option per line
-        expected += [
-            (name, flag, default)
-            for flag, default in re.findall(
-                r"^  (--[\w-]+)(?:.*\(default: (.*)\)$)?", text, re.MULTILINE
-            )
-        ]
+        expected += [(name, flag, default) for flag, default in option.findall(text)]
     documented = []
-    for whose, flag, default, _ in table("Flags"):
-        documented += [
-            (name, flag.strip("`"), default.replace("`", ""))
-            for name in (SCRIPTS if whose == "all" else [whose])
-        ]
+    for command, flag, default, _ in table("Flags"):
+        row = flag.strip("`"), default.replace("`", "")
+        documented += [(name, *row) for name in (SCRIPTS if command == "all" else [command])]
     assert sorted(documented) == sorted(expected)
 
 
 # --- Compose
 
-COMPOSE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())[
-    "services"
-]
-RUN_BY = {  # each service
-    "train": ("train.py", train), "node": ("train.py", train), "eval": ("eval.py", eval), "infer": ("infer.py", infer),
-    "doctor": ("hogwear.commands.doctor", doctor), "export": ("hogwear.commands.export", export), "rendezvous": ("hogwear.commands.rendezvous", rendezvous),
-}  # fmt: skip
-MOUNTED = dict.fromkeys(
-    ("data_dir", "model_dir", "cache_dir", "responses_dir"),
-    "Compose mounts these folders",
-)
+COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
+COMPOSE: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_FILE)["services"]
+COMMANDS = {  # that the services run
+    "train": ("train.py", train),
+    "node": ("train.py", train),
+    "eval": ("eval.py", eval),
+    "infer": ("infer.py", infer),
+    "doctor": ("hogwear.commands.doctor", doctor),
+    "export": ("hogwear.commands.export", export),
+    "rendezvous": ("hogwear.commands.rendezvous", rendezvous),
+}
+MOUNTED = {"data_dir", "model_dir", "cache_dir", "responses_dir"}
 NOT_PASSED_ON = {  # {service: {setting: why not}}
     "train": {"sync_every": "there are no other machines to average with"},
     "node": {
@@ -103,29 +98,24 @@ NOT_PASSED_ON = {  # {service: {setting: why not}}
 }
 
 
-def entry_point(service: dict[str, Any]) -> list[str]:
-    """Its own, or else its image's."""
+def entrypoint(service: dict[str, Any]) -> list[str]:
+    """Of the service, or else of its image."""
     dockerfile = (ROOT / service["build"]["dockerfile"]).read_text()
     return service.get("entrypoint") or json.loads(dockerfile.rpartition("\nENTRYPOINT ")[2])
 
 
 @pytest.mark.parametrize("service", COMPOSE)
 def test_compose_passes_on_the_variable_of_every_flag(service: str) -> None:
-    file, script = RUN_BY[service]
-    assert entry_point(COMPOSE[service])[:3] == ["/bin/sh", "/app/docker/entrypoint", file]
-    flags = (
-        {field.name for field in fields(script.Settings)} if hasattr(script, "Settings") else set()
-    )
+    command, module = COMMANDS[service]
+    assert entrypoint(COMPOSE[service])[:3] == ["/bin/sh", "/app/docker/entrypoint", command]
+    settings = getattr(module, "Settings", None)
+    flags = {field.name for field in fields(settings)} if settings else set()
     exceptions = NOT_PASSED_ON.get(service, {})
     assert exceptions.keys() <= flags, "no such flag"
-    passed_on = [
-        line
-        for line in COMPOSE[service].get("environment", [])
-        if re.fullmatch("HOGWEAR_[A-Z_]+", line)
-    ]
-    assert sorted(passed_on) == sorted(
-        f"HOGWEAR_{flag.upper()}" for flag in flags - exceptions.keys() - MOUNTED.keys()
-    )
+    lines = COMPOSE[service].get("environment", [])
+    passed_on = {line for line in lines if re.fullmatch("HOGWEAR_[A-Z_]+", line)}
+    expected = flags - exceptions.keys() - MOUNTED
+    assert passed_on == {f"HOGWEAR_{flag.upper()}" for flag in expected}
 
 
 # --- exit codes, and the files that commands write
@@ -148,18 +138,8 @@ class Runs:
 def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """All at once, because most of their time goes into importing torch."""
     folder = tmp_path_factory.mktemp("runs")
-    small = (
-        "--arch",
-        "tinyvgg",
-        "--image-size",
-        32,
-        "--batch-size",
-        8,
-        "--epochs",
-        10_000,
-        "--workers",
-        1,
-    )
+    small = ("--arch", "tinyvgg", "--image-size", 32, "--batch-size", 8, "--workers", 1)
+    endless = ("--epochs", 10_000)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -172,37 +152,27 @@ def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     }
 
     def run(name: str, **environment: str) -> Script:
-        env = {
-            key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")
-        } | environment
-        return start(
-            "train.py",
-            *small,
-            *at(data, folder / f"model-{name}", folder / f"cache-{name}"),
-            env=env,
-        )
+        env = {key: value for key, value in os.environ.items() if not key.startswith("HOGWEAR_")}
+        folders = at(data, folder / f"model-{name}", folder / f"cache-{name}")
+        return start("train.py", *small, *endless, *folders, env=env | environment)
 
-    found = Runs(
+    started = Runs(
         run("terminated"),
         run("interrupted", **machine, RANK="0"),
         run("left_alone", **machine, RANK="1"),
         folder,
     )
     for script, name, number in (
-        (found.terminated, "terminated", signal.SIGTERM),
-        (found.interrupted, "interrupted", signal.SIGINT),
+        (started.terminated, "terminated", signal.SIGTERM),
+        (started.interrupted, "interrupted", signal.SIGINT),
     ):
-        wait_until(
-            lambda script=script, name=name: (  # type: ignore[misc]
-                (folder / f"model-{name}" / "checkpoint.pt").exists()
-                or script.process.poll() is not None
-            )
-        )
-        assert script.process.poll() is None, script.stderr
+        file = folder / f"model-{name}" / "checkpoint.pt"
+        wait_until(lambda file=file, script=script: file.exists() or script.ended)  # type: ignore[misc]
+        assert not script.ended, script.stderr
         os.kill(script.pid, number)
-    for script in (found.terminated, found.interrupted, found.left_alone):
+    for script in (started.terminated, started.interrupted, started.left_alone):
         script.code()
-    return found
+    return started
 
 
 def test_every_exit_code_in_the_readme_occurs(
@@ -212,10 +182,9 @@ def test_every_exit_code_in_the_readme_occurs(
     os.close(reading)
     unread = start("eval.py", *runs.at("terminated", data), stdout=writing)
     os.close(writing)
+    responses = ("--responses-dir", tmp_path / "responses")
     produced = {
-        0: call(
-            infer, *runs.at("terminated", data), "--responses-dir", tmp_path / "responses"
-        ).code,
+        0: call(infer, *runs.at("terminated", data), *responses).code,
         1: runs.left_alone.code(),
         2: call(train, "--epochs", 0).code,
         3: call(eval, *at(data, tmp_path / "model", tmp_path / "cache")).code,
@@ -227,10 +196,8 @@ def test_every_exit_code_in_the_readme_occurs(
     assert produced == {code: code for code in documented}
     assert "lost contact with another machine" in runs.left_alone.stderr
     for script, name in (runs.terminated, "terminated"), (runs.interrupted, "interrupted"):
-        assert (
-            f"Stopped after {saved(runs.folder / f'model-{name}')['images_seen']} images"
-            in script.stdout
-        ), "after saving"
+        images = saved(runs.folder / f"model-{name}")["images_seen"]
+        assert f"Stopped after {images} images" in script.stdout, "it saves first"
 
 
 def test_the_files_that_commands_write_are_those_in_the_readme(
@@ -238,21 +205,15 @@ def test_the_files_that_commands_write_are_those_in_the_readme(
 ) -> None:
     model, responses = runs.folder / "model-terminated", tmp_path / "responses"
     for script in (eval, doctor, export, infer):
-        answer = call(
-            script,
-            *runs.at("terminated", data),
-            *(("--responses-dir", responses) if script is infer else ()),
-        )
-        assert answer.code == 0, answer
+        flags = ("--responses-dir", responses) if script is infer else ()
+        completed = call(script, *runs.at("terminated", data), *flags)
+        assert completed.code == 0, completed
     written = {f"model/{file.name}" for file in model.iterdir() if not file.name.startswith(".")}
     written |= {f"responses/{file.relative_to(responses)}" for file in responses.rglob("*.*")}
     documented = {cell.strip("`") for cell, _ in table("Files")} - MOVED_ASIDE
-    assert {
-        pattern for pattern in documented if not any(fnmatch(file, pattern) for file in written)
-    } == set()
-    assert {
-        file for file in written if not any(fnmatch(file, pattern) for pattern in documented)
-    } == set()
+    unused = {pattern for pattern in documented if not any(fnmatch(f, pattern) for f in written)}
+    unknown = {file for file in written if not any(fnmatch(file, p) for p in documented)}
+    assert unused == unknown == set()
 
 
 # --- figures, messages
