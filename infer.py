@@ -1,63 +1,49 @@
-"""Predict photos: annotated pictures in responses/results/, a contact sheet, and all answers in responses/predictions.json and .csv.
+"""Predict photos: annotated pictures, a contact sheet, predictions.json and predictions.csv.
 
 python infer.py                                         # five random photos of the test split
 python infer.py --images shirt.jpg folder/ 'new/*.png'  # your own
 """
 
 import glob
-import json
+import io
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from hogwear.commands.common import SharedSettings
+from hogwear.commands.common import SharedSettings, find_photos, load_model
+from hogwear.data import decoding
 from hogwear.data.contents import shorten_hashes
-from hogwear.data.photos import Photos
+from hogwear.data.decoding import HASH_SIZE, Limits
 from hogwear.data.safe_decoder import SafeDecoder
-from hogwear.data.split_assignments import SplitAssignments
-from hogwear.evaluation import metrics, pictures
-from hogwear.evaluation.pictures import Prediction
+from hogwear.evaluation import pictures
+from hogwear.evaluation.prediction import Photo, Prediction
+from hogwear.evaluation.responses import Responses
 from hogwear.system import command, machine
 from hogwear.system.arrays import UInt8Array
+from hogwear.system.artifacts import PREDICTIONS, PREDICTIONS_TABLE
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
-from hogwear.system.manifest import Manifest
 from hogwear.system.paths import Paths
-from hogwear.system.text import escape, normalize, to_csv
+from hogwear.system.text import escape, normalize, plural
 
 if TYPE_CHECKING:
     from hogwear.evaluation.trained_model import TrainedModel
 
-RESULTS, SHEET, PREDICTIONS, TABLE = (
-    "results",
-    "contact_sheet",
-    "predictions.json",
-    "predictions.csv",
-)
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One input: its pixels, or why there are none."""
-
-    file: Path
-    true_class: str | None
-    image: UInt8Array | None  # (S, S, 3) uint8
-    unread: str | None
+LATENCY_RUNS = 9  # of which the median counts
 
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Predict photos with model/checkpoint.pt; write pictures, predictions.json and predictions.csv.
+    """Predict photos with model/checkpoint.pt; write pictures, predictions.json and .csv.
 
-    Without --images, the photos are random ones of the test split (val, where there is no test split).
+    Without --images, these are random photos of the test split (of val, without a test split).
     """
 
     responses_dir: Path = flag("folder for pictures and predictions", Path("responses"), kind=Path)
@@ -84,100 +70,78 @@ class Settings(SharedSettings):
 
 
 def main(settings: Settings) -> None:
-    import torch  # takes seconds, so not before the flags are known to be good
-
-    import model
-
-    machine.keep_freed_memory()
-    manifest = Manifest(settings.responses_dir)
-    require_free(manifest)
-    torch.set_num_threads(1)
-    trained = model.load(settings.model_dir, model.choose_dtype(settings.cache_dir))
-    photos = given(settings, trained, manifest) if settings.images else drawn(settings, trained)
+    responses = Responses(settings.responses_dir)
+    responses.require_free()
+    trained = load_model(settings)
+    load = load_given if settings.images else sample_test_photos
+    photos = load(settings, trained, responses)
     if not any(photo.image is not None for photo in photos):
-        raise BadInput(
-            "; ".join(f"{photo.file}: {photo.unread}" for photo in photos[:3])
-            + ": no photo could be read"
-        )
-    predictions = answer(trained, photos)
-    for line in (*(p.line() for p in predictions), *write(predictions, photos, settings, manifest)):
-        print(escape(line))
-    print(f"Latency: {latency(trained, photos):.1f} ms per photo, on one CPU, without decoding.")
+        reasons = "; ".join(f"{photo.file}: {photo.error}" for photo in photos[:3])
+        raise BadInput(f"{reasons}: no photo could be read")
+    predictions = predict_photos(trained, photos)
+    for prediction in predictions:
+        print(prediction.line())
+    write(predictions, settings, responses)
+    milliseconds = measure_latency(trained, photos)
+    print(f"Latency: {milliseconds:.1f} ms per photo, on one CPU, without decoding.")
 
 
-def require_free(manifest: Manifest) -> None:
-    """BadInput where a file that is not ours has the name of one that is to be written."""
-    for file in manifest.folder / PREDICTIONS, manifest.folder / TABLE:
-        if file.exists() and not manifest.owns(file):
-            raise BadInput(
-                f"{file}: infer did not write this, or it was changed since; move it away, or choose another --responses-dir"
-            )
+def load_given(settings: Settings, trained: "TrainedModel", responses: Responses) -> list[Photo]:
+    """The photos of --images, each once, with a warning if the network was trained on any of them.
 
-
-def require_apart(paths: Iterable[Path], manifest: Manifest) -> None:
-    """BadInput for a photo or a folder of --images that lies where results are written, or that those would lie in. Links are followed."""
-    results = (manifest.folder / RESULTS).resolve()
-    for path in paths:
-        real = path.resolve()
-        if (
-            real.is_relative_to(results)
-            or results.is_relative_to(real)
-            or (real.parent == results.parent and manifest.owns(manifest.folder / real.name))
-        ):
-            raise BadInput(
-                f"--images: {path} overlaps what infer writes to {manifest.folder}; choose another --responses-dir"
-            )
-
-
-def require_no_photos(photos: Photos, folder: Path) -> None:
-    """BadInput where photos of the data folder lie in that for results, which may itself lie in the data folder."""
-    real = folder.resolve()
-    written = real if real.is_relative_to(photos.folder.resolve()) else (folder / RESULTS).resolve()
-    splits = photos.splits
-    for parent in {path.rpartition("/")[0] for split in splits for path in split.paths.strings()}:
-        if Path(parent).resolve().is_relative_to(written):
-            raise BadInput(
-                f"--data-dir: there are photos in {parent}, where infer writes its results; choose another --responses-dir"
-            )
-
-
-def given(settings: Settings, trained: "TrainedModel", manifest: Manifest) -> list[Photo]:
-    """The photos of --images, folders opened and patterns filled in, each once.
-
-    BadInput for a path that is not there or not apart from the results, and if there are no files.
+    The name of a photo's folder is its true class, where it is one of the classes. BadInput for a
+    path that does not exist or overlaps with the results, and if there are no files.
     """
+    files = find_files(settings.images, responses)
+    processes = min(machine.cpus(), len(files))
+    decoder = create_decoder(Paths(files), trained.image_size, settings, processes)
+    reader = partial(decode_and_hash, size=trained.image_size, limits=settings.limits)
+    with decoder.workers({"decode": lambda row: decoder.read(row, reader)}) as workers:
+        decoded = dict(workers.run("decode", range(len(files))))
+    photos, hashes = [], []
+    for row, file in enumerate(files):
+        folder = normalize(file.absolute().parent.name)
+        true_class = folder if folder in trained.class_names else None
+        if isinstance(decoded[row], str):
+            photos.append(Photo(file, true_class, None, error=decoded[row]))
+        else:
+            image, content_hash = decoded[row]
+            photos.append(Photo(file, true_class, image))
+            hashes.append(content_hash)
+    warn_of_training_photos(trained, hashes)
+    return photos
+
+
+def find_files(patterns: tuple[Path, ...], responses: Responses) -> list[Path]:
+    """The files of --images: glob patterns are expanded, folders searched."""
     files: dict[Path, None] = {}
-    for pattern in settings.images:
-        matching = (
-            [pattern]
-            if pattern.exists()
-            # Path.glob takes no absolute pattern
-            else sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207
-        )
+    for pattern in patterns:
+        matching = [pattern]
+        if not pattern.exists():
+            # Path.glob takes no absolute pattern.
+            matching = sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207
         if not matching:
             raise BadInput(
-                f"--images: {pattern} does not exist; give photos, folders of photos, or patterns such as 'photos/*.jpg'"
+                f"--images: {pattern} does not exist; "
+                "give photos, folders of photos, or patterns like 'photos/*.jpg'"
             )
-        require_apart(matching, manifest)
+        responses.require_apart(matching)
         for path in matching:
             files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
     if not files:
         raise BadInput(
-            f"--images: no files in {', '.join(map(str, settings.images))}; give photos or folders of photos"
+            f"--images: no files in {', '.join(map(str, patterns))}; "
+            "give photos or folders of photos"
         )
-    require_apart(files, manifest)
-    decoder = guarded(Paths(files), trained.image_size, settings, min(machine.cpus(), len(files)))
-    with decoder.workers({"decode": decoder.decode}) as workers:
-        images = dict(workers.run("decode", range(len(files))))
-    return [
-        photo(file, images[i], trained, file.absolute().parent.name) for i, file in enumerate(files)
-    ]
+    responses.require_apart(files)
+    return list(files)
 
 
 def files_in(folder: Path) -> list[Path]:
-    """What is in it that is not hidden, and in its folders, sorted; a link to a folder is not followed, and a file that will not be read.
+    """The files in a folder and its subfolders, sorted, except hidden ones.
 
-    Raises OSError for a folder that may not be opened.
+    Links to folders are not followed; they are listed as files, and will not be readable. Raises
+    OSError for a folder that may not be opened.
     """
 
     def refuse(error: OSError) -> None:
@@ -190,190 +154,117 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def drawn(settings: Settings, trained: "TrainedModel") -> list[Photo]:
-    """--num-images readable photos of the test split at random, none of which was trained on."""
-    SplitAssignments.read(settings.model_dir).require(trained.split)
-    photos = settings.photos_of(trained.class_names, trained.is_sample)
-    require_no_photos(photos, settings.responses_dir)
+def decode_and_hash(file: BinaryIO, size: int, limits: Limits) -> tuple[UInt8Array, bytes]:
+    """An open photo, (size, size, 3), and the hash of its content. Raises as decoding.decode."""
+    content = decoding.read_content(file)
+    image = decoding.decode_image(io.BytesIO(content), size, limits).image
+    return decoding.letterbox(image, size), decoding.hash_content(content)
+
+
+def warn_of_training_photos(trained: "TrainedModel", hashes: list[bytes]) -> None:
+    """Warn if the network was trained on photos whose contents have these hashes."""
+    rows = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)
+    seen = int(np.isin(shorten_hashes(rows), trained.trained_on.numpy()).sum())
+    if seen:
+        print(
+            f"Warning: {seen} of {len(hashes)} photos were used for training; "
+            "the network is better on them than on new photos",
+            file=sys.stderr,
+        )
+
+
+def sample_test_photos(
+    settings: Settings, trained: "TrainedModel", responses: Responses
+) -> list[Photo]:
+    """--num-images random readable photos of the test split, none of which was trained on."""
+    photos = find_photos(settings, trained)
+    responses.require_no_photos(photos)
     split = photos.evaluated
-    seen = np.isin(shorten_hashes(split.contents.hashes), trained.trained_on.numpy())
-    if seen.all():
+    is_new = ~np.isin(shorten_hashes(split.contents.hashes), trained.trained_on.numpy())
+    if not is_new.any():
         raise BadInput(
-            f"all {len(split)} photos in {split.name} were used for training; give others with --images"
+            f"all {len(split)} photos in {split.name} were used for training; "
+            "give others with --images"
         )
     source = "the built-in sample (data/ is empty)" if photos.is_sample else photos.folder
-    print(
-        escape(
-            f"Photos: {min(settings.num_images, len(split) - seen.sum())} at random from the {split.name} split of {source}"
-        )
-    )
-    chosen: list[Photo] = []
-    decoder = guarded(
-        split.paths, trained.image_size, settings, processes=1
-    )  # which answers in order, so a seed chooses the same
+    count = min(settings.num_images, is_new.sum())
+    print(escape(f"Photos: {count} at random from the {split.name} split of {source}"))
     order = np.random.default_rng(settings.seed).permutation(len(split))
-    order = order[~seen[order]]
+    rows = order[is_new[order]].tolist()
+    # One process returns the photos in order, so that a seed always chooses the same.
+    decoder = create_decoder(split.paths, trained.image_size, settings, processes=1)
+    chosen: list[Photo] = []
+
+    def is_enough() -> bool:
+        return len(chosen) == settings.num_images
+
     with decoder.workers({"decode": decoder.decode}) as workers:
-        for i, image in workers.run(
-            "decode", order.tolist(), pause=lambda: len(chosen) == settings.num_images
-        ):
-            if len(chosen) == settings.num_images:
-                continue  # it was on its way when there were enough
-            found = photo(split.paths[i], image, trained, photos.class_names[split.labels[i]])
-            if found.image is None:
-                print(escape(f"Warning: skipped '{found.file}': {found.unread}"), file=sys.stderr)
+        for row, image in workers.run("decode", rows, pause=is_enough):
+            file = split.paths[row]
+            if is_enough():
+                continue  # it was already being decoded
+            if isinstance(image, str):
+                print(escape(f"Warning: skipped '{file}': {image}"), file=sys.stderr)
             else:
-                chosen.append(found)
+                chosen.append(Photo(file, photos.class_names[split.labels[row]], image))
     return chosen
 
 
-def guarded(files: Paths, size: int, settings: Settings, processes: int) -> SafeDecoder:
-    """Links may lead only to what was given: a link that is given itself is its user's own choice."""
-    limits = settings.limits
-    return SafeDecoder(
-        files, size, limits, processes, within=settings.images or [settings.data_dir]
-    )
+def create_decoder(files: Paths, size: int, settings: Settings, processes: int) -> SafeDecoder:
+    """A decoder that follows links only into the data folder, or to what --images names."""
+    within = settings.images or [settings.data_dir]
+    return SafeDecoder(files, size, settings.limits, processes, within)
 
 
-def photo(file: Path, image: UInt8Array | str, trained: "TrainedModel", folder: str) -> Photo:
-    """What was decoded, or why nothing was; its true class is known where the name of its folder is one of the classes."""
-    true_class = name if (name := normalize(folder)) in trained.class_names else None
-    return (
-        Photo(file, true_class, None, image)
-        if isinstance(image, str)
-        else Photo(file, true_class, image, None)
-    )
-
-
-def answer(trained: "TrainedModel", photos: list[Photo]) -> list[Prediction]:
-    """An answer for every photo, in order, with calibrated probabilities; for one that could not be read, why."""
+def predict_photos(trained: "TrainedModel", photos: list[Photo]) -> list[Prediction]:
+    """A prediction for every photo, in order; without probabilities for the unreadable ones."""
     from hogwear.evaluation.predict import predict_logits
 
-    batch = np.stack(
-        [photo.image for photo in photos if photo.image is not None]
-    )  # (n, S, S, 3) uint8
+    batch = np.stack([photo.image for photo in photos if photo.image is not None])  # (n, S, S, 3)
     logits = predict_logits(trained.net, batch, np.arange(len(batch)), machine.cpus())
-    probabilities = iter(np.exp(metrics.log_softmax(logits / trained.temperature)).tolist())
+    rows = iter(trained.probabilities(logits).tolist())
     predictions = []
     for photo in photos:
-        given = (
-            dict(zip(trained.class_names, next(probabilities), strict=True))
-            if photo.unread is None
-            else {}
-        )
-        unsure = photo.unread is None and max(given.values()) < trained.confidence_threshold
-        predictions.append(Prediction(photo.file, photo.true_class, photo.unread, given, unsure))
+        if photo.image is None:
+            predictions.append(Prediction(photo, {}))
+            continue
+        probabilities = dict(zip(trained.class_names, next(rows), strict=True))
+        unsure = max(probabilities.values()) < trained.confidence_threshold
+        predictions.append(Prediction(photo, probabilities, unsure))
     return predictions
 
 
-def write(
-    predictions: list[Prediction], photos: list[Photo], settings: Settings, manifest: Manifest
-) -> list[str]:
-    """Pictures and contact sheets of the first photos, in place of those of an earlier run, and all answers; what there is to say of that."""
-    folder = settings.responses_dir
-    results, first = folder / RESULTS, predictions[: settings.pictures]
-    results.mkdir(parents=True, exist_ok=True)
-    others = manifest.delete(
-        path
-        for path in (*results.iterdir(), *folder.glob(f"{SHEET}*.png"))
-        if not path.name.startswith(".")
-    )
-    taken = {path.name.casefold() for path in others}
-    files = {
-        i: pictures.free_name(results, pictures.stem_of(p), taken)
-        for i, p in enumerate(first)
-        if p.unread is None
-    }
-    draw_pictures(first, photos, files, settings, manifest)
-    sheets = []
-    for start in range(0, len(first), pictures.SHEET):
-        images = [photo.image for photo in photos[start : start + pictures.SHEET]]
-        sheets.append(
-            pictures.free_name(
-                folder, f"{SHEET}{f'-{start // pictures.SHEET + 1}' if start else ''}", taken
-            )
-        )
-        manifest.write(
-            sheets[-1],
-            pictures.draw_sheet(
-                list(zip(first[start : start + pictures.SHEET], images, strict=False))
-            ),
-        )
-    rows = [
-        p.as_json() | {"picture": files[i].name if i in files else None}
-        for i, p in enumerate(predictions)
-    ]
-    manifest.write(folder / PREDICTIONS, (json.dumps(rows, indent=2) + "\n").encode())
-    manifest.write(folder / TABLE, to_csv(table(predictions)).encode())
+def write(predictions: list[Prediction], settings: Settings, responses: Responses) -> None:
+    """Write pictures and contact sheets of the first photos and all predictions, and say where."""
+    first = predictions[: settings.pictures]
+    kept = responses.clear()
+    paths = Paths(prediction.photo.file for prediction in first)
+    processes = max(1, min(machine.cpus(), len(first)))
+    decoder = create_decoder(paths, pictures.PHOTO_SIDE, settings, processes)
+    names = responses.write_pictures(first, decoder)
+    sheets = responses.write_sheets(first)
+    responses.write_tables(predictions, names)
 
-    of_first = (
-        f", of the first {len(first)} photos of {len(predictions)} (--pictures)"
-        if len(first) < len(predictions)
-        else ""
-    )
-    said = [
-        f"{len(files)} pictures in {results}{f', all on {sheets[0]}' if sheets else ''}{of_first}.",
-        f"All predictions: {folder / PREDICTIONS} and {TABLE}.",
-    ]
-    if others:
-        said.append(
-            f"Kept in {folder}, because infer did not make them or they were changed since: {len(others)} files."
-        )
-    return said
+    overview = f", all on {sheets[0]}" if sheets else ""
+    part = ""
+    if len(first) < len(predictions):
+        part = f" (the first {len(first)} of {len(predictions)} photos; --pictures)"
+    folder = responses.folder
+    print(escape(f"{plural(len(names), 'picture')} in {responses.results}{overview}{part}."))
+    print(escape(f"All predictions: {folder / PREDICTIONS} and {PREDICTIONS_TABLE}."))
+    if kept:
+        files = plural(kept, "file")
+        print(escape(f"Kept in {folder}: {files} that infer did not write or that were changed."))
 
 
-def draw_pictures(
-    predictions: list[Prediction],
-    photos: list[Photo],
-    files: dict[int, Path],
-    settings: Settings,
-    manifest: Manifest,
-) -> None:
-    """One for each of the `files`, {row: its name}."""
-    decoder = guarded(
-        Paths(p.file for p in predictions),
-        pictures.PHOTO_SIDE,
-        settings,
-        max(1, min(machine.cpus(), len(files))),
-    )
-
-    def draw(i: int) -> bytes:
-        image: Any = decoder.decode(i)
-        if isinstance(image, str):  # that it could be read a moment ago is no promise
-            image = photos[i].image
-        return pictures.draw_prediction(predictions[i], image)
-
-    with decoder.workers({"draw": draw}) as workers:
-        for i, picture in workers.run("draw", files):
-            manifest.write(files[i], picture)
-
-
-def table(predictions: list[Prediction]) -> list[list[object]]:
-    """A header, and a row for every photo: its likeliest classes, best first, with their probabilities, or why it could not be read."""
-    places = range(1, min(pictures.TOP_CLASSES, max(len(p.probabilities) for p in predictions)) + 1)
-    rows: list[list[object]] = [
-        [
-            "file",
-            "true_class",
-            "error",
-            "unsure",
-            *(f"{what}_{n}" for n in places for what in ("class", "probability")),
-        ]
-    ]
-    for p in predictions:
-        top = [value for name, share in p.top() for value in (name, round(share, 6))]
-        rows.append([p.file, p.true_class, p.unread, None if p.unread else p.unsure, *top])
-    return rows
-
-
-def latency(trained: "TrainedModel", photos: list[Photo], repeats: int = 9) -> float:
-    """Median milliseconds for one decoded photo alone, on one thread."""
+def measure_latency(trained: "TrainedModel", photos: list[Photo]) -> float:
+    """Median milliseconds to predict one decoded photo on one thread."""
     import torch
 
     pixels = torch.tensor(next(photo.image for photo in photos if photo.image is not None))[None]
     times = []
     with torch.inference_mode():
-        for _ in range(repeats):
+        for _ in range(LATENCY_RUNS):
             started = time.perf_counter()
             trained.net(pixels)
             times.append(1000 * (time.perf_counter() - started))

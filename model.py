@@ -1,15 +1,14 @@
-"""The networks, their weights and their preprocessing: what train.py, eval.py and infer.py must agree on.
-
-A network here has two parts. The *trunk* turns pixels into activations and is never trained; the *top* turns
-those into logits and is. Every network takes letterboxed RGB pixels, (B, S, S, 3) uint8, gives (B, num_classes)
-float32 logits, and normalises the pixels itself, so that no script can do it differently.
+"""The architectures: building a network, and loading a trained one from a checkpoint.
 
     net = build("efficientnet_lite0", num_classes=5, image_size=128, dtype=choose_dtype(cache_dir))
     net.load_pretrained()
-    logits = net(pixels)
+    logits = net(pixels)  # (B, 128, 128, 3) uint8 RGB, letterboxed -> (B, 5) float32
+
+hogwear/networks/network.py has the interface of a network.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,8 @@ from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint, schema
 from hogwear.training.checkpoint import Checkpoint
 
-# EfficientNet-Lite0, a row a stage: kernel size, stride of its first block, expansion, output channels, blocks.
+# The stages of EfficientNet-Lite0: kernel size, stride of the first block, expansion factor, output
+# channels, number of blocks.
 STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -35,12 +35,12 @@ STAGES = (
 )
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
-TRUNK_BATCH = 8  # photos at a time, so that their activations stay in the cache
-TRUNK_BLOCKS = 8  # of the 16; see docs/decisions/frozen-trunk.md
+TRUNK_BATCH = 8  # photos at a time, so that their activations fit into the CPU's cache
+TRUNK_BLOCKS = 8  # of the 16; docs/decisions/frozen-trunk.md
 
 
 class InvertedResidual(nn.Module):
-    """Expand (1x1), depthwise, project (1x1); (B, H, W, C) in and out. MobileNetV2, arXiv 1801.04381."""
+    """Expand (1x1), depthwise, project (1x1) over (B, H, W, C). MobileNetV2, arXiv 1801.04381."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int
@@ -58,10 +58,11 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(Network):
-    """EfficientNet-Lite0 with its batch normalisation folded into the convolutions.
+    """EfficientNet-Lite0 with batch normalisation folded into the convolutions.
 
-    Folded, there are no statistics that racing workers could corrupt, and one operation less a layer. Master
-    weights are float32; the arithmetic is done in `dtype`. Preprocessing: (x - 127) / 128.
+    So there are no statistics that concurrent workers could corrupt, and each layer has one
+    operation less. Weights are float32; trunk and tail compute in `dtype`. Preprocessing:
+    (x - 127) / 128.
     """
 
     default_lr = 0.05
@@ -74,10 +75,9 @@ class EfficientNetLite0(Network):
         blocks, channels = [], STEM_CHANNELS
         for kernel_size, stride, expansion, out_channels, count in STAGES:
             for i in range(count):
+                block_stride = stride if i == 0 else 1
                 blocks.append(
-                    InvertedResidual(
-                        channels, out_channels, kernel_size, stride if i == 0 else 1, expansion
-                    )
+                    InvertedResidual(channels, out_channels, kernel_size, block_stride, expansion)
                 )
                 channels = out_channels
         self.blocks = nn.ModuleList(blocks)
@@ -88,9 +88,9 @@ class EfficientNetLite0(Network):
         nn.init.zeros_(self.head.bias)
 
     def trunk(self, pixels: Tensor) -> Tensor:
-        return torch.cat([self._trunk(part) for part in pixels.split(TRUNK_BATCH)])
+        return torch.cat([self.trunk_of_batch(part) for part in pixels.split(TRUNK_BATCH)])
 
-    def _trunk(self, pixels: Tensor) -> Tensor:
+    def trunk_of_batch(self, pixels: Tensor) -> Tensor:
         x = (pixels.to(self.dtype) - 127) / 128  # exact in bfloat16: 8 significant bits
         x = self.stem(x)
         for block in self.blocks[:TRUNK_BLOCKS]:
@@ -107,9 +107,8 @@ class EfficientNetLite0(Network):
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         x = self.last_activations(self.trunk(pixels)).float()
-        return torch.einsum("bhwc,bc->bhw", x, self.head.weight[classes]) / (
-            x.shape[1] * x.shape[2]
-        )
+        summed = torch.einsum("bhwc,bc->bhw", x, self.head.weight[classes])
+        return summed / (x.shape[1] * x.shape[2])
 
     def crop_size(self, image_size: int) -> int:
         return 8 * round(0.9 * image_size / 8)  # docs/decisions/augmentation.md
@@ -135,7 +134,7 @@ class EfficientNetLite0(Network):
 
 
 class TinyVGG(Network):
-    """The ancestor's small network (poloclub.github.io/cnn-explainer), trained from scratch over all its parameters."""
+    """The small network of poloclub.github.io/cnn-explainer, trained from scratch."""
 
     default_lr = 0.02
     pretrained = False
@@ -143,21 +142,18 @@ class TinyVGG(Network):
 
     def __init__(self, num_classes: int, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()
-        c, side = self.CHANNELS, image_size // 4
-        # The maximum is taken before the ReLU, which gives the same and has a quarter left to do: 1.17 times as fast.
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, c, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(c, c, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True),
-            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(c, c, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True),
-            nn.Flatten(),
-        )  # fmt: skip
+        c, self.side = self.CHANNELS, image_size // 4
+        blocks: list[nn.Module] = []
+        for in_channels in (3, c):
+            # Pooling before the ReLU gives the same result with a quarter of the ReLU's work.
+            blocks += [nn.Conv2d(in_channels, c, 3, padding=1), nn.ReLU(inplace=True)]
+            blocks += [nn.Conv2d(c, c, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*blocks, nn.Flatten())
         for layer in self.layers:
-            if (
-                isinstance(layer, nn.Conv2d) and layer.bias is not None
-            ):  # He et al., arXiv 1502.01852
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # arXiv 1502.01852
                 nn.init.zeros_(layer.bias)
-        self.side = side
-        self.head = nn.Linear(c * side * side, num_classes)
+        self.head = nn.Linear(c * self.side * self.side, num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -168,8 +164,8 @@ class TinyVGG(Network):
         return self.layers(x)
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
-        parts = self.features(pixels) * self.head.weight[classes]
-        return parts.view(len(parts), self.CHANNELS, self.side, self.side).sum(1)
+        products = self.features(pixels) * self.head.weight[classes]
+        return products.view(len(products), self.CHANNELS, self.side, self.side).sum(1)
 
 
 ARCHITECTURES: dict[str, type[Network]] = {
@@ -181,15 +177,15 @@ ARCHITECTURES: dict[str, type[Network]] = {
 def build(
     arch: str, num_classes: int, image_size: int, dtype: torch.dtype = torch.float32
 ) -> Network:
-    """A network with its initial weights: random (seed torch first) but for what `load_pretrained` replaces.
+    """A network with random initial weights, which torch.manual_seed determines.
 
-    `dtype` is that of the trunk and of the top's matrix products.
+    Trunk and tail compute in `dtype`.
     """
     return ARCHITECTURES[arch](num_classes, image_size, dtype)
 
 
 def choose_dtype(cache_dir: Path) -> torch.dtype:
-    """The dtype that the trunk is fastest in on this CPU, as precision.choose_dtype says."""
+    """The dtype in which this CPU computes the trunk fastest. See precision.choose_dtype."""
     return precision.choose_dtype(
         lambda dtype: build("efficientnet_lite0", 2, 128, dtype).trunk,
         (TRUNK_BATCH, 128, 128, 3),
@@ -198,12 +194,12 @@ def choose_dtype(cache_dir: Path) -> torch.dtype:
 
 
 def load_checkpoint(model_dir: Path) -> Checkpoint:
-    """The one to go on from or to predict with, all of it checked. Raises as checkpoint.load, and BadInput for odd content."""
+    """The validated checkpoint in model_dir. Raises as checkpoint.load and validate_checkpoint."""
     return validate_checkpoint(checkpoint.load(model_dir))
 
 
 def validate_checkpoint(saved: Checkpoint) -> Checkpoint:
-    """The same, once its content is known to be what a run of this version writes. BadInput if it is not."""
+    """The same checkpoint. BadInput where its content is not what this version of train writes."""
     try:
         schema.require_valid(saved.state, build)
     except schema.Odd as odd:
@@ -214,31 +210,39 @@ def validate_checkpoint(saved: Checkpoint) -> Checkpoint:
 
 
 def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
-    """The best weights of the checkpoint in model_dir, to predict with in `dtype`. Raises as load_checkpoint."""
+    """The best network of the checkpoint in model_dir, to predict with in `dtype`.
+
+    Raises as load_checkpoint.
+    """
     saved = load_checkpoint(model_dir)
-    state, choices = saved.state, saved.state["hyperparameters"]
-    not_validated = {
+    state, hyperparameters = saved.state, saved.state["hyperparameters"]
+    not_validated: dict[str, Any] = {
         "epoch": 0,
         "val_acc": None,
         "temperature": 1.0,
         "confidence_threshold": 0.0,
-        "image_size": choices["image_size"],
+        "image_size": hyperparameters["image_size"],
         "weights": state["weights"],
     }
     best = state["best"] or not_validated
-    net = build(choices["arch"], len(state["class_names"]), best["image_size"], dtype)
+    class_names, image_size = tuple(state["class_names"]), best["image_size"]
+    net = build(hyperparameters["arch"], len(class_names), image_size, dtype)
     net.load_state_dict(best["weights"])
     net.requires_grad_(False)
     return TrainedModel(
-        net, choices["arch"], tuple(state["class_names"]), best["image_size"], dtype,
+        net=net,
+        arch=hyperparameters["arch"],
+        class_names=class_names,
+        image_size=image_size,
+        dtype=dtype,
         is_sample=state["photos"]["is_sample"],
         epoch=best["epoch"],
         val_acc=best["val_acc"],
         temperature=best["temperature"],
         confidence_threshold=best["confidence_threshold"],
         history=tuple(state["history"]),
-        hyperparameters=choices,
+        hyperparameters=hyperparameters,
         sha256=saved.sha256,
         split=state["split"],
         trained_on=state["trained_on"],
-    )  # fmt: skip
+    )

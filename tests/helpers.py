@@ -20,6 +20,7 @@ import torch
 from containers import ROOT as ROOT  # for the tests, too
 
 import model
+from hogwear.data.decoding import decode
 from hogwear.data.pixels import Pixels
 from hogwear.system import signals
 from hogwear.system.arrays import Int64Array, UInt8Array
@@ -136,6 +137,20 @@ Start = Callable[..., Script]
 Call = Callable[..., Completed]
 Times = Callable[[int, int], int]
 Held = Callable[[str, int, str], None]
+
+
+def pretrained_network(num_classes: int, dtype: torch.dtype) -> model.EfficientNetLite0:
+    """Pretrained but for its head, whose weights are random, the same every time."""
+    net = model.EfficientNetLite0(num_classes, SIZE, dtype)
+    net.load_pretrained()
+    random = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(net.head.weight, std=0.05, generator=random)
+    return net.requires_grad_(False)
+
+
+def decode_some(files: list[Path], count: int, size: int) -> UInt8Array:
+    """(count, size, size, 3): every nth of the photos."""
+    return np.stack([decode(path, size) for path in files[:: len(files) // count][:count]])
 
 
 def pixels_of(images: UInt8Array, labels: Int64Array) -> Pixels:

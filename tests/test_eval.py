@@ -109,13 +109,26 @@ def test_the_table_is_readable(evaluated: Script, results: dict[str, Any]) -> No
     assert evaluated.stderr == ""
 
 
+def test_the_worst_mistake_comes_first(trained: Trained, results: dict[str, Any]) -> None:
+    loaded = model.load(trained.model, FAST)
+    photos = np.stack([decode(Path(mistake["file"]), SIZE) for mistake in results["mistakes"]])
+    with torch.inference_mode():
+        probabilities = loaded.probabilities(loaded.net(torch.from_numpy(photos)).numpy())
+    of_label = [
+        row[CLASSES.index(mistake["true_class"])]
+        for row, mistake in zip(probabilities, results["mistakes"], strict=True)
+    ]
+    assert len(of_label) > 1 and np.all(np.diff(of_label) > -0.01)
+
+
 def test_train_and_eval_agree_where_there_is_no_test_split(
     data: Path, trained: Trained, call: Call, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(trained.model, tmp_path / "model"))
     answer = call(eval, *at(without_test(data, tmp_path / "data"), folder, trained.cache))
-    assert answer.code == 0 and "has no test split; these figures are of val" in refusal(
-        answer.stderr
+    assert (
+        answer.code == 0
+        and "has no test split; using val, which selected the weights" in refusal(answer.stderr)
     )
     results, best = results_in(folder), saved(folder)["best"]
     assert results["split"] == "val" and results["num_examples"] == 40

@@ -1,7 +1,8 @@
-"""What all scripts are told alike: where the photos, the model and the cache are, and which photos are too much."""
+"""What all commands share: the first flags, and how they open the checkpoint and its photos."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
@@ -10,13 +11,19 @@ from hogwear.data.photos import Photos
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
 from hogwear.data.tables import Columns
+from hogwear.system import machine
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
+
+if TYPE_CHECKING:
+    import torch
+
+    from hogwear.evaluation.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)
 class SharedSettings:
-    """The first flags of every script."""
+    """The flags that every command has."""
 
     data_dir: Path = flag(
         "photos: {train,val,test}/CLASS/*, CLASS/* or a CSV table; empty: the built-in sample",
@@ -62,51 +69,84 @@ class SharedSettings:
     def cache(self) -> PhotoCache:
         return PhotoCache(self.cache_dir, self.limits)
 
-    def splitter(self, assigns_new: bool) -> Splitter:
-        """What divides photos as the model folder's split.json says. Raises as SplitAssignments.read."""
-        return Splitter(SplitAssignments.read(self.model_dir), self.limits, assigns_new)
-
     @property
     def output_folders(self) -> tuple[Path, ...]:
-        """Folders that are no photos' even where they lie in the data folder."""
+        """Folders whose files are never photos, even inside the data folder."""
         return self.model_dir, self.cache_dir
 
+    def splitter(self, assigns_new: bool) -> Splitter:
+        """A splitter that follows model/split.json. Raises as SplitAssignments.read."""
+        return Splitter(SplitAssignments.read(self.model_dir), self.limits, assigns_new)
+
     def photos(self, splitter: Splitter | None = None) -> Photos:
-        """Divided as train has divided them, without those that it has not seen yet, or by `splitter`. Raises as dataset.find_photos."""
+        """The photos of the data folder. Raises as dataset.find_photos.
+
+        They are split by `splitter`; by default as in training, without photos that are new since.
+        """
         columns = Columns(self.image_column, self.label_column, self.min_count)
+        splitter = splitter or self.splitter(assigns_new=False)
         return dataset.find_photos(
-            self.data_dir,
-            self.cache_dir,
-            columns,
-            splitter or self.splitter(assigns_new=False),
-            self.output_folders,
+            self.data_dir, self.cache_dir, columns, splitter, self.output_folders
         )
 
-    def photos_of(self, class_names: tuple[str, ...], is_sample: bool) -> Photos:
-        """The same. BadInput if they cannot be those that a checkpoint was trained on, or more of the same."""
-        self.require_same_kind(is_sample)
-        photos = self.photos()
-        require_same_classes(class_names, photos)
-        return photos
-
     def require_same_kind(self, is_sample: bool) -> None:
-        """BadInput where a checkpoint is of the built-in sample and the photos are not, or the other way round."""
+        """BadInput unless checkpoint and photos are both the built-in sample's, or neither is."""
         is_empty = dataset.is_empty(self.data_dir, self.output_folders)
         if is_empty and not is_sample:
             raise BadInput(
-                f"{self.data_dir}: empty, but the checkpoint was trained on real photos; look for a missing mount or a misspelt --data-dir, "
-                f"or use another --model-dir for the built-in sample"
+                f"{self.data_dir}: empty, but the checkpoint was trained on real photos; "
+                "check for a missing mount or a misspelt --data-dir, "
+                "or use another --model-dir for the built-in sample"
             )
         if is_sample and not is_empty:
             raise BadInput(
-                f"{self.data_dir}: the checkpoint was trained on the built-in sample, not on these photos; run train first"
+                f"{self.data_dir}: the checkpoint was trained on the built-in sample, "
+                "not on these photos; run train first"
             )
 
 
+def open_checkpoint(
+    settings: SharedSettings, dtype: "torch.dtype | None" = None
+) -> tuple["TrainedModel", Photos]:
+    """The trained model and the photos of the data folder, which must have its classes and split.
+
+    Raises as `load_model` and `find_photos`.
+    """
+    trained = load_model(settings, dtype)
+    return trained, find_photos(settings, trained)
+
+
+def load_model(settings: SharedSettings, dtype: "torch.dtype | None" = None) -> "TrainedModel":
+    """The best network of the checkpoint, by default in the dtype that this CPU is fastest in.
+
+    Prepares the process for forking workers. Raises as model.load.
+    """
+    import torch  # takes seconds, so only once the flags are known to be valid
+
+    import model
+
+    machine.keep_freed_memory()
+    torch.set_num_threads(1)
+    return model.load(settings.model_dir, dtype or model.choose_dtype(settings.cache_dir))
+
+
+def find_photos(settings: SharedSettings, trained: "TrainedModel") -> Photos:
+    """The photos of the data folder, split as when the model was trained.
+
+    BadInput where its classes or its split.json are not those that the model was trained with.
+    """
+    SplitAssignments.read(settings.model_dir).require(trained.split)
+    settings.require_same_kind(trained.is_sample)
+    photos = settings.photos()
+    require_same_classes(trained.class_names, photos)
+    return photos
+
+
 def require_same_classes(class_names: tuple[str, ...], photos: Photos) -> None:
-    """BadInput for photos of other classes than a checkpoint's."""
+    """BadInput where the photos have other classes than the checkpoint."""
     if photos.class_names != class_names:
         raise BadInput(
-            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was trained on "
-            f"{', '.join(class_names)}: use the photos it was trained on, or start over with train --fresh"
+            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was "
+            f"trained on {', '.join(class_names)}: use the photos it was trained on, "
+            "or start over with train --fresh"
         )

@@ -14,13 +14,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from hogwear.commands.common import SharedSettings, require_same_classes
+from hogwear.commands.common import SharedSettings, load_model, require_same_classes
 from hogwear.data import decoding, near_duplicates
 from hogwear.data.decoding import Limits
 from hogwear.data.photos import Photos, Split
 from hogwear.data.safe_decoder import read_all
 from hogwear.data.splitting import COMPARED_SIZE
-from hogwear.evaluation import metrics
 from hogwear.system import command, machine
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.artifacts import CHECKPOINT, DOCTOR_REPORT
@@ -243,24 +242,17 @@ def describe(group: list[int], members: list[Member]) -> list[dict[str, Any]]:
 
 def doubted(photos: Photos, splits: list[Split], settings: Settings) -> dict[str, Any]:
     """The photos whose class the trained network contradicts; {"network": why not} where it cannot be asked."""
-    import torch  # only here: it takes seconds
+    from hogwear.evaluation import predict  # only here: torch takes seconds
 
-    import model
-    from hogwear.evaluation import predict
-
-    torch.set_num_threads(1)
     try:
-        trained = model.load(settings.model_dir, model.choose_dtype(settings.cache_dir))
+        trained = load_model(settings)
         settings.require_same_kind(trained.is_sample)
         require_same_classes(trained.class_names, photos)
         contradicted = []
         for split in splits:
             pixels = settings.cache.open(split, trained.image_size)
-            logits = (
-                predict.predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())
-                / trained.temperature
-            )
-            probabilities = np.exp(metrics.log_softmax(logits))
+            logits = predict.predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())
+            probabilities = trained.probabilities(logits)
             predicted = probabilities.argmax(axis=1)
             for i in np.flatnonzero(
                 (predicted != pixels.labels) & (probabilities.max(axis=1) >= SURE)

@@ -1,9 +1,10 @@
-"""Where the machines of a cluster find each other: torch's key-value store, until it is stopped.
+"""The key-value store through which the machines of a cluster find each other; runs until stopped.
 
-    python -m hogwear.commands.rendezvous [ADDRESS]        # then, on each machine: torchrun --rdzv-endpoint=ADDRESS:29400 --rdzv-conf=is_host=false ...
+    python -m hogwear.commands.rendezvous [ADDRESS[:PORT]]
 
-torchrun would have the first machine be it, and the cluster would end with that machine. ADDRESS is the interface it
-listens on, and a port if it has one; without it, the one that this machine's own name stands for.
+On each machine, then: torchrun --rdzv-endpoint=ADDRESS:29400 --rdzv-conf=is_host=false ...
+Without this process, torchrun puts the store on the first machine, and the cluster ends with that
+machine. ADDRESS is the interface to listen on, by default that of this machine's host name.
 """
 
 import signal
@@ -12,7 +13,7 @@ import sys
 
 from hogwear.cluster import membership
 
-PORT = 29400  # torchrun's own default
+PORT = 29400  # torchrun's default
 
 if __name__ == "__main__":
     host, _, port = (sys.argv[1] if len(sys.argv) > 1 else socket.gethostname()).partition(":")

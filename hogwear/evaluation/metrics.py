@@ -1,15 +1,20 @@
-"""Measures of a classifier: pure functions of logits (n, classes) and labels (n,), averaged over photos, never over batches."""
+"""Metrics of a classifier: pure functions of logits, (n, classes), and labels, (n,).
+
+All means are over photos, never over batches.
+"""
 
 import numpy as np
 
 from hogwear.system.arrays import BoolArray, Float64Array, FloatArray, Int64Array
 
-COLDEST, HOTTEST = 0.05, 20.0  # the temperatures that logits may be divided by
-NOWHERE = 1.01  # a threshold that no probability reaches
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+UNREACHABLE = 1.01  # a threshold that no probability reaches
+NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95 % interval
+BINS = 15  # of the confidence, in a reliability diagram
 
 
 def log_softmax(logits: FloatArray) -> Float64Array:
-    """Log probabilities, (n, classes); computed in float64 and safe for large logits."""
+    """Log probabilities, (n, classes), in float64; safe for large logits."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     result: Float64Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
@@ -21,61 +26,66 @@ def cross_entropy(logits: FloatArray, labels: Int64Array) -> float:
 
 
 def accuracy(logits: FloatArray, labels: Int64Array) -> float:
-    """Share of photos whose largest logit is the true class; of equal ones the first counts."""
+    """Share of photos whose largest logit (the first of equal ones) is that of the true class."""
     return float((logits.argmax(axis=1) == labels).mean())
 
 
 def confusion_matrix(predicted: Int64Array, labels: Int64Array, num_classes: int) -> Int64Array:
-    """Photos of true class i predicted as class j, at [i, j]."""
+    """Number of photos by true class (rows) and predicted class (columns)."""
     matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(matrix, (labels, predicted), 1)
     return matrix
 
 
-def per_class(matrix: Int64Array) -> dict[str, FloatArray | Int64Array]:
-    """Precision, recall, F1 and support of each class, (classes,) each; 0 where the quotient has no denominator."""
-    right, predicted, support = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
-    precision = right / np.maximum(
-        predicted, 1
-    )  # where nothing was predicted, nothing is right: 0 / 1
-    recall = right / np.maximum(support, 1)
-    f1 = 2 * right / np.maximum(predicted + support, 1)
+def per_class_metrics(matrix: Int64Array) -> dict[str, FloatArray | Int64Array]:
+    """Precision, recall, F1 and support of each class, (classes,); 0 where a denominator is 0."""
+    correct, predicted, support = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
+    # Where a denominator is 0, so is the numerator.
+    precision = correct / np.maximum(predicted, 1)
+    recall = correct / np.maximum(support, 1)
+    f1 = 2 * correct / np.maximum(predicted + support, 1)
     return {"precision": precision, "recall": recall, "f1": f1, "support": support}
 
 
-def macro(by_class: dict[str, FloatArray | Int64Array]) -> dict[str, float]:
-    """Precision, recall and F1 as the mean of the classes that have photos, each counting the same however many it has."""
-    there = np.asarray(by_class["support"]) > 0
-    return {name: float(np.mean(by_class[name][there])) for name in ("precision", "recall", "f1")}
+def macro_average(by_class: dict[str, FloatArray | Int64Array]) -> dict[str, float]:
+    """Unweighted means of precision, recall and F1 over the classes that have photos."""
+    present = np.asarray(by_class["support"]) > 0
+    return {name: float(np.mean(by_class[name][present])) for name in ("precision", "recall", "f1")}
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which `right` of `count` were seen (Wilson 1927): honest for few photos and near 1 too."""
-    z = 1.959963984540054
-    share, spread = right / count, z * z / count
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of the proportion correct / count (Wilson 1927).
+
+    Unlike the normal approximation it holds for few photos and for proportions near 0 or 1.
+    """
+    share, spread = correct / count, NORMAL_QUANTILE**2 / count
     middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * float(np.sqrt(share * (1 - share) / count + spread / count / 4))
+    variance = share * (1 - share) / count + spread / count / 4
+    half = NORMAL_QUANTILE / (1 + spread) * float(np.sqrt(variance))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-# --- whether probabilities mean what they say
+# --- Calibration
 
 
 def confidences(logits: FloatArray, temperature: float = 1.0) -> Float64Array:
-    """The probability of the likeliest class, (n,), of logits divided by `temperature`."""
+    """The probability of the predicted class, (n,), with logits divided by `temperature`."""
     result: Float64Array = np.exp(log_softmax(logits / temperature).max(axis=1))
     return result
 
 
 def fit_temperature(logits: FloatArray, labels: Int64Array) -> float:
-    """The T, COLDEST to HOTTEST, for which logits / T have the least cross-entropy (Guo et al., arXiv 1706.04599).
+    """The temperature that minimises the cross-entropy of logits / temperature (arXiv 1706.04599).
 
-    One photo in n + 2 is taken to be of any class, as in Platt's scaling (1999): without a mistake to learn from, T would
-    fall to 0 and every answer be certain. The cross-entropy is convex in 1 / T, so its slope is bisected.
+    It lies between MIN_TEMPERATURE and MAX_TEMPERATURE. Labels are smoothed by 1 / (n + 2), as in
+    Platt scaling (1999): without a single mistake, the temperature would otherwise fall to 0 and
+    every probability rise to 1. The cross-entropy is convex in 1 / temperature, so its slope is
+    bisected.
     """
-    logits, doubt = logits.astype(np.float64), 1 / (len(labels) + 2)
-    wanted = (1 - doubt) * logits[np.arange(len(labels)), labels].mean() + doubt * logits.mean()
-    low, high = COLDEST, HOTTEST
+    logits, smoothing = logits.astype(np.float64), 1 / (len(labels) + 2)
+    of_label = logits[np.arange(len(labels)), labels].mean()
+    wanted = (1 - smoothing) * of_label + smoothing * logits.mean()
+    low, high = MIN_TEMPERATURE, MAX_TEMPERATURE
     for _ in range(40):
         temperature = float(np.sqrt(low * high))
         expected = (np.exp(log_softmax(logits / temperature)) * logits).sum(axis=1).mean()
@@ -83,44 +93,46 @@ def fit_temperature(logits: FloatArray, labels: Int64Array) -> float:
     return temperature
 
 
-def reliability(
-    confidence: FloatArray, right: BoolArray, bins: int = 15
+def reliability_bins(
+    confidence: FloatArray, correct: BoolArray, bins: int = BINS
 ) -> dict[str, FloatArray | Int64Array]:
-    """Photos by their confidence, in `bins` of equal width: how many, their mean confidence, and the share that is right.
+    """Photos in `bins` of equal width by their confidence: count, mean confidence, accuracy.
 
-    (bins,) each; the last two are NaN where a bin is empty.
+    (bins,) each; mean confidence and accuracy of an empty bin are NaN.
     """
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    count = np.bincount(place, minlength=bins)
+    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean, share = (
-            np.bincount(place, weights=x, minlength=bins) / count for x in (confidence, right)
+            np.bincount(index, weights=x, minlength=bins) / count for x in (confidence, correct)
         )
     return {"count": count, "confidence": mean, "accuracy": share}
 
 
-def calibration_error(confidence: FloatArray, right: BoolArray, bins: int = 15) -> float:
-    """ECE (arXiv 1706.04599): how far confidence is from accuracy, the mean over photos of what `reliability` says of their bins."""
-    found = reliability(confidence, right, bins)
+def expected_calibration_error(
+    confidence: FloatArray, correct: BoolArray, bins: int = BINS
+) -> float:
+    """ECE: the mean over photos of |confidence - accuracy| of their bins (arXiv 1706.04599)."""
+    found = reliability_bins(confidence, correct, bins)
     gaps = np.abs(found["confidence"] - found["accuracy"])
     return float(np.nansum(gaps * found["count"]) / len(confidence))
 
 
-def coverage(confidence: FloatArray, right: BoolArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """What answering only above a threshold gives: thresholds, falling, the share answered, the share of that which is right.
+def coverage_curve(
+    confidence: FloatArray, correct: BoolArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Thresholds of the confidence, falling; the share of photos that reach each; their accuracy.
 
-    (m,) each, m the number of different confidences: photos of the same one are answered together or not at all.
+    (m,) each, m being the number of different confidences.
     """
     order = np.argsort(-confidence)
-    thresholds, cumulative = confidence[order], right[order].cumsum()
-    last = np.flatnonzero(
-        np.append(thresholds[:-1] != thresholds[1:], True)
-    )  # of those with one confidence
+    thresholds, cumulative = confidence[order], correct[order].cumsum()
+    last = np.flatnonzero(np.append(thresholds[:-1] != thresholds[1:], True))  # of equal ones
     return thresholds[last], (last + 1) / len(order), cumulative[last] / (last + 1)
 
 
-def threshold_for(accuracy: float, confidence: FloatArray, right: BoolArray) -> float:
-    """The lowest confidence seen from which on upwards that share of answers was right; NOWHERE where there is none."""
-    thresholds, _, accuracies = coverage(confidence, right)
-    enough = np.flatnonzero(accuracies >= accuracy)
-    return float(thresholds[enough[-1]]) if len(enough) else NOWHERE
+def fit_threshold(target: float, confidence: FloatArray, correct: BoolArray) -> float:
+    """The lowest threshold above which the accuracy is at least `target`, or UNREACHABLE."""
+    thresholds, _, accuracies = coverage_curve(confidence, correct)
+    sufficient = np.flatnonzero(accuracies >= target)
+    return float(thresholds[sufficient[-1]]) if len(sufficient) else UNREACHABLE

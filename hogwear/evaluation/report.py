@@ -1,109 +1,94 @@
-"""The page that eval writes: one file, nothing in it comes from anywhere else, readable on a phone and in the dark."""
+"""The report of an evaluation: one self-contained HTML file."""
 
 import base64
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
+from PIL import Image, ImageColor
 
 from hogwear.evaluation import charts
-from hogwear.system.arrays import FloatArray, Int64Array, UInt8Array
+from hogwear.evaluation.evaluation import Evaluation
+from hogwear.evaluation.mistakes import Mistake
+from hogwear.evaluation.palette import DARK, LIGHT, ORANGE
+from hogwear.system.arrays import FloatArray, UInt8Array
 from hogwear.system.artifacts import REPORT
 from hogwear.system.files import write_atomically
-from hogwear.system.text import shorten
+from hogwear.system.text import plural, shorten
 
-FEW = 0.1  # an interval of accuracy wider than this claims too much of its test photos
-GLOW = (213, 94, 0)  # orange: where the network looked
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A photo of the evaluated split that was answered wrongly."""
-
-    file: Path
-    true_class: str
-    predicted: str
-    probability: float  # of the predicted class, calibrated
-    maybe_mislabelled: bool  # so sure that its folder may be what is wrong
-    image: UInt8Array  # (S, S, 3) uint8
-    evidence: FloatArray  # (H, W): how far each place speaks for the predicted class
-
-    def as_json(self) -> dict[str, Any]:
-        return {"file": str(self.file), "true_class": self.true_class, "predicted": self.predicted,
-                "probability": self.probability, "maybe_mislabelled": self.maybe_mislabelled}  # fmt: skip
+WIDE_INTERVAL = 0.1  # a confidence interval of the accuracy that gets a warning
 
 
-def write(
-    folder: Path,
-    results: dict[str, Any],
-    logits: FloatArray,
-    labels: Int64Array,
-    history: tuple[dict[str, float], ...],
-    mistakes: list[Mistake],
+def write_report(
+    folder: Path, results: dict[str, Any], evaluation: Evaluation, mistakes: list[Mistake]
 ) -> Path:
-    """folder/report.html and folder/*.png, from the `results` of eval_results.json and what they were computed from."""
-    calibration, sure = results["calibration"], results["sure"]
-    matrix, names = np.array(results["confusion_matrix"]), results["class_names"]
-    drawn = {
-        "confusion": charts.confusion(matrix, names),
-        "reliability": charts.reliability(logits, labels, calibration["temperature"]),
-        "coverage": charts.coverage(logits, labels, calibration["temperature"], sure["from"]),
+    """Write folder/report.html and its charts as PNG. `results` are those of eval_results.json."""
+    names, matrix = evaluation.class_names, evaluation.confusion_matrix
+    figures = {
+        "confusion": charts.draw_confusion_matrix(matrix, names),
+        "reliability": charts.draw_reliability_diagram(evaluation),
+        "coverage": charts.draw_coverage_curve(evaluation),
     }
-    if history:
-        drawn["learning_curves"] = charts.learning_curves(history)
-    svgs = {name: charts.save(figure, folder / f"{name}.png") for name, figure in drawn.items()}
-    gallery = [
-        (mistake, picture(mistake.image), picture(glowing(mistake.image, mistake.evidence)))
-        for mistake in mistakes
-    ]
+    if evaluation.history:
+        figures["learning_curves"] = charts.draw_learning_curves(evaluation.history)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=harmless,
+        finalize=escape_value,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-    confusions = [
-        (names[i], names[j], matrix[i, j], matrix[i, j] / matrix[i].sum())
-        for i, j in charts.confusions(matrix)
-    ]
+    environment.filters["photos"] = lambda count: plural(count, "photo")
     page = environment.get_template("report.html").render(
         r=results,
-        charts=svgs,
-        confusions=confusions,
-        shown_classes=len(charts.most_confused(matrix)),
-        gallery=gallery,
-        few=FEW,
-        history=history,
+        light=LIGHT,
+        dark=DARK,
+        charts={
+            name: Markup(charts.save_chart(figure, folder / f"{name}.png"))
+            for name, figure in figures.items()
+        },
+        confusions=[
+            (names[i], names[j], matrix[i, j], matrix[i, j] / matrix[i].sum())
+            for i, j in charts.find_confusions(matrix)
+        ],
+        shown_classes=len(charts.find_most_confused(matrix)),
+        gallery=[
+            (
+                mistake,
+                to_data_url(mistake.image),
+                to_data_url(overlay(mistake.image, mistake.activation_map)),
+            )
+            for mistake in mistakes
+        ],
+        wide_interval=WIDE_INTERVAL,
     )
     write_atomically(folder / REPORT, page.encode())
     return folder / REPORT
 
 
-def harmless(value: object) -> object:
-    """Whatever the page shows, but for what we made ourselves, which contains only text that has been here."""
+def escape_value(value: object) -> object:
+    """A value that the page shows, harmless and not too long; Markup is our own and stays."""
     return value if isinstance(value, Markup) else shorten(str(value), 200)
 
 
-def picture(image: UInt8Array) -> Markup:
-    """(S, S, 3) uint8 as a data: URL."""
+def to_data_url(image: UInt8Array) -> Markup:
+    """(S, S, 3) -> a JPEG as a data: URL."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=85)
     return Markup(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
 
 
-def glowing(image: UInt8Array, evidence: FloatArray) -> UInt8Array:
-    """The photo in grey, orange where there is more evidence than on average, the strongest most."""
-    size, mean = (image.shape[1], image.shape[0]), float(evidence.mean())
-    strength = np.maximum(evidence - mean, 0) / max(float(evidence.max()) - mean, 1e-9)
-    mask = np.asarray(
-        Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    ).clip(0, 1)[..., None]
+def overlay(image: UInt8Array, activation_map: FloatArray) -> UInt8Array:
+    """The photo, (S, S, 3), in grey, and orange where the map, (H, W), is above its mean."""
+    size, mean = (image.shape[1], image.shape[0]), float(activation_map.mean())
+    strength = np.maximum(activation_map - mean, 0) / max(float(activation_map.max()) - mean, 1e-9)
+    mask = Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    opacity = 0.7 * np.asarray(mask).clip(0, 1)[..., None]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    blended: UInt8Array = ((1 - 0.7 * mask) * grey + 0.7 * mask * np.array(GLOW)).astype(np.uint8)
-    return blended
+    blended = (1 - opacity) * grey + opacity * np.array(ImageColor.getrgb(ORANGE))
+    return blended.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A network with all that a checkpoint says about it: what evaluation, prediction and export need."""
+"""A network with all that its checkpoint says about it."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,3 +1,3 @@
-"""What networks are made of: the interface, layers, parameters in shared memory, precision, weights.
-The architectures themselves are in model.py.
+"""Parts of networks: interface, layers, kernels, shared parameters, precision, pretrained weights.
+The architectures are in model.py.
 """

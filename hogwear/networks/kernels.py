@@ -69,7 +69,7 @@ class PlainConvolution:
 
     @staticmethod
     def pack(weight: Tensor, geometry: Geometry, input_shape: Sequence[int]) -> Tensor:
-        """Prepare a frozen weight once, for many calls of `apply` with inputs of about this shape."""
+        """Prepare a frozen weight for many calls of `apply` with inputs of about this shape."""
         return weight
 
     @staticmethod
@@ -91,7 +91,7 @@ class PlainConvolution:
 class OneDNNConvolution(PlainConvolution):
     """The same as one oneDNN primitive with post-ops, the operation that torch.compile emits.
 
-    Called directly, nothing has to be compiled. The trunk gains a third (docs/decisions/fused-trunk.md).
+    Called directly, it needs no compiler. The trunk gains a third (docs/decisions/fused-trunk.md).
     """
 
     @staticmethod
@@ -189,7 +189,7 @@ def fused_sgd_step(
 ) -> None:
     """The operation behind torch.optim.SGD(fused=True).
 
-    The class itself imports torch's compiler when it is first used: a second of CPU time per worker.
+    That class imports torch's compiler when it is first used: a second of CPU time per worker.
     """
     torch._fused_sgd_(
         [p.detach() for p in parameters],

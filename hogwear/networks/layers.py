@@ -1,7 +1,7 @@
 """The layers of a network for CPUs. All take and return (B, H, W, C).
 
-The weights of frozen convolutions are kept in the layout that oneDNN computes in, and ReLU6 and residual
-sums are part of the convolution. Measurements: docs/decisions/fused-trunk.md and frozen-depthwise.md.
+Frozen weights are kept in oneDNN's own layout; ReLU6 and residual sums are part of the convolution
+(docs/decisions/fused-trunk.md).
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class FrozenDepthwise(torch.autograd.Function):
     """A depthwise `Conv` with its ReLU6: gradients for the input, none for the weights.
 
     The input's gradient is a forward convolution, too: of the output's gradient, spread out by the
-    stride, with the kernel turned by 180 degrees. oneDNN's forward kernels are 2 to 4 times as fast as
-    its backward ones, and the kernel's own gradient, which costs 15 forward passes, is never computed
-    (docs/decisions/frozen-depthwise.md).
+    stride, with the kernel turned by 180 degrees. oneDNN's forward kernels are 2 to 4 times as fast
+    as its backward ones, and the gradient of the weights, which would cost as much as 15 forward
+    passes, is never computed (docs/decisions/frozen-depthwise.md).
     """
 
     @staticmethod
@@ -128,7 +128,7 @@ def operands_of(
     zeros: tuple[int, int],
     kernel: type[PlainConvolution],
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias in the dtype of x; the weight with `zeros` columns and rows of zeros before it.
+    """Weight and bias in the dtype of x, with `zeros` columns and rows of zeros before the weight.
 
     Those of a frozen layer are packed for x, (B, C, H, W), and kept until the weight changes.
     """

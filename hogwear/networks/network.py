@@ -1,4 +1,4 @@
-"""The interface of a network, which training, evaluation and export rely on. model.py has the architectures."""
+"""The interface of a network. model.py has the architectures."""
 
 import torch
 from torch import Tensor, nn

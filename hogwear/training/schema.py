@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, strided
 
-from hogwear.evaluation.metrics import COLDEST, HOTTEST, NOWHERE
+from hogwear.evaluation.metrics import MAX_TEMPERATURE, MIN_TEMPERATURE, UNREACHABLE
 from hogwear.networks.network import Network
 from hogwear.system.text import is_safe
 from hogwear.training.hyperparameters import (
@@ -134,8 +134,8 @@ BEST: dict[str, Schema] = {
     "epoch": number(int, at_least=1),
     "val_acc": SHARE,
     "val_loss": LOSS,
-    "temperature": number(float, at_least=COLDEST, at_most=HOTTEST),
-    "confidence_threshold": number(float, at_most=NOWHERE),
+    "temperature": number(float, at_least=MIN_TEMPERATURE, at_most=MAX_TEMPERATURE),
+    "confidence_threshold": number(float, at_most=UNREACHABLE),
     "image_size": HYPERPARAMETERS["image_size"],
     "weights": ANYTHING,
 }

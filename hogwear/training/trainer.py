@@ -440,7 +440,7 @@ def calibrated(logits: Float32Array, labels: Int64Array) -> dict[str, float]:
     confidence, right = metrics.confidences(logits, temperature), logits.argmax(axis=1) == labels
     return {
         "temperature": temperature,
-        "confidence_threshold": metrics.threshold_for(SURE, confidence, right),
+        "confidence_threshold": metrics.fit_threshold(SURE, confidence, right),
     }
 
 

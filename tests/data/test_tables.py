@@ -22,7 +22,7 @@ from hogwear.data.photos import Photos
 from hogwear.data.splitting import Splitter
 from hogwear.data.tables import Columns
 from hogwear.evaluation import pictures
-from hogwear.evaluation.pictures import Prediction
+from hogwear.evaluation.prediction import Photo, Prediction
 from hogwear.system import flags as flags
 from hogwear.system.errors import BadInput
 from hogwear.system.text import escape
@@ -737,7 +737,9 @@ def test_a_class_may_be_called_what_no_file_can_be(
     assert photos.class_names == names and set(listed(photos)) == {
         f"images/{i}.jpg" for i in range(8)
     }
-    answer = Prediction(photos.train.paths[0], names[0], None, {names[0]: 0.25, names[1]: 0.75})
+    answer = Prediction(
+        Photo(photos.train.paths[0], names[0], None), {names[0]: 0.25, names[1]: 0.75}
+    )
     assert pictures.stem_of(answer) == f"{photos.train.paths[0].stem}_Tops_.._.."
 
 

@@ -68,7 +68,7 @@ def test_confusion_matrix_has_true_classes_in_rows() -> None:
 
 
 def test_precision_recall_and_f1_by_hand() -> None:
-    found = metrics.per_class(np.array([[1, 0, 0], [1, 2, 0], [0, 1, 0]]))
+    found = metrics.per_class_metrics(np.array([[1, 0, 0], [1, 2, 0], [0, 1, 0]]))
     assert found["precision"] == pytest.approx([1 / 2, 2 / 3, 0])
     assert found["recall"] == pytest.approx([1, 2 / 3, 0])
     assert found["f1"] == pytest.approx([2 / 3, 2 / 3, 0])
@@ -76,7 +76,7 @@ def test_precision_recall_and_f1_by_hand() -> None:
 
 
 def test_an_absent_class_counts_zero_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
-    found = metrics.per_class(np.array([[2, 0], [0, 0]]))
+    found = metrics.per_class_metrics(np.array([[2, 0], [0, 0]]))
     assert [values.tolist() for values in found.values()] == [[1, 0], [1, 0], [1, 0], [2, 0]]
     assert not recwarn
 
@@ -118,7 +118,7 @@ def test_the_measures_equal_scikit_learns(case: tuple[int, int, float], seed: in
     assert np.array_equal(
         matrix, sklearn.metrics.confusion_matrix(labels, predicted, labels=classes)
     )
-    found = metrics.per_class(matrix)
+    found = metrics.per_class_metrics(matrix)
     theirs = sklearn.metrics.precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
     )
@@ -126,7 +126,7 @@ def test_the_measures_equal_scikit_learns(case: tuple[int, int, float], seed: in
         assert found[name] == pytest.approx(values), name
     there = np.unique(labels)
     for name, value in zip(("precision", "recall", "f1"), theirs, strict=False):
-        assert metrics.macro(found)[name] == pytest.approx(value[there].mean()), name
+        assert metrics.macro_average(found)[name] == pytest.approx(value[there].mean()), name
 
 
 @pytest.mark.parametrize(
@@ -134,21 +134,25 @@ def test_the_measures_equal_scikit_learns(case: tuple[int, int, float], seed: in
 )
 def test_the_interval_equals_scipys(right: int, count: int) -> None:
     theirs = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
-    assert metrics.wilson(right, count) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert metrics.wilson_interval(right, count) == pytest.approx(
+        (theirs.low, theirs.high), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     "count", [16, 27, 40, 44, 46]
 )  # where rounding alone would lead out of 0 to 1
 def test_an_interval_of_shares_stays_between_none_and_all(count: int) -> None:
-    assert metrics.wilson(0, count)[0] == 0 and metrics.wilson(count, count)[1] <= 1
+    assert (
+        metrics.wilson_interval(0, count)[0] == 0 and metrics.wilson_interval(count, count)[1] <= 1
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_reliability_equals_scikit_learns_and_the_error_follows_from_it(seed: int) -> None:
     logits, labels = random_case(400, 5, 1.5, seed)
     confidence, right = metrics.confidences(logits), logits.argmax(1) == labels
-    found = metrics.reliability(confidence, right, bins=10)
+    found = metrics.reliability_bins(confidence, right, bins=10)
     share, mean = sklearn.calibration.calibration_curve(right, confidence, n_bins=10)
     some = found["count"] > 0
     assert found["accuracy"][some] == pytest.approx(share) and found["confidence"][
@@ -159,13 +163,15 @@ def test_reliability_equals_scikit_learns_and_the_error_follows_from_it(seed: in
         for n in range(10)
         if (place := np.clip((confidence * 10).astype(int), 0, 9) == n).any()
     ]
-    assert metrics.calibration_error(confidence, right, bins=10) == pytest.approx(sum(gaps) / 400)
+    assert metrics.expected_calibration_error(confidence, right, bins=10) == pytest.approx(
+        sum(gaps) / 400
+    )
 
 
 def test_reliability_has_every_bin_and_nothing_to_say_of_an_empty_one(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    found = metrics.reliability(np.array([0.3, 0.35]), np.array([True, False]), bins=4)
+    found = metrics.reliability_bins(np.array([0.3, 0.35]), np.array([True, False]), bins=4)
     assert found["count"].tolist() == [0, 2, 0, 0]
     assert found["confidence"] == pytest.approx([math.nan, 0.325, math.nan, math.nan], nan_ok=True)
     assert found["accuracy"] == pytest.approx([math.nan, 0.5, math.nan, math.nan], nan_ok=True)
@@ -173,18 +179,18 @@ def test_reliability_has_every_bin_and_nothing_to_say_of_an_empty_one(
 
 
 def test_certainty_belongs_to_the_last_bin() -> None:
-    found = metrics.reliability(np.array([0.9, 1.0]), np.array([True, False]), bins=4)
+    found = metrics.reliability_bins(np.array([0.9, 1.0]), np.array([True, False]), bins=4)
     assert found["count"].tolist() == [0, 0, 0, 2] and found["accuracy"][3] == 0.5
 
 
 def test_calibration_is_judged_in_the_15_bins_of_the_paper() -> None:
     confidence, right = np.array([0.61, 0.62, 0.66, 0.68]), np.array([True, False, True, True])
-    assert np.flatnonzero(metrics.reliability(confidence, right)["count"]).tolist() == [
+    assert np.flatnonzero(metrics.reliability_bins(confidence, right)["count"]).tolist() == [
         9,
         10,
     ]  # 9/15 is 0.6, 10/15 is 0.667
-    assert len(metrics.reliability(confidence, right)["count"]) == 15
-    assert metrics.calibration_error(confidence, right) == pytest.approx(
+    assert len(metrics.reliability_bins(confidence, right)["count"]) == 15
+    assert metrics.expected_calibration_error(confidence, right) == pytest.approx(
         ((2 - 1.89) + (1 - 0.68)) / 4
     )
 
@@ -237,7 +243,7 @@ def test_logits_that_say_nothing_have_a_temperature() -> None:
 
 def test_coverage_by_hand_answers_equal_confidences_together() -> None:
     confidence, right = np.array([0.9, 0.6, 0.6, 0.99]), np.array([True, True, False, True])
-    thresholds, shares, accuracies = metrics.coverage(confidence, right)
+    thresholds, shares, accuracies = metrics.coverage_curve(confidence, right)
     assert (thresholds.tolist(), shares.tolist()) == ([0.99, 0.9, 0.6], [0.25, 0.5, 1.0])
     assert accuracies == pytest.approx([1, 1, 0.75])
 
@@ -247,8 +253,8 @@ def test_the_threshold_is_the_lowest_confidence_that_keeps_the_promise(
     accuracy: float, expected: float
 ) -> None:
     confidence, right = np.array([0.9, 0.6, 0.6, 0.99]), np.array([True, True, False, True])
-    assert metrics.threshold_for(accuracy, confidence, right) == expected
+    assert metrics.fit_threshold(accuracy, confidence, right) == expected
 
 
 def test_where_no_answer_keeps_the_promise_none_is_sure() -> None:
-    assert metrics.threshold_for(0.99, np.array([0.9, 0.8]), np.array([False, True])) > 1
+    assert metrics.fit_threshold(0.99, np.array([0.9, 0.8]), np.array([False, True])) > 1

@@ -42,7 +42,7 @@ from hogwear.data.pixels import Pixels
 from hogwear.evaluation import pictures, predict
 from hogwear.system import machine, signals
 from hogwear.system.arrays import Float32Array, UInt8Array
-from hogwear.system.artifacts import EVALUATION, SPLIT
+from hogwear.system.artifacts import EVALUATION, PREDICTIONS, SPLIT
 from hogwear.training.trainer import DivergenceDetector, Trainer
 
 SIZE = 32
@@ -414,7 +414,7 @@ class Life(RuleBasedStateMachine):
     def infer_is_called(self) -> None:
         if self.call(infer, "--responses-dir", self.responses, "--num-images", 2).code:
             return
-        for answer in json.loads((self.responses / infer.PREDICTIONS).read_text()):
+        for answer in json.loads((self.responses / PREDICTIONS).read_text()):
             content = content_of(self.files[Path(answer["file"])])
             assert (
                 content not in self.trained

@@ -1,0 +1,78 @@
+"""The charts: of many classes the most confused, with labels that can be read."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hogwear.evaluation import charts
+from hogwear.evaluation.evaluation import Evaluation
+from hogwear.evaluation.palette import INK
+
+NAMES = tuple(f"class {n:03d}" for n in range(200))
+CONFUSED = [(7, 190, 9), (190, 7, 3), (50, 51, 8), (0, 199, 1)]
+
+
+@pytest.fixture
+def matrix() -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    matrix = np.diag(np.full(200, 20))
+    for true, predicted, count in CONFUSED:
+        matrix[true, predicted] = count
+    return matrix
+
+
+def test_confusions_are_sorted_by_frequency(
+    matrix: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+) -> None:
+    pairs = [tuple(pair) for pair in charts.find_confusions(matrix)]
+    assert pairs == [(7, 190), (50, 51), (190, 7), (0, 199)]
+
+
+def test_of_many_classes_the_most_confused_are_drawn_in_their_order(
+    matrix: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+) -> None:
+    expected = [0, 7, 50, 51, 190, 199]
+    assert charts.find_most_confused(matrix).tolist() == expected
+    axes = charts.draw_confusion_matrix(matrix, NAMES).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [NAMES[i] for i in expected]
+    assert sorted(int(text.get_text()) for text in axes.texts) == [1, 3, 8, 9] + [20] * 6
+    for many in (np.ones((200, 200), np.int64), matrix * 0):
+        assert len(charts.find_most_confused(many)) == charts.SHOWN_CLASSES
+
+
+@pytest.mark.long
+def test_labels_of_the_confusion_matrix_do_not_overlap_however_many_classes_there_are(
+    tmp_path: Path,
+) -> None:
+    for count in (25, 200):
+        random = np.random.default_rng(0)
+        figure = charts.draw_confusion_matrix(
+            random.integers(0, 30, (count, count)),
+            [f"a long name of a class {n}" for n in range(count)],
+        )
+        figure.savefig(tmp_path / "chart.png")
+        boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+        assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
+        assert boxes[0].height / figure.dpi * 72 > 8, "points"
+
+
+@pytest.mark.parametrize("epochs", [1, 10, 11, 95])
+def test_learning_curves_have_at_most_ten_ticks_of_epochs(epochs: int) -> None:
+    names = "train_loss", "val_loss", "train_acc", "val_acc", "lr", "images_per_second"
+    rows = [{"epoch": float(n), **dict.fromkeys(names, 0.5)} for n in range(1, epochs + 1)]
+    for axes in charts.draw_learning_curves(rows).axes:
+        ticks = axes.get_xticks().tolist()
+        assert ticks[0] == 1 and min(epochs, 6) <= len(ticks) <= charts.SHOWN_EPOCHS
+
+
+def test_an_svg_takes_the_colour_and_the_width_of_the_page(tmp_path: Path) -> None:
+    evaluation = Evaluation(("a", "b"), np.array([[1.0, 0], [0, 2]]), np.array([0, 0]), 1.0, 0.5)
+    for figure in (
+        charts.draw_reliability_diagram(evaluation),
+        charts.draw_coverage_curve(evaluation),
+    ):
+        svg = charts.save_chart(figure, tmp_path / "chart.png")
+        start = svg[: svg.index(">")]
+        assert start.startswith("<svg") and "width=" not in start and "height=" not in start
+        assert "currentColor" in svg and INK not in svg and "viewBox" in start
