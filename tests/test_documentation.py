@@ -42,9 +42,9 @@ SCRIPTS: dict[str, ModuleType] = {
 
 
 def table(heading: str, text: str = README) -> list[list[str]]:
-    """The cells of the first table below a heading."""
-    section = re.split(rf"^#+ {heading}\n", text, flags=re.MULTILINE)[1]
-    rows = re.split(r"^#+ ", section, flags=re.MULTILINE)[0].splitlines()
+    """The cells of the first table below a heading, or in a section that is folded away."""
+    _, section = re.split(rf"^(?:#+ {heading}|<summary>{heading}</summary>)\n", text, flags=re.M)
+    rows = re.split(r"^(?:#+ |</details>)", section, flags=re.M)[0].splitlines()
     _, _, *rows = [row for row in rows if row.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
