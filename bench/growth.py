@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from bench.common import FASHION5, ROOT, markdown_table, time_python
-from hogwear.data.sample import garments
+from hogwear.data.sample import generate
 
 COUNTS = (2_000, 20_000, 200_000)
 SIZE, WORKERS = 64, 2
@@ -62,7 +62,7 @@ def link_photos(folder: Path, count: int) -> None:
 
     Where `folder` is on another file system, they are links to copies.
     """
-    source = FASHION5 if FASHION5.is_dir() else garments.ensure_sample(folder.parent / "sample")
+    source = FASHION5 if FASHION5.is_dir() else generate.ensure_sample(folder.parent / "sample")
     splits = [source / split for split in SHARES]
     try:
         os.link(next(splits[0].glob("*/*")), folder.parent / "probe")

@@ -27,7 +27,7 @@ from helpers import (
     at,
 )
 
-from hogwear.data.sample import garments
+from hogwear.data.sample import generate
 from hogwear.system import command, machine
 
 
@@ -117,7 +117,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     topwear in footwear, so that classes differ in size.
     """
     folder = tmp_path_factory.mktemp("photos") / "data"
-    source = FASHION5 if FASHION5.is_dir() else garments.ensure_sample(folder.parent / "sample")
+    source = FASHION5 if FASHION5.is_dir() else generate.ensure_sample(folder.parent / "sample")
     next_class = list(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
     mislabelled = {
         "train": dict.fromkeys(next_class, 4),

@@ -41,7 +41,7 @@ from helpers import (
 import eval
 import model
 import train
-from hogwear.data.sample import garments
+from hogwear.data.sample import generate
 from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system import flags
 from hogwear.training.checkpoint import FORMAT, Checkpoint
@@ -514,7 +514,7 @@ def test_few_photos_are_seen_in_several_epochs_and_in_more_from_scratch(
 @pytest.fixture
 def well_sorted(tmp_path: Path) -> Path:
     """40 real photos of each class to train on and 16 to validate with (the built-in sample's where there are none), each in its own class."""
-    source = FASHION5 if FASHION5.is_dir() else garments.ensure_sample(tmp_path / "sample")
+    source = FASHION5 if FASHION5.is_dir() else generate.ensure_sample(tmp_path / "sample")
     for split, count in {"train": 40, "val": 16}.items():
         for name in CLASSES:
             (tmp_path / "data" / split / name).mkdir(parents=True)

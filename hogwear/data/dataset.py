@@ -17,7 +17,7 @@ from hogwear.data import contents, tables
 from hogwear.data.class_names import note_similar_names
 from hogwear.data.folders import DataFolder, require_inside
 from hogwear.data.photos import Photos, Split
-from hogwear.data.sample import garments
+from hogwear.data.sample import generate
 from hogwear.data.splitting import SHARES, Splitter
 from hogwear.data.tables import GUESSED, Columns, Table
 from hogwear.system.arrays import Int64Array
@@ -55,7 +55,7 @@ def find_photos(
     data = DataFolder(data_dir, output_folders)
     table = tables.find_table(data_dir, data.entries, columns)
     if is_sample:
-        data = DataFolder(garments.ensure_sample(cache_dir / "sample"), output_folders)
+        data = DataFolder(generate.ensure_sample(cache_dir / "sample"), output_folders)
     if not data.folders and not table:
         raise BadInput(
             f"{data_dir}: {plural(len(data.entries), 'file')} but no folders; expected one folder "

@@ -19,7 +19,7 @@ from hogwear.data import leakage, near_duplicates
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import decode
 from hogwear.data.near_duplicates import find_pairs
-from hogwear.data.sample import garments
+from hogwear.data.sample import generate
 
 LISTS = (
     "leaked",
@@ -38,7 +38,7 @@ LISTS = (
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight photos of three classes for each split, none like another."""
     folder = tmp_path_factory.mktemp("clean")
-    source = FASHION5 if FASHION5.is_dir() else garments.ensure_sample(folder / "sample")
+    source = FASHION5 if FASHION5.is_dir() else generate.ensure_sample(folder / "sample")
     for name in ("bottomwear", "handbag", "topwear"):
         photos = sorted((source / "train" / name).iterdir())
         photos = photos[:: len(photos) // 24]

@@ -20,7 +20,7 @@ import train
 from hogwear.commands import doctor
 from hogwear.data import dataset
 from hogwear.data.photos import Photos, Split
-from hogwear.data.sample import garments
+from hogwear.data.sample import generate
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
 from hogwear.system import flags
@@ -155,7 +155,7 @@ def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(
     data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("train", "val", "test"):
-        monkeypatch.setitem(garments.PHOTOS_PER_CLASS, split, 2)
+        monkeypatch.setitem(generate.PHOTOS_PER_CLASS, split, 2)
     assert dataset.find_photos(
         make(data, {"model": 1}), cache, output_folders=(data / "model",)
     ).is_sample
@@ -346,7 +346,7 @@ def test_an_empty_folder_means_the_built_in_sample(
     data: Path, cache: Path, hidden: Iterable[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split, count in {"train": 2, "val": 1, "test": 1}.items():
-        monkeypatch.setitem(garments.PHOTOS_PER_CLASS, split, count)
+        monkeypatch.setitem(generate.PHOTOS_PER_CLASS, split, count)
     data.mkdir()
     for name in hidden:
         (data / name).touch()
@@ -354,7 +354,7 @@ def test_an_empty_folder_means_the_built_in_sample(
     assert (
         photos.is_sample
         and photos.folder == cache / "sample"
-        and photos.class_names == garments.CLASS_NAMES
+        and photos.class_names == generate.CLASS_NAMES
     )
     assert [len(split) for split in (photos.train, photos.val, photos.evaluated)] == [10, 5, 5]
 

@@ -9,29 +9,29 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hogwear.data.sample import garments
+from hogwear.data.sample import generate
 from hogwear.system.errors import BadInput
 
 REPOSITORY = Path(__file__).parents[2]
 DRAW = """
 import sys, pathlib
-from hogwear.data.sample import garments
-garments.PHOTOS_PER_CLASS.update(train=int(sys.argv[2]), val=1, test=1)
-garments.ensure_sample(pathlib.Path(sys.argv[1]))
+from hogwear.data.sample import generate
+generate.PHOTOS_PER_CLASS.update(train=int(sys.argv[2]), val=1, test=1)
+generate.ensure_sample(pathlib.Path(sys.argv[1]))
 """
 FEW = {"train": 3, "val": 1, "test": 1}
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return garments.ensure_sample(tmp_path_factory.mktemp("whole") / "sample")
+    return generate.ensure_sample(tmp_path_factory.mktemp("whole") / "sample")
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller sample, because these tests draw it more than once."""
     for split, count in FEW.items():
-        monkeypatch.setitem(garments.PHOTOS_PER_CLASS, split, count)
+        monkeypatch.setitem(generate.PHOTOS_PER_CLASS, split, count)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -61,11 +61,11 @@ def unfinished(folder: Path) -> Iterator[Path]:
 
 
 def test_five_classes_in_three_splits_with_equal_counts(drawn: Path) -> None:
-    assert garments.CLASS_NAMES == ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
+    assert generate.CLASS_NAMES == ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
     for split, count in {"train": 60, "val": 15, "test": 15}.items():
         assert {
             path.name: len(list(path.glob("*.jpg"))) for path in (drawn / split).iterdir()
-        } == dict.fromkeys(garments.CLASS_NAMES, count)
+        } == dict.fromkeys(generate.CLASS_NAMES, count)
     assert len(contents(drawn)) == 450
 
 
@@ -76,7 +76,7 @@ def test_every_photo_opens_as_224_pixels_rgb(drawn: Path) -> None:
             assert (photo.format, photo.mode, photo.size) == ("JPEG", "RGB", (224, 224)), path
 
 
-@pytest.mark.parametrize("class_name", garments.CLASS_NAMES)
+@pytest.mark.parametrize("class_name", generate.CLASS_NAMES)
 def test_no_two_photos_of_a_class_are_the_same(drawn: Path, class_name: str) -> None:
     photos = [path.read_bytes() for path in drawn.glob(f"*/{class_name}/*.jpg")]
     assert len(set(photos)) == len(photos) == 90
@@ -86,14 +86,14 @@ def test_no_two_photos_of_a_class_are_the_same(drawn: Path, class_name: str) -> 
 def test_a_seed_gives_the_same_bytes_however_many_photos_are_drawn(
     drawn: Path, tmp_path: Path
 ) -> None:
-    again, whole = contents(garments.ensure_sample(tmp_path / "again")), contents(drawn)
+    again, whole = contents(generate.ensure_sample(tmp_path / "again")), contents(drawn)
     assert len(again) == 5 * sum(FEW.values())
     assert again.items() <= whole.items()
 
 
 @pytest.mark.usefixtures("few")
 def test_another_seed_gives_other_photos(drawn: Path, tmp_path: Path) -> None:
-    other, whole = contents(garments.ensure_sample(tmp_path / "other", seed=1)), contents(drawn)
+    other, whole = contents(generate.ensure_sample(tmp_path / "other", seed=1)), contents(drawn)
     assert not any(whole[name] == photo for name, photo in other.items())
 
 
@@ -102,7 +102,7 @@ def test_a_complete_sample_is_not_drawn_again(drawn: Path) -> None:
         drawn.parent.stat().st_mtime_ns,
         drawn.stat().st_ino,
     )  # drawing makes a folder beside it, then renames
-    assert garments.ensure_sample(drawn, seed=1) == drawn
+    assert generate.ensure_sample(drawn, seed=1) == drawn
     assert (drawn.parent.stat().st_mtime_ns, drawn.stat().st_ino) == before
 
 
@@ -130,7 +130,7 @@ def test_a_killed_draw_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
     process.wait()
     assert half_drawn
     assert not folder.exists()
-    assert len(contents(garments.ensure_sample(folder))) == 5 * sum(FEW.values())
+    assert len(contents(generate.ensure_sample(folder))) == 5 * sum(FEW.values())
 
 
 @pytest.mark.usefixtures("few")
@@ -140,11 +140,11 @@ def test_a_killed_draw_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
 def test_an_incomplete_sample_is_refused_and_left_alone(
     tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
-    folder = garments.ensure_sample(tmp_path / "sample")
+    folder = generate.ensure_sample(tmp_path / "sample")
     damage(folder / "val" / "handbag" / "000.jpg")
     before = contents(folder)
     with pytest.raises(BadInput, match="sample is in the way of the sample photos"):
-        garments.ensure_sample(folder)
+        generate.ensure_sample(folder)
     assert contents(folder) == before
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -153,5 +153,5 @@ def test_an_incomplete_sample_is_refused_and_left_alone(
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     folder.mkdir()
-    assert len(contents(garments.ensure_sample(folder))) == 5 * sum(FEW.values())
+    assert len(contents(generate.ensure_sample(folder))) == 5 * sum(FEW.values())
     assert list(tmp_path.iterdir()) == [folder]

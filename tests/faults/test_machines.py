@@ -15,7 +15,7 @@ from machines import Cluster
 
 from bench import network
 from hogwear.cluster import membership
-from hogwear.data.sample import garments
+from hogwear.data.sample import generate
 
 pytestmark = pytest.mark.long  # in make test, tests/test_documentation.py leaves a machine alone
 FLAGS = ("--image-size", 64, "--workers", 1, "--sync-every", 256)
@@ -27,7 +27,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (
         FASHION5
         if FASHION5.is_dir()
-        else garments.ensure_sample(tmp_path_factory.mktemp("sample") / "data")
+        else generate.ensure_sample(tmp_path_factory.mktemp("sample") / "data")
     )
 
 

@@ -1,3 +1,3 @@
-"""The built-in sample: photos drawn by us, for a machine that has none yet.
-Nothing else in the product draws clothes.
+"""The built-in sample: pictures drawn by us, for a machine without photos.
+No other part of Hogwear draws clothes.
 """

@@ -1,6 +1,7 @@
-"""Pictures drawn like product photos: outlines, a canvas with a pose, colours and cloth, and a camera.
+"""Draw pictures like product photos: outlines, a canvas with a pose, colours, cloth and a camera.
 
-Articles are drawn in coordinates from -1 to 1 (x right, y down); photograph() adds background, shadow, light and grain.
+Articles are drawn in coordinates from -1 to 1 (x right, y down); photograph() adds the background,
+a shadow, light and grain.
 """
 
 import numpy as np
@@ -10,41 +11,40 @@ from PIL import Image, ImageDraw, ImageFilter
 from hogwear.system.arrays import Float32Array
 
 SIZE = 224
-SHEET = 2 * SIZE  # drawn twice as large and then reduced, because Pillow's own edges are jagged
+SHEET = 2 * SIZE  # drawn at twice the size and then reduced, because Pillow's edges are jagged
 
 Colour = tuple[int, ...]
 Point = tuple[float, float]
 WHITE, BLACK, BRASS, LEATHER = (255, 255, 255), (24, 22, 28), (214, 178, 94), (142, 92, 56)
-PALETTE = [
-    *(
-        (38, 50, 84),
-        (72, 110, 164),
-        (142, 184, 214),
-        (36, 116, 116),
-        (126, 168, 140),
-        (96, 104, 60),
-    ),  # blues, greens
-    *(
-        (232, 184, 76),
-        (222, 122, 62),
-        (198, 72, 64),
-        (130, 38, 58),
-        (226, 148, 156),
-        (124, 92, 150),
-    ),  # warm, violet
-    *(
-        (128, 88, 62),
-        (202, 172, 134),
-        (236, 226, 208),
-        (150, 152, 158),
-        (58, 58, 64),
-    ),  # brown to grey
+BLUES_AND_GREENS = [
+    (38, 50, 84),
+    (72, 110, 164),
+    (142, 184, 214),
+    (36, 116, 116),
+    (126, 168, 140),
+    (96, 104, 60),
 ]
+WARM_AND_VIOLET = [
+    (232, 184, 76),
+    (222, 122, 62),
+    (198, 72, 64),
+    (130, 38, 58),
+    (226, 148, 156),
+    (124, 92, 150),
+]
+BROWN_TO_GREY = [
+    (128, 88, 62),
+    (202, 172, 134),
+    (236, 226, 208),
+    (150, 152, 158),
+    (58, 58, 64),
+]
+PALETTE = BLUES_AND_GREENS + WARM_AND_VIOLET + BROWN_TO_GREY
 Y, X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)  # (H, W) each
 
 
-def both(*right: Point) -> list[Point]:
-    """The whole of a symmetric outline from its right half, given from top to bottom."""
+def mirror(*right: Point) -> list[Point]:
+    """A symmetric outline from its right half, given from top to bottom."""
     return [*right, *((-x, y) for x, y in reversed(right) if x)]
 
 
@@ -53,24 +53,22 @@ def ellipse(x: float, y: float, rx: float, ry: float) -> Float32Array:
     return np.stack((x + rx * np.cos(angle), y + ry * np.sin(angle)), axis=1)
 
 
-def grown(outline: ArrayLike, factor: float) -> Float32Array:
+def grow(outline: ArrayLike, factor: float) -> Float32Array:
     at = np.asarray(outline, np.float32)
     centre = at.mean(0)
     return np.asarray(centre + factor * (at - centre), np.float32)
 
 
-def soft(outline: ArrayLike, roundness: float, *, closed: bool = True) -> Float32Array:
-    """The outline with rounded corners: at 0 they stay sharp, at 1 nothing stays straight (a quadratic B-spline)."""
+def round_corners(outline: ArrayLike, roundness: float, *, closed: bool = True) -> Float32Array:
+    """The outline with rounded corners (a quadratic B-spline): 0 keeps them sharp, 1 rounds all."""
     at = np.asarray(outline, np.float32)
     before, after = (at + roundness / 2 * (np.roll(at, step, axis=0) - at) for step in (1, -1))
     if not closed:
         before[0] = after[0] = at[0]
         before[-1] = after[-1] = at[-1]
     t = np.linspace(0, 1, 6, dtype=np.float32)[:, None]
-    curve = (
-        (1 - t) ** 2 * before[:, None] + 2 * t * (1 - t) * at[:, None] + t**2 * after[:, None]
-    )  # (N, 6, 2)
-    return curve.reshape(-1, 2)[0 if closed else 5 : None if closed else -5]
+    curve = (1 - t) ** 2 * before[:, None] + 2 * t * (1 - t) * at[:, None] + t**2 * after[:, None]
+    return curve.reshape(-1, 2)[0 if closed else 5 : None if closed else -5]  # was (N, 6, 2)
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
@@ -79,14 +77,15 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 class Canvas:
-    """A transparent sheet with the pose, the colours and the cloth of one article.
+    """A transparent sheet, with the pose, the colours and the cloth of one article.
 
-    Main and accent contrast; trim and belt are colours of smaller parts, dark is for insides, ink for outlines.
+    Main and accent contrast. Trim and belt are the colours of smaller parts, dark is for insides,
+    ink for outlines.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.pose = random_pose(rng)
+        self.pose = draw_random_pose(rng)
         self.main, *others = (PALETTE[i] for i in rng.permutation(len(PALETTE)))
         self.accent = next(
             colour for colour in others if abs(np.mean(colour) - np.mean(self.main)) > 50
@@ -95,9 +94,8 @@ class Canvas:
         self.belt = LEATHER if self.maybe() else self.accent
         self.dark, self.ink = mix(self.main, BLACK, 0.4), mix(self.main, BLACK, 0.72)
         self.cloth = self.weave()
-        self.sheet = Image.new(
-            "RGBA", (SHEET, SHEET), (*self.ink, 0)
-        )  # ink, because it shows through at the edges
+        # Ink, because the background shows through at the edges
+        self.sheet = Image.new("RGBA", (SHEET, SHEET), (*self.ink, 0))
         self.pen = ImageDraw.Draw(self.sheet)
 
     def vary(self, low: float, high: float) -> float:
@@ -107,7 +105,7 @@ class Canvas:
         return bool(self.rng.random() < 0.5)
 
     def weave(self) -> Image.Image:
-        """A sheet of cloth: plain, or with a pattern that is a function of the article's own coordinates."""
+        """A sheet of cloth: plain, or with a pattern in the article's coordinates."""
         cloth = Image.new("RGBA", (SIZE, SIZE), self.main)
         pattern = self.rng.choice(["plain", "plain", "plain", "down", "across", "checks", "dots"])
         if pattern != "plain":
@@ -121,12 +119,10 @@ class Canvas:
                 pattern
             ]
             cloth.paste(self.accent, mask=Image.fromarray(share.astype(np.uint8)))
-        return cloth.resize(
-            (SHEET, SHEET), Image.Resampling.NEAREST
-        )  # photograph() takes it back to this size
+        return cloth.resize((SHEET, SHEET), Image.Resampling.NEAREST)  # which photograph() undoes
 
-    def place(self, outline: Float32Array) -> list[Point]:
-        """From the article's coordinates to pixels of the sheet."""
+    def to_pixels(self, outline: Float32Array) -> list[Point]:
+        """The article's coordinates in pixels of the sheet."""
         x, y, depth = (a * outline[:, 0] + b * outline[:, 1] + c for a, b, c in self.pose)
         return list(
             zip(((x / depth + 1) * SIZE).tolist(), ((y / depth + 1) * SIZE).tolist(), strict=True)
@@ -134,7 +130,7 @@ class Canvas:
 
     def part(self, outline: ArrayLike, paint: Colour | None = None, roundness: float = 0.2) -> None:
         """A piece of cloth, or of one colour, with an outline in ink."""
-        edge = self.place(soft(outline, roundness))
+        edge = self.to_pixels(round_corners(outline, roundness))
         if paint is None:
             mask = Image.new("1", self.sheet.size)
             ImageDraw.Draw(mask).polygon(edge, fill=1)
@@ -146,7 +142,7 @@ class Canvas:
     def line(
         self, through: ArrayLike, colour: Colour, width: float = 0.013, roundness: float = 0.9
     ) -> None:
-        way = self.place(soft(through, roundness, closed=False))
+        way = self.to_pixels(round_corners(through, roundness, closed=False))
         self.pen.line(way, fill=colour, width=round(width * SIZE), joint="curve")
 
     def strap(self, through: ArrayLike, colour: Colour, width: float = 0.07) -> None:
@@ -154,8 +150,8 @@ class Canvas:
         self.line(through, colour, width)
 
 
-def random_pose(rng: np.random.Generator) -> Float32Array:
-    """A homography: mirror, shear, turn by at most 20 degrees, scale, shift, and tilt a little in depth."""
+def draw_random_pose(rng: np.random.Generator) -> Float32Array:
+    """A homography: mirror, shear, turn by up to 20 degrees, scale, shift, and a slight tilt."""
     angle, scale = np.radians(rng.uniform(-20, 20)), rng.uniform(0.66, 0.86)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     (x, y), (tilt_x, tilt_y) = rng.uniform(-0.08, 0.08, (2, 2))
@@ -165,33 +161,26 @@ def random_pose(rng: np.random.Generator) -> Float32Array:
 
 
 def photograph(sheet: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The article on a background, with a shadow under it, light on it and the grain of a camera."""
+    """Put the article on a background, with a shadow, light, and the grain of a camera."""
     opaque = sheet.getchannel("A")
     silhouette = opaque.reduce(8).filter(ImageFilter.GaussianBlur(2.5))
     fallen = Image.new("L", silhouette.size)
     fallen.paste(silhouette, (int(rng.integers(-2, 3)), int(rng.integers(1, 4))))
-    light = 0.74 + 0.34 / 255 * enlarged(
-        silhouette
-    )  # darker towards the edges, which makes things look round
-    behind = background(rng) * (1 - rng.uniform(0.1, 0.45) / 255 * enlarged(fallen))
-    article = (
-        np.asarray(sheet.convert("RGB").reduce(SHEET // SIZE))
-        .transpose(2, 0, 1)
-        .astype(np.float32, order="C")
-    )
+    # Darker towards the edges, which makes things look round
+    light = 0.74 + 0.34 / 255 * enlarge(silhouette)
+    behind = make_background(rng) * (1 - rng.uniform(0.1, 0.45) / 255 * enlarge(fallen))
+    reduced = np.asarray(sheet.convert("RGB").reduce(SHEET // SIZE))
+    article = reduced.transpose(2, 0, 1).astype(np.float32, order="C")
     alpha = np.asarray(opaque.reduce(SHEET // SIZE), np.float32) / 255
     picture = behind + alpha * (light * article - behind)  # (3, H, W)
     picture += rng.uniform(0, 9) * (rng.random((SIZE, SIZE), np.float32) - 0.5)
-    return Image.merge(
-        "RGB", [Image.fromarray(plane) for plane in picture.clip(0, 255).astype(np.uint8)]
-    )
+    planes = picture.clip(0, 255).astype(np.uint8)
+    return Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
 
 
-def background(rng: np.random.Generator) -> Float32Array:
-    """White, one pale tint, or two of them as a gradient, a spotlight, a rough wall, or a wall and a floor.
-
-    Shape (3, H, W) float32, from 0 to 255.
-    """
+def make_background(rng: np.random.Generator) -> Float32Array:
+    """(3, H, W) float32, from 0 to 255: white, a pale tint, or two as a gradient, a spotlight, a
+    rough wall, or a wall and a floor."""
     one, two = (
         mix(PALETTE[i], WHITE, rng.uniform(0.6, 0.9)) for i in rng.integers(len(PALETTE), size=2)
     )
@@ -204,12 +193,12 @@ def background(rng: np.random.Generator) -> Float32Array:
         case "spotlight":
             share = (X**2 + Y**2) / 2
         case "wall":
-            share = 0.3 * enlarged(Image.fromarray(rng.random((28, 28), np.float32)))
+            share = 0.3 * enlarge(Image.fromarray(rng.random((28, 28), np.float32)))
         case "floor":
             share = ((Y - rng.uniform(0.2, 0.6)) * 40).clip(0, 1)
     near, far = (np.array(colour, np.float32)[:, None, None] for colour in (one, two))
     return np.asarray(near + share * (far - near), np.float32)
 
 
-def enlarged(image: Image.Image) -> Float32Array:
+def enlarge(image: Image.Image) -> Float32Array:
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)

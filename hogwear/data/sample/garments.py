@@ -1,13 +1,9 @@
-"""The built-in sample: drawn product pictures of five classes, for a machine that has no photos yet.
+"""The articles in the built-in sample: each kind is a short function that draws on a Canvas.
 
-A kind of article is a short function that draws on a Canvas (drawing.py), which decides colours, cloth and pose. Every picture
-has a random generator of its own, so that none depends on how many were drawn before it.
+The canvas decides about colours, cloth and pose.
 """
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -18,75 +14,14 @@ from hogwear.data.sample.canvas import (
     WHITE,
     Canvas,
     Point,
-    both,
     ellipse,
-    grown,
+    grow,
+    mirror,
     mix,
     photograph,
-    soft,
+    round_corners,
 )
 from hogwear.system.arrays import Float32Array
-from hogwear.system.errors import BadInput, naming
-
-CLASS_NAMES = ("bottomwear", "eyewear", "footwear", "handbag", "topwear")
-PHOTOS_PER_CLASS = {"train": 60, "val": 15, "test": 15}
-
-
-def ensure_sample(folder: Path, *, seed: int = 0) -> Path:
-    """Draw the sample into `folder`/{train,val,test}/CLASS/NNN.jpg once; return `folder`.
-
-    A complete sample is used as it stands, whatever seed drew it. The pictures appear all at once, by a rename:
-    several processes may call this at the same time, and a draw that was killed counts for nothing. One seed gives
-    the same bytes again wherever NumPy and Pillow are the same. Raises BadInput, and touches nothing, if `folder`
-    holds anything else than the complete sample.
-    """
-    if is_complete(folder):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=folder.parent))
-    try:
-        for split, label, index, path in photos(unfinished):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with naming(path):
-                draw(label, index, np.random.default_rng((seed, split, label, index))).save(
-                    path, quality=88
-                )
-        unfinished.chmod(
-            0o755
-        )  # mkdtemp lets nobody else in, but eval may run as another user than train
-        try:
-            unfinished.rename(folder)
-        except OSError as error:
-            if not is_complete(
-                folder
-            ):  # if it is, somebody else was faster, and theirs is as good as ours
-                raise BadInput(
-                    f"{folder} is in the way of the sample photos ({error.strerror}): expected nothing there, an empty "
-                    "folder or the complete sample. Delete or rename it."
-                ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-def is_complete(folder: Path) -> bool:
-    return all(path.is_file() and path.stat().st_size > 0 for *_, path in photos(folder))
-
-
-def photos(folder: Path) -> Iterator[tuple[int, int, int, Path]]:
-    """Number of the split, number of the class, number within the class, and path of every picture."""
-    for split, (split_name, count) in enumerate(PHOTOS_PER_CLASS.items()):
-        for label, class_name in enumerate(CLASS_NAMES):
-            for index in range(count):
-                yield split, label, index, folder / split_name / class_name / f"{index:03d}.jpg"
-
-
-def draw(label: int, index: int, rng: np.random.Generator) -> Image.Image:
-    """One RGB picture. The kinds of a class take turns, so that every split has all of them."""
-    kinds = KINDS[CLASS_NAMES[label]]
-    canvas = Canvas(rng)
-    kinds[index % len(kinds)](canvas)
-    return photograph(canvas.sheet, rng)
 
 
 def trousers(c: Canvas) -> None:
@@ -102,7 +37,7 @@ def legs(c: Canvas, length: float, wide: float) -> None:
     waist, hip = c.vary(0.32, 0.38), c.vary(0.42, 0.48)
     out = hip + (length + 0.5) * c.vary(0, 0.1)
     c.part(
-        both(
+        mirror(
             (0, -0.8),
             (waist, -0.8),
             (hip, -0.4),
@@ -122,13 +57,13 @@ def legs(c: Canvas, length: float, wide: float) -> None:
 
 
 def waistband(c: Canvas, waist: float) -> None:
-    c.part(both((0, -0.84), (waist, -0.86), (waist + 0.02, -0.7), (0, -0.68)), c.trim)
+    c.part(mirror((0, -0.84), (waist, -0.86), (waist + 0.02, -0.7), (0, -0.68)), c.trim)
     c.part(ellipse(0, -0.76, 0.035, 0.035), BRASS)
 
 
 def skirt(c: Canvas) -> None:
     waist, hem, low = c.vary(0.28, 0.36), c.vary(0.5, 0.85), c.vary(0.2, 0.7)
-    c.part(both((waist, -0.75), (hem, low), (hem / 2, low + 0.1)))
+    c.part(mirror((waist, -0.75), (hem, low), (hem / 2, low + 0.1)))
     for x in np.linspace(-0.75, 0.75, int(c.rng.integers(3, 7))).tolist():
         c.line([(x * waist, -0.7), (x * hem, low + 0.1 * (1 - x**2))], c.ink)
     waistband(c, waist)
@@ -141,7 +76,9 @@ def round_glasses(c: Canvas) -> None:
 
 def square_glasses(c: Canvas) -> None:
     y = c.vary(0.2, 0.28)
-    glasses(c, soft([(0.13, -y), (0.82, -y), (0.78, y), (0.18, y)], c.vary(0.25, 0.6)), -0.1)
+    glasses(
+        c, round_corners([(0.13, -y), (0.82, -y), (0.78, y), (0.18, y)], c.vary(0.25, 0.6)), -0.1
+    )
 
 
 def aviators(c: Canvas) -> None:
@@ -153,7 +90,7 @@ def aviators(c: Canvas) -> None:
         (0.52, c.vary(0.42, 0.56)),
         (0.2, 0.22),
     ]
-    glasses(c, soft(tear, 0.9), -0.22, -0.05)
+    glasses(c, round_corners(tear, 0.9), -0.22, -0.05)
 
 
 def cat_eyes(c: Canvas) -> None:
@@ -165,7 +102,7 @@ def cat_eyes(c: Canvas) -> None:
         (0.5, 0.3),
         (0.16, 0.16),
     ]
-    glasses(c, soft(wing, 0.75), -0.1)
+    glasses(c, round_corners(wing, 0.75), -0.1)
 
 
 def glasses(c: Canvas, lens: Float32Array, *bridges: float) -> None:
@@ -179,7 +116,7 @@ def glasses(c: Canvas, lens: Float32Array, *bridges: float) -> None:
         c.strap([(-0.2, y + 0.05), (0, y - 0.06), (0.2, y + 0.05)], c.main, 0.05)
     for side in np.array([(1, 1), (-1, 1)], np.float32):
         c.strap(side * [(0.84, -0.1), (0.86, -0.34), (0.7, -0.6), (0.6, -0.58)], c.main, 0.045)
-        c.part(grown(side * lens, rim), None, 0)
+        c.part(grow(side * lens, rim), None, 0)
         c.part(side * lens, (*tint, opacity), 0)
         for x in (-0.06, 0.05):
             glint = np.array([(x - 0.05, 0.1), (x + 0.08, -0.12)]) + (side * lens).mean(0)
@@ -254,7 +191,7 @@ def sandals(c: Canvas) -> None:
     sole = np.array([(0.3, -0.92), *outside, *inside, (0.12, -0.3)])
     for side in np.array([(1, 1), (-1, 1)]):
         c.part(side * sole, c.ink, 0.9)
-        c.part(side * grown(sole, 0.9), None, 0.9)
+        c.part(side * grow(sole, 0.9), None, 0.9)
         c.strap(
             side * [(0.18, 0.02), (0.2, -0.35), (0.38, -0.56), (0.6, -0.35), (0.6, 0.06)], c.accent
         )
@@ -267,8 +204,8 @@ def tote(c: Canvas) -> None:
         mix(c.belt, BLACK, 0.3),
         0.06,
     )
-    c.part(both((0, -0.34), (wide - 0.02, -0.37), (wide, -0.2)), c.dark)
-    c.part(both((0, -0.28), (wide, -0.3), (low, 0.8), (0, 0.82)), None, 0.1)
+    c.part(mirror((0, -0.34), (wide - 0.02, -0.37), (wide, -0.2)), c.dark)
+    c.part(mirror((0, -0.28), (wide, -0.3), (low, 0.8), (0, 0.82)), None, 0.1)
     c.strap([(-0.3, -0.1), (-0.3, reach), (0.3, reach), (0.3, -0.1)], c.belt, 0.06)
     c.strap([(-low, 0.78), (0, 0.8), (low, 0.78)], c.belt, 0.06)
 
@@ -276,9 +213,9 @@ def tote(c: Canvas) -> None:
 def satchel(c: Canvas) -> None:
     low, flap = c.vary(0.6, 0.75), c.vary(0.05, 0.3)
     c.strap([(-0.25, -0.3), (-0.25, -0.72), (0.25, -0.72), (0.25, -0.3)], c.belt)
-    c.part(both((0, -0.35), (0.7, -0.35), (0.76, low), (0, low)), None, 0.3)
+    c.part(mirror((0, -0.35), (0.7, -0.35), (0.76, low), (0, low)), None, 0.3)
     c.part(
-        both((0, -0.42), (0.74, -0.42), (0.78, flap - 0.1), (0.5, flap + 0.05), (0, flap + 0.1)),
+        mirror((0, -0.42), (0.74, -0.42), (0.78, flap - 0.1), (0.5, flap + 0.05), (0, flap + 0.1)),
         None,
         0.4,
     )
@@ -294,15 +231,15 @@ def clutch(c: Canvas) -> None:
     high, tip = c.vary(0.42, 0.52), c.vary(0, 0.25)
     if c.maybe():
         c.strap([(0.8, -0.3), (1.1, 0.1), (0.95, 0.7), (0.75, 0.6), (0.8, -0.3)], c.belt, 0.05)
-    c.part(both((0, -high), (0.9, -high), (0.9, high), (0, high)))
-    c.part(both((0, -high - 0.03), (0.92, -high - 0.03), (0, tip)), c.trim, 0.12)
+    c.part(mirror((0, -high), (0.9, -high), (0.9, high), (0, high)))
+    c.part(mirror((0, -high - 0.03), (0.92, -high - 0.03), (0, tip)), c.trim, 0.12)
     c.part(ellipse(0, tip - 0.12, 0.07, 0.07), BRASS)
 
 
 def hobo(c: Canvas) -> None:
     c.strap([(-0.62, -0.1), (-0.5, -0.9), (0.5, -0.9), (0.62, -0.1)], c.belt)
     c.part(
-        both((0, -0.02), (0.4, -0.06), (0.72, -0.32), (0.92, 0.3), (0.5, 0.82), (0, 0.84)),
+        mirror((0, -0.02), (0.4, -0.06), (0.72, -0.32), (0.92, 0.3), (0.5, 0.82), (0, 0.84)),
         None,
         0.7,
     )
@@ -320,11 +257,11 @@ def pullover(c: Canvas) -> None:
 
 
 def hoodie(c: Canvas) -> None:
-    c.part(both((0, -1.02), (0.3, -0.95), (0.4, -0.6), (0, -0.5)), None, 0.8)
+    c.part(mirror((0, -1.02), (0.3, -0.95), (0.4, -0.6), (0, -0.5)), None, 0.8)
     top(c, (c.vary(0.62, 0.8), c.vary(0.35, 0.6)))
-    c.part(both((0, -0.98), (0.26, -0.88), (0.27, -0.6), (0, -0.38)), None, 0.9)
-    c.part(both((0, -0.9), (0.17, -0.8), (0.2, -0.6), (0, -0.46)), c.dark, 0.9)
-    c.part(both((0, 0.25), (0.2, 0.25), (0.34, 0.62), (0, 0.62)))
+    c.part(mirror((0, -0.98), (0.26, -0.88), (0.27, -0.6), (0, -0.38)), None, 0.9)
+    c.part(mirror((0, -0.9), (0.17, -0.8), (0.2, -0.6), (0, -0.46)), c.dark, 0.9)
+    c.part(mirror((0, 0.25), (0.2, 0.25), (0.34, 0.62), (0, 0.62)))
     for x in (-0.1, 0.1):
         c.line([(x, -0.48), (1.2 * x, -0.3), (x, -0.1)], WHITE, 0.03)
 
@@ -340,23 +277,23 @@ def top(c: Canvas, cuff: Point) -> float:
         )
         c.strap(side * [(x + 0.11, y - 0.05), (x - 0.11, y + 0.06)], c.trim, 0.05)
     c.part(
-        both((0, -0.72), (neck + 0.02, -0.74), (0.46, -0.6), (0.42, -0.1), (hem, 0.8), (0, 0.83))
+        mirror((0, -0.72), (neck + 0.02, -0.74), (0.46, -0.6), (0.42, -0.1), (hem, 0.8), (0, 0.83))
     )
     c.line([(-hem, 0.73), (0, 0.76), (hem, 0.73)], c.ink)
     return neck
 
 
 def neckline(c: Canvas, neck: float, depth: float) -> None:
-    opening = both((0, -0.79), (neck, -0.78), (neck * 0.9, depth - 0.78), (0, depth - 0.7))
-    c.part(grown(opening, 1.25), c.trim, 0.7)
+    opening = mirror((0, -0.79), (neck, -0.78), (neck * 0.9, depth - 0.78), (0, depth - 0.7))
+    c.part(grow(opening, 1.25), c.trim, 0.7)
     c.part(opening, c.dark, 0.7)
 
 
 def tank_top(c: Canvas) -> None:
     neck, hem = c.vary(0.18, 0.25), c.vary(0.42, 0.55)
-    c.part(both((0, -0.6), (neck, -0.84), (neck + 0.12, -0.84), (0.34, -0.4), (0, -0.2)), c.dark)
+    c.part(mirror((0, -0.6), (neck, -0.84), (neck + 0.12, -0.84), (0.34, -0.4), (0, -0.2)), c.dark)
     strap = [(neck, -0.84), (neck + 0.14, -0.84), (0.3, -0.42), (0.45, -0.22)]
-    c.part(both((0, -0.35), (neck - 0.04, -0.46), *strap, (hem, 0.8), (0, 0.84)), None, 0.35)
+    c.part(mirror((0, -0.35), (neck - 0.04, -0.46), *strap, (hem, 0.8), (0, 0.84)), None, 0.35)
     c.line([(-hem, 0.72), (0, 0.76), (hem, 0.72)], c.trim, 0.04)
 
 
@@ -367,3 +304,11 @@ KINDS: dict[str, tuple[Callable[[Canvas], None], ...]] = {
     "handbag": (tote, satchel, clutch, hobo),
     "topwear": (t_shirt, pullover, hoodie, tank_top),
 }
+
+
+def draw(class_name: str, index: int, rng: np.random.Generator) -> Image.Image:
+    """One RGB picture. The kinds of a class take turns, so that every split has all of them."""
+    kinds = KINDS[class_name]
+    canvas = Canvas(rng)
+    kinds[index % len(kinds)](canvas)
+    return photograph(canvas.sheet, rng)
