@@ -95,7 +95,7 @@ def test_a_clean_folder_gets_a_clean_bill(clean: Path, examine: Examine) -> None
     assert report["counts"] == {
         split: {"bottomwear": 8, "handbag": 8, "topwear": 8} for split in ("train", "val", "test")
     }
-    assert "No faults found.\n" in text and "LEAKAGE" not in text and "(train," not in text
+    assert "No problems found.\n" in text and "LEAKAGE" not in text and "(train," not in text
 
 
 def test_every_planted_fault_is_found_under_its_heading_and_nothing_else(
@@ -145,8 +145,8 @@ def test_every_planted_fault_is_found_under_its_heading_and_nothing_else(
         "truncated" in report["unreadable"][0]["reason"]
         and report["misnamed"][0]["format"] == "PNG"
     )
-    assert text.startswith("LEAKAGE: photos of val (1) and test (1) are in train too")
-    assert "MISSING from test: bottomwear." in text and "No faults" not in text
+    assert text.startswith("LEAKAGE: photos of val (1) and test (1) are in train, too")
+    assert "MISSING from test: bottomwear." in text and "No problems" not in text
     headings = [
         line.partition(" (")[0]
         for line in text.splitlines()
@@ -196,7 +196,7 @@ def test_a_trained_network_contradicts_a_flipped_label(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        doctor, "SURE", 0.5
+        doctor, "CONTRADICTED_FROM", 0.5
     )  # the small network of the tests has learnt from wrong classes, too, and is sure of little
     folder = Path(shutil.copytree(trained.model, tmp_path / "model"))
     answer = call(doctor, *at(planted, folder, tmp_path / "cache"))
@@ -217,7 +217,7 @@ def test_a_trained_network_contradicts_a_flipped_label(
         e["class"] for e in report["contradicted"] if e["predicted"] == "handbag"
     }, "those are handbags"
     assert all(
-        e["probability"] >= doctor.SURE and e["predicted"] != e["class"]
+        e["probability"] >= doctor.CONTRADICTED_FROM and e["predicted"] != e["class"]
         for e in report["contradicted"]
     )
     assert "CONTRADICTED" in answer.stdout and ": handbag, " in answer.stdout
@@ -231,7 +231,7 @@ def test_the_doctor_is_a_command_of_its_own(clean: Path, tmp_path: Path) -> None
         capture_output=True,
         text=True,
     )
-    assert "No faults found." in done.stdout and done.stderr == ""
+    assert "No problems found." in done.stdout and done.stderr == ""
     assert (tmp_path / "doctor.json").exists()
 
 
