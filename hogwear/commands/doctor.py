@@ -27,7 +27,7 @@ MAX_LINES = 20  # per heading; doctor.json has everything
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Look for problems in the photos, and write a report to model/doctor.json. Changes no photo."""
+    """Look for problems in the photos, and write them to model/doctor.json. Changes no photo."""
 
 
 def main(settings: Settings) -> None:

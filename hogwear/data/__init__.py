@@ -1,3 +1,3 @@
-"""From a folder or table to pixels: photos, splits, contents, decoding, the cache, near duplicates.
-Nothing here knows of networks; torch is not imported.
+"""From a folder or table to pixels: photos, splits, decoding, the cache, near duplicates, checks.
+Nothing here knows about networks, and nothing imports torch.
 """

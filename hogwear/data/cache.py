@@ -1,4 +1,4 @@
-"""The cache of decoded photos: each is decoded once, by all CPUs, while the program does other work.
+"""The cache of photos: each is decoded once, by all CPUs, while the program does other work.
 
 decoding = cache.start(photos.train, 160)  # forks the workers
 import model                               # takes seconds

@@ -112,7 +112,7 @@ class CacheFolder:
         write_atomically(self.path / SKIPPED, b"{}")
 
     def others(self) -> list[Path]:
-        """The folders beside it: the split as it was before photos changed, and with other limits."""
+        """The folders beside it: the split before photos changed, or with other limits."""
         return [
             entry for entry in self.path.parent.iterdir() if entry.is_dir() and entry != self.path
         ]

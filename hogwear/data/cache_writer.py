@@ -1,4 +1,4 @@
-"""Fill a folder of the cache: workers decode photos into its files, and their parent records progress."""
+"""Fill a folder of the cache: workers decode photos into it, and their parent notes progress."""
 
 import io
 import json

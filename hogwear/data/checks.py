@@ -1,4 +1,4 @@
-"""What can be wrong with photos, as far as it shows without a network: duplicates, leakage, bad files.
+"""Problems in photos that show without a network: duplicates, leakage, bad files.
 
 The results are entries for doctor.json; docs/doctor.md describes them.
 """

@@ -18,9 +18,9 @@ SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)  # a first l
 def read_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each row that is not empty, the header first.
 
-    The separator is what a first line `sep=;` says, else the one that the header has most of: comma,
-    semicolon or tab. A row may be shorter than the header; if it is longer, the surplus belongs to
-    the last cell, which somebody forgot to quote. Raises BadInput for a file that is not CSV.
+    The separator is what a first line `sep=;` says, else the most frequent one in the header: a
+    comma, semicolon or tab. A row may be shorter than the header; if it is longer, the surplus
+    belongs to the last cell, which somebody forgot to quote. Raises BadInput for invalid CSV.
     """
     if (megabytes := file.stat().st_size / 1e6) > MAX_MEGABYTES:
         raise BadInput(

@@ -132,7 +132,7 @@ def label_photos(folder: Path, paths_by_label: Iterable[Paths]) -> Labelled:
 def make_splits(
     listing: Listing, root: Path, cache_dir: Path, splitter: Splitter
 ) -> dict[str, Split]:
-    """{split: its photos}; test only if there is one. Photos that the cache does not know are read."""
+    """{split: its photos}; test only if there is one. Reads photos that the cache does not know."""
     paths = Paths.joined(paths for paths, _ in listing.splits.values())
     labels = np.concatenate([labels for _, labels in listing.splits.values()])
     hashes = contents.read_contents(paths, root, cache_dir, splitter.limits)

@@ -1,4 +1,4 @@
-"""Load a split: decode its photos with a progress bar, and exclude photos that must not be measured."""
+"""Load a split: decode its photos with a progress bar, and exclude what was trained on."""
 
 import sys
 from collections.abc import Callable

@@ -112,7 +112,8 @@ def have_similar_colours(colours: UInt8Array, one: Int64Array, other: Int64Array
 def group_pairs(count: int, pairs: Int64Array) -> list[list[int]]:
     """The rows, of `count`, that pairs connect (union-find).
 
-    Each group is sorted; groups are sorted by their first rows. Rows without a partner are left out.
+    Groups are sorted, each by itself and all by their first rows. Rows without a partner are left
+    out.
     """
     parent = list(range(count))
 

@@ -1,4 +1,4 @@
-"""Find the photo that a row of a table means, for a million rows: each folder is listed only once."""
+"""Find the photos that the rows of a table name. For a million rows, each folder is listed once."""
 
 import os
 from collections import defaultdict
@@ -33,11 +33,11 @@ class RowFiles:
         self.by_parent: dict[str, Listing | None] = {}  # as rows write it; None: it leads out
 
     def find(self, value: str) -> str:
-        r"""The path of a photo within the folder, for what a row says: a path, or a name in images/.
+        r"""The path within the folder of the photo that a row names by its path or name in images/.
 
-        The suffix may be missing. A file with exactly this name is preferred; otherwise a file that
-        another system may call so is found, for example with `images\1.JPG`. Raises SkippedRow if
-        there is no such file, if there are several, and if the path leads out of the folder.
+        The suffix may be missing. If no file has exactly this name, one that another system may
+        write so is found: `images\1.JPG` for images/1.jpg. Raises SkippedRow if there is no such
+        file, if there are several, and if the path leads out of the folder.
         """
         if not value or len(value) > MAX_PATH:
             raise SkippedRow(NO_IMAGE, value)

@@ -1,4 +1,4 @@
-"""Read photos in worker processes that a hostile photo may crash or block without harm to the run."""
+"""Read photos in worker processes, which a hostile photo may crash or hang, but not the run."""
 
 import mmap
 import os
@@ -93,7 +93,7 @@ class SafeReader:
             self.current_rows[self.rank] = IDLE
 
     def on_worker_death(self, rank: int, exitcode: int) -> bool:
-        """Reject the photo that killed a worker. False if no photo did: SIGKILL can come from anywhere."""
+        """Reject the photo that killed a worker. False if none did: anyone can send SIGKILL."""
         row = int(self.current_rows[rank])
         self.current_rows[rank] = IDLE
         if row == IDLE or -exitcode not in (signal.SIGPROF, *CRASHES):

@@ -57,7 +57,7 @@ class Splitter:
     def split(
         self, photos: Split, class_names: tuple[str, ...], shares: dict[str, float], folder: Path
     ) -> dict[str, Split]:
-        """{split: its photos} for train and the splits that have `shares`. `folder` is for messages.
+        """{split: its photos} for train and the splits with `shares`. `folder` is for messages.
 
         Unreadable photos are in train, where they are skipped. Raises BadInput for a class with
         fewer photos than splits or without photos to train on, and for a val or test without any

@@ -197,7 +197,7 @@ def read_table(file: Path, columns: Columns) -> Table:
     """The photos that a table names, in its own folder.
 
     A photo with different classes is left out, because nothing tells which one is right. Raises
-    BadInput if the file is not a table, if its columns are unclear, or if no class has enough photos.
+    BadInput for a file that is not a table, unclear columns, and too few photos in every class.
     """
     rows = read_rows(file)
     layout = Layout.detect(next(rows, (0, []))[1], columns, file)

@@ -1,3 +1,3 @@
-"""What any program needs from its machine: CPUs, memory, worker processes, files, text, flags, errors.
-Nothing here knows of photos, networks or training.
+"""What any program needs: CPUs and memory, worker processes, files, text, flags, errors.
+Nothing here knows about photos, networks or training.
 """

@@ -25,7 +25,7 @@ def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
 
 
 def exit_on_interrupt(signum: int, frame: object) -> NoReturn:
-    """Ctrl-C when there is nothing to save. No KeyboardInterrupt: importing torch may swallow it."""
+    """Ctrl-C when there is nothing to save. KeyboardInterrupt could get lost in an import."""
     with suppress(OSError):
         os.write(sys.stderr.fileno(), f"{command_name()}: interrupted\n".encode())
     os._exit(130)

@@ -34,7 +34,7 @@ class Manifest:
         )
 
     def write(self, path: Path, content: bytes) -> None:
-        """Record a file, then write it. A kill in between leaves a surplus line, which is harmless."""
+        """Record a file, then write it. A kill in between leaves a harmless line too many."""
         name, digest = str(path.relative_to(self.folder)), hash_content(content)
         self.digests.setdefault(name, set()).add(digest)
         with naming(self.file), self.file.open("a") as file:

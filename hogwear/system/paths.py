@@ -12,7 +12,7 @@ STRINGS_AT_ONCE = 4096
 
 
 class Paths:
-    """Paths in one block of bytes, made into objects on demand: 200,000 objects would take 40 MB."""
+    """Paths in one block of bytes, made into objects on demand: 200,000 objects take 40 MB."""
 
     def __init__(self, paths: Iterable[str | Path] = ()) -> None:
         self.encoded = bytearray()

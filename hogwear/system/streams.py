@@ -24,7 +24,7 @@ class Output(io.FileIO):
 
 
 class Messages(io.FileIO):
-    """Standard error. A message that cannot be written is lost; no run ends because of a warning."""
+    """Standard error. A message that cannot be written is lost; no run ends for a warning."""
 
     def write(self, text: "ReadableBuffer") -> int:
         with suppress(OSError):

@@ -39,7 +39,7 @@ def is_visible(character: str) -> bool:
 
 
 def normalize(text: str) -> str:
-    """The form in which names are compared, Unicode's NFC: é may be one character or, on macOS, two."""
+    """Unicode's NFC, in which names are compared: é may be one character or, on macOS, two."""
     return unicodedata.normalize("NFC", text)
 
 

@@ -1,4 +1,4 @@
-"""Worker processes that take numbered items from a pipe each. Dead ones are replaced, and nothing needs a lock.
+"""Worker processes that take numbered items from a pipe each. Dead ones are replaced; no locks.
 
 The parent keeps two items in each worker's pipe and reads the results, so a slow worker gets fewer
 items. A killed worker (a hostile photo, the OOM killer) costs only the items it had in flight, and
@@ -42,7 +42,7 @@ class Slot:
 
 
 class Workers:
-    """`count` processes. Each calls `prepare(rank)`, which returns its jobs: {name: function of an item}.
+    """`count` processes. Each calls `prepare(rank)`, which returns its jobs, {name: function}.
 
         with Workers(2, lambda rank: {"square": lambda n: n * n}) as workers:
             dict(workers.run("square", range(10)))

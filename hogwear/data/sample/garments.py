@@ -267,7 +267,7 @@ def hoodie(c: Canvas) -> None:
 
 
 def top(c: Canvas, cuff: Point) -> float:
-    """A body and two sleeves, the right one with its cuff around this point; returns half the width of the neck."""
+    """A body and two sleeves, the right one with its cuff here. Returns half the neck's width."""
     x, y = cuff
     neck, hem = c.vary(0.17, 0.24), c.vary(0.42, 0.52)
     for side in np.array([(1, 1), (-1, 1)]):
