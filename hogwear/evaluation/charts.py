@@ -1,4 +1,4 @@
-"""The charts of an evaluation: PNG files, and SVG for the report, in the colour of its text."""
+"""The charts of an evaluation: PNG files, and SVG for the report, in its colours."""
 
 import io
 import re
@@ -51,7 +51,13 @@ def save_chart(figure: Figure, file: Path) -> str:
     svg = svg[svg.index("<svg") :]
     for name in ("width", "height"):  # the page sets them, from the viewBox
         svg = re.sub(rf'(<svg [^>]*?){name}="[^"]*"', r"\1", svg, count=1)
-    return svg.replace(INK, "currentColor")
+    for colour, variable in {
+        INK: "currentColor",
+        BLUE: "var(--blue)",
+        ORANGE: "var(--orange)",
+    }.items():
+        svg = svg.replace(colour, variable)
+    return svg
 
 
 def find_confusions(matrix: Int64Array) -> Int64Array:
@@ -112,7 +118,7 @@ def draw_learning_curves(history: Sequence[dict[str, float]]) -> Figure:
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
             values = [row[name] for row in history]
             label = name.partition("_")[0]
-            axes.plot(epochs, values, "o-", color=colour, markersize=4, label=label)
+            axes.plot(epochs, values, "o-", color=colour, markersize=4, label=label, clip_on=False)
         axes.set_title(title)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.set_xticks(epochs[:: -(-len(epochs) // SHOWN_EPOCHS)])
@@ -120,7 +126,7 @@ def draw_learning_curves(history: Sequence[dict[str, float]]) -> Figure:
         if len(names) > 1:
             axes.legend()
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(values) or 1)
     for axes in figure.axes[2:]:
         axes.set_xlabel("Epoch")
     return figure
@@ -151,6 +157,7 @@ def draw_reliability_diagram(evaluation: Evaluation) -> Figure:
             marker=marker,
             alpha=0.8,
             linewidths=0,
+            clip_on=False,
             label=label,
         )
     edges = np.linspace(0, 1, len(bins["count"]) + 1)

@@ -10,15 +10,15 @@ SOFT = "#5b6470"  # text that matters less
 GREY = "#8a929b"  # axes and grids
 PALE = "#bfc5cc"  # bars and frames that are not highlighted
 
-# The CSS variables of the report. `good` and `bad` are for text, so they have more contrast.
+# The CSS variables of the report. Orange is also a colour of text there, so it has more contrast.
 LIGHT = {
     "ink": INK,
     "soft": SOFT,
     "line": "#d9dde2",
     "page": "#ffffff",
     "card": "#f5f6f8",
-    "good": BLUE,
-    "bad": "#b84a00",
+    "blue": BLUE,
+    "orange": "#b84a00",
 }
 DARK = {
     "ink": "#e6e8eb",
@@ -26,6 +26,6 @@ DARK = {
     "line": "#3a4048",
     "page": "#16191d",
     "card": "#20242a",
-    "good": "#56b4e9",
-    "bad": "#ff9a4d",
+    "blue": "#56b4e9",
+    "orange": "#ff9a4d",
 }

@@ -8,7 +8,7 @@ import pytest
 
 from hogwear.evaluation import charts
 from hogwear.evaluation.evaluation import Evaluation
-from hogwear.evaluation.palette import INK
+from hogwear.evaluation.palette import BLUE, INK, ORANGE
 
 NAMES = tuple(f"class {n:03d}" for n in range(200))
 CONFUSED = [(7, 190, 9), (190, 7, 3), (50, 51, 8), (0, 199, 1)]
@@ -75,4 +75,5 @@ def test_an_svg_takes_the_colour_and_the_width_of_the_page(tmp_path: Path) -> No
         svg = charts.save_chart(figure, tmp_path / "chart.png")
         start = svg[: svg.index(">")]
         assert start.startswith("<svg") and "width=" not in start and "height=" not in start
-        assert "currentColor" in svg and INK not in svg and "viewBox" in start
+        assert "viewBox" in start and "currentColor" in svg and "var(--blue)" in svg
+        assert not [colour for colour in (INK, BLUE, ORANGE) if colour in svg]
