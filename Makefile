@@ -8,8 +8,9 @@ SHELL := bash
 PYTHON ?= python3
 SCRIPTS := .ci/run docker/entrypoint docker/torch-index-url tests/smoke_test.sh
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
-NUMERIC := $(addprefix tests/,commands/test_export.py test_eval.py test_infer.py test_model.py \
-  test_train.py training/test_hogwild.py training/test_time_budget.py)
+NUMERIC := $(addprefix tests/,commands/test_export.py evaluation/test_mistakes.py \
+  evaluation/test_predict.py networks test_eval.py test_infer.py test_model.py test_train.py \
+  training/test_closed_form.py training/test_hogwild.py training/test_time_budget.py)
 SBOM ?= sbom.json
 ENGINE := docker compose version > /dev/null 2>&1 && docker info > /dev/null 2>&1
 
