@@ -10,22 +10,14 @@ SOFT = "#5b6470"  # text that matters less
 GREY = "#8a929b"  # axes and grids
 PALE = "#bfc5cc"  # bars and frames that are not highlighted
 
-# The CSS variables of the report. Orange is also a colour of text there, so it has more contrast.
-LIGHT = {
-    "ink": INK,
-    "soft": SOFT,
-    "line": "#d9dde2",
-    "page": "#ffffff",
-    "card": "#f5f6f8",
-    "blue": BLUE,
-    "orange": "#b84a00",
-}
-DARK = {
-    "ink": "#e6e8eb",
-    "soft": "#a3abb5",
-    "line": "#3a4048",
-    "page": "#16191d",
-    "card": "#20242a",
-    "blue": "#56b4e9",
-    "orange": "#ff9a4d",
+# The CSS variables of the report, light and dark. Its orange has more contrast, because it is also
+# a colour of text there.
+REPORT = {
+    "ink": (INK, "#e6e8eb"),
+    "soft": (SOFT, "#a3abb5"),
+    "line": ("#d9dde2", "#3a4048"),
+    "page": ("#ffffff", "#16191d"),
+    "card": ("#f5f6f8", "#20242a"),
+    "blue": (BLUE, "#56b4e9"),
+    "orange": ("#b84a00", "#ff9a4d"),
 }

@@ -10,10 +10,9 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageColor
 
-from hogwear.evaluation import charts
+from hogwear.evaluation import charts, palette
 from hogwear.evaluation.evaluation import Evaluation
 from hogwear.evaluation.mistakes import Mistake
-from hogwear.evaluation.palette import DARK, LIGHT, ORANGE
 from hogwear.system.arrays import FloatArray, UInt8Array
 from hogwear.system.artifacts import REPORT
 from hogwear.system.files import write_atomically
@@ -46,8 +45,7 @@ def write_report(
     environment.filters["photos"] = lambda count: plural(count, "photo")
     page = environment.get_template("report.html").render(
         r=results,
-        light=LIGHT,
-        dark=DARK,
+        palette=palette.REPORT,
         charts={
             name: Markup(charts.save_chart(figure, folder / f"{name}.png"))
             for name, figure in figures.items()
@@ -90,5 +88,5 @@ def overlay(image: UInt8Array, activation_map: FloatArray) -> UInt8Array:
     mask = Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
     opacity = 0.7 * np.asarray(mask).clip(0, 1)[..., None]
     grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    blended = (1 - opacity) * grey + opacity * np.array(ImageColor.getrgb(ORANGE))
+    blended = (1 - opacity) * grey + opacity * np.array(ImageColor.getrgb(palette.ORANGE))
     return blended.astype(np.uint8)

@@ -4,7 +4,6 @@ Frozen weights are kept in oneDNN's own layout; ReLU6 and residual sums are part
 (docs/decisions/fused-trunk.md).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hogwear.networks import kernels
-from hogwear.networks.kernels import Geometry, PlainConvolution
+from hogwear.networks.kernels import Operands, PlainConvolution
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -58,13 +57,8 @@ class FrozenDepthwise(torch.autograd.Function):
         return F.conv2d(spread, weight, groups=channels).permute(0, 2, 3, 1), None
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The operands of a frozen layer, ready to use, and what they were made for."""
-
-    key: tuple[object, ...]
-    weight: Tensor
-    bias: Tensor
+# What operands were packed for, and the operands.
+Packed = tuple[tuple[object, ...], Operands]
 
 
 class Conv(nn.Module):
@@ -114,32 +108,17 @@ def fused_conv(
     elif (top, left) != (bottom, right):
         x, bottom, right = F.pad(x, (left, right, top, bottom)), 0, 0
     kernel = kernels.convolution if x.dtype in kernels.FUSED_DTYPES else PlainConvolution
-    geometry = Geometry((bottom, right), stride, groups)
+    key = x.dtype, (bottom, right), zeros, kernel, layer.weight.data_ptr(), layer.weight._version
+    if layer.packed is not None and layer.packed[0] == key:
+        operands = layer.packed[1]
+    else:
+        weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
+        weight = F.pad(weight.to(x.dtype), (zeros[0], 0, zeros[1], 0))
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        operands = Operands(weight, layer.bias.to(x.dtype), (bottom, right), stride, groups)
+        if not layer.weight.requires_grad:  # frozen: packed once, until the weight changes
+            operands = kernel.pack(operands, x.shape)
+            layer.packed = key, operands
     if residual is not None:
         residual = residual.permute(0, 3, 1, 2)
-    operands = operands_of(layer, x, geometry, zeros, kernel)
-    return kernel.apply(x, operands, geometry, relu6, residual).permute(0, 2, 3, 1)
-
-
-def operands_of(
-    layer: Conv | Pointwise,
-    x: Tensor,
-    geometry: Geometry,
-    zeros: tuple[int, int],
-    kernel: type[PlainConvolution],
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias in the dtype of x, with `zeros` columns and rows of zeros before the weight.
-
-    Those of a frozen layer are packed for x, (B, C, H, W), and kept until the weight changes.
-    """
-    key = x.dtype, zeros, kernel, layer.weight.data_ptr(), layer.weight._version
-    if layer.packed is not None and layer.packed.key == key:
-        return layer.packed.weight, layer.packed.bias
-    weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
-    weight = F.pad(weight.to(x.dtype), (zeros[0], 0, zeros[1], 0))
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    bias = layer.bias.to(x.dtype)
-    if not layer.weight.requires_grad:
-        weight = kernel.pack(weight, geometry, x.shape)
-        layer.packed = Packed(key, weight, bias)
-    return weight, bias
+    return kernel.apply(x, operands, relu6, residual).permute(0, 2, 3, 1)

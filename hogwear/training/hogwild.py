@@ -119,8 +119,10 @@ def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
     gradient of another worker, can throw a layer far off. Only for weights that are good already: random ones would stay where they are.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    allowed = kernels.norms([p.detach() for p in parameters]).clamp(min=1e-3) * CLIP
-    kernels.scale(gradients, (allowed / kernels.norms(gradients).clamp(min=1e-12)).clamp(max=1.0))
+    for p, gradient in zip(parameters, gradients, strict=True):
+        allowed = torch.linalg.vector_norm(p.detach()).clamp(min=1e-3) * CLIP
+        norm = torch.linalg.vector_norm(gradient).clamp(min=1e-12)
+        gradient.mul_((allowed / norm).clamp(max=1.0))
 
 
 def trainer(net: Network, momentum: Tensor, course: Course) -> Callable[[int], Result]:

@@ -14,14 +14,12 @@ from torch import Tensor
 import model
 import train
 from hogwear.networks import kernels
-from hogwear.networks.kernels import Geometry, PlainConvolution, random_tensors, select
+from hogwear.networks.kernels import Operands, PlainConvolution, random_tensors, select
 
 REFERENCES: dict[str, Any] = {
     "convolution": PlainConvolution,
     "relu6_backward": kernels.plain_relu6_backward,
     "sgd_step": kernels.plain_sgd_step,
-    "norms": kernels.plain_norms,
-    "scale": kernels.plain_scale,
 }
 
 
@@ -47,9 +45,9 @@ def test_a_fused_convolution_equals_its_reference(
     )
     x = 3 * x.contiguous(memory_format=torch.channels_last)
     padding = kernel_size // 2
-    geometry = Geometry((padding, padding), stride, groups)
+    operands = Operands(weight, bias, (padding, padding), stride, groups)
     fast, reference = (
-        kernel.apply(x, (kernel.pack(weight, geometry, x.shape), bias), geometry, relu6, None)
+        kernel.apply(x, kernel.pack(operands, x.shape), relu6, None)
         for kernel in (kernels.OneDNNConvolution, PlainConvolution)
     )
     assert reference.std() > 1 and (reference.max() == 6) == relu6
@@ -59,10 +57,9 @@ def test_a_fused_convolution_equals_its_reference(
 def test_a_fused_residual_equals_its_reference() -> None:
     x, weight, bias, residual = random_tensors((2, 8, 5, 7), (6, 8, 1, 1), (6,), (2, 6, 5, 7))
     channels_last = [t.contiguous(memory_format=torch.channels_last) for t in (x, residual)]
+    operands = Operands(weight, bias, (0, 0), 1, 1)
     fast, reference = (
-        kernel.apply(
-            channels_last[0], (weight, bias), Geometry((0, 0), 1, 1), False, channels_last[1]
-        )
+        kernel.apply(channels_last[0], operands, False, channels_last[1])
         for kernel in (kernels.OneDNNConvolution, PlainConvolution)
     )
     assert torch.allclose(fast, reference, atol=1e-5)
@@ -93,17 +90,6 @@ def test_a_step_of_sgd_equals_torchs_optimizer(kernel: kernels.SgdStep, momentum
         optimizer.step()
     for p, q, start in zip(ours, theirs, random_tensors(*shapes), strict=True):
         assert torch.allclose(p, q, atol=1e-6) and not torch.allclose(p, start, atol=0.1)
-
-
-def test_norms_and_scaling_are_those_of_each_tensor() -> None:
-    first, second = random_tensors((8, 4), (3,))
-    for norms in (kernels.foreach_norms, kernels.plain_norms):
-        expected = torch.tensor([float((t * t).sum()) ** 0.5 for t in (first, second)])
-        assert torch.allclose(norms([first, second]), expected)
-    for scale in (kernels.foreach_scale, kernels.plain_scale):
-        scaled = [first.clone(), second.clone()]
-        scale(scaled, torch.tensor([0.5, 3.0]))
-        assert torch.equal(scaled[0], 0.5 * first) and torch.equal(scaled[1], 3 * second)
 
 
 def missing_operation(x: Tensor) -> Tensor:
@@ -140,8 +126,6 @@ def test_an_operation_that_fails_is_replaced_and_the_reason_is_printed(
 WITHOUT_THEM = """
 import torch
 torch._fused_sgd_ = None
-del torch._foreach_norm
-torch._foreach_mul_ = lambda tensors, factors: None
 torch.ops.mkldnn._convolution_pointwise = torch.relu
 torch.ops.aten.hardtanh_backward = None
 from hogwear.networks import kernels
