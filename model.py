@@ -201,10 +201,10 @@ def load_checkpoint(model_dir: Path) -> Checkpoint:
 def validate_checkpoint(saved: Checkpoint) -> Checkpoint:
     """The same checkpoint. BadInput where its content is not what this version of train writes."""
     try:
-        schema.require_valid(saved.state, build)
-    except schema.Odd as odd:
+        schema.validate(saved.state, build)
+    except schema.InvalidState as error:
         raise BadInput(
-            f"{saved.file}: not what train writes ({odd}); move it away, or train with --fresh"
+            f"{saved.file}: not what train writes ({error}); move it away, or train with --fresh"
         ) from None
     return saved
 

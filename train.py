@@ -1,62 +1,60 @@
 """Train a classifier on the photos in data/, with Hogwild on all CPUs, into model/checkpoint.pt.
 
-python train.py                        # from ImageNet weights; goes on where an interrupted run stopped
+python train.py                     # starts from ImageNet weights, or resumes an interrupted run
 python train.py --epochs 5 --image-size 160
-python train.py --fresh                # starts over; the old checkpoint is kept beside the new one
+python train.py --fresh             # starts a new run; the old checkpoint is kept beside it
 """
 
-import fcntl
 import importlib
-import itertools
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hogwear.cluster import membership
 from hogwear.cluster.membership import Rank
-from hogwear.cluster.peers import SINGLE_MACHINE, PeerLost, Peers, SingleMachine
-from hogwear.commands.common import SharedSettings
-from hogwear.data import dataset, leakage, loading
-from hogwear.data.contents import shorten_hashes
-from hogwear.data.loading import Loader
+from hogwear.cluster.peers import SINGLE_MACHINE, Peers, SingleMachine
+from hogwear.commands.common import SharedSettings, require_same_classes
+from hogwear.data import dataset, leakage
+from hogwear.data.loading import Loader, exclude_trained_on
 from hogwear.data.photos import Photos
 from hogwear.data.pixels import Pixels
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
 from hogwear.system import command, machine, signals
-from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
+from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
-from hogwear.system.text import escape
+from hogwear.system.text import escape, plural
 from hogwear.training.hyperparameters import (
     ARCHITECTURES,
     RANGES,
     UNBALANCED,
     Hyperparameters,
-    choose,
+    choose_hyperparameters,
 )
-from hogwear.training.photo_sets import PhotoSet, PhotoSets
+from hogwear.training.model_folder import ModelFolder
+from hogwear.training.photo_sets import PhotoSet, PhotoSets, add_photos
 
 if TYPE_CHECKING:
-    from hogwear.networks.network import Network
     from hogwear.training.checkpoint import Checkpoint
+    from hogwear.training.run_state import RunState
     from hogwear.training.time_budget import Budget
-    from hogwear.training.trainer import Trainer
+    from hogwear.training.trainer import Trainer, TrainingData
 
-# torch takes seconds to import. Here that is done while the photos are decoded, so nothing above may import it.
+# torch takes seconds to import, so it is imported while the photos are decoded, or to load a
+# checkpoint. Nothing above may import it.
 
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Train a classifier on the photos in data/, with Hogwild on all CPUs; write model/checkpoint.pt.
+    """Train a classifier on the photos in data/ with Hogwild on all CPUs: model/checkpoint.pt.
 
     An interrupted run resumes where it stopped; a finished one is trained for --epochs more.
     """
@@ -122,173 +120,202 @@ class Settings(SharedSettings):
     )
 
     @property
-    def processes(self) -> int:
-        """That train."""
+    def num_workers(self) -> int:
         return self.workers or machine.cpus()
 
+    @property
+    def hyperparameter_flags(self) -> dict[str, Any]:
+        """The hyperparameters that the user has set."""
+        values = {field.name: getattr(self, field.name) for field in fields(Hyperparameters)}
+        return {name: value for name, value in values.items() if value is not None}
 
-SAME = (
-    "arch",
-    "image_size",
-    "epochs",
-    "batch_size",
-    "lr",
-    "momentum",
-    "seed",
-    "sync_every",
-)  # on all machines of a cluster
+    @property
+    def cluster_flags(self) -> dict[str, Any]:
+        """The flags that must be equal on all machines of a cluster."""
+        names = "arch image_size epochs batch_size lr momentum seed sync_every"
+        return {name: getattr(self, name) for name in names.split()}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run begins with."""
+    """Everything that training starts from."""
 
-    photos: Photos
-    known: SplitAssignments  # how they are divided
-    choices: Hyperparameters
-    workers: int
+    checkpoint: "Checkpoint | None"  # to resume from
+    assignments: SplitAssignments
+    state: "RunState"
+    data: "TrainingData"
+    val_of_best: Pixels | None  # for the best weights, if they were measured on other photos
     budget: "Budget | None"
-    train: Pixels
-    val: Pixels
-    saved: "Checkpoint | None"
-    photo_sets: PhotoSets
-    val_of_best: (
-        Pixels | None
-    )  # to measure the saved best weights on again: other photos than they were measured on
 
 
 def main(settings: Settings) -> None:
     started = time.monotonic()
     machine.keep_freed_memory()
-    here = membership.read_rank()
-    machines = here.machines if here else 1
-    if here:
-        join(here, settings)
-    lock = claim(settings.model_dir) if here is None or here.number == 0 else None
-    with Peers(here, "prepare") if here else SINGLE_MACHINE as others:
-        prepared = prepare(settings, others, started)
-        run = open_run(prepared, settings.cache_dir, others) if prepared else None
-        others.barrier()
-    if prepared is None or run is None:
+    rank = join_cluster(settings)
+    is_first = rank is None or rank.number == 0
+    folder = ModelFolder(settings.model_dir)
+    if is_first:
+        folder.claim()
+    with Peers(rank, "prepare") if rank else SINGLE_MACHINE as cluster:
+        prepared = prepare(settings, folder, cluster, started)
+        trainer = create_trainer(settings, folder, cluster, prepared) if prepared else None
+        cluster.barrier()
+    if prepared is None or trainer is None:
         return
-    if lock:
-        set_aside(settings.model_dir, prepared.saved)
-    with (
-        nullcontext() if lock else suppress(OSError)
-    ):  # other machines than rank 0 may be without a model folder
-        prepared.known.write(settings.model_dir)
-    run.take(prepared.known.version(), prepared.photos.train.contents.hashes)
-    connect = connection(here, len(prepared.photos.train), settings.sync_every, run.epochs_done)
-    with signals.Stop() as stop:
-        try:
-            run.fit(
-                prepared.train,
-                prepared.val,
-                prepared.workers,
-                settings.model_dir,
-                stop,
-                prepared.budget,
-                connect,
-            )
-        except PeerLost:
-            if run.session.images:
-                with suppress(BadInput):  # of claim: rank 0 is there, and saves
-                    lock = lock or claim(settings.model_dir)
-                    run.write(settings.model_dir)
-            raise
-    if not run.finished:
-        print(f"Stopped after {run.images_seen * machines} images; run train again to go on.")
+    if is_first:
+        folder.set_aside(prepared.checkpoint)
+    with nullcontext() if is_first else suppress(OSError):  # others may have no model folder
+        prepared.assignments.write(settings.model_dir)
+    with signals.Stop() as stop, connect(rank, trainer, settings.sync_every) as cluster:
+        trainer.fit(stop, cluster, prepared.budget)
+    if not trainer.state.finished:
+        print(f"Stopped after {trainer.state.images_seen} images; run train again to resume.")
         sys.exit(128 + stop.signal)
-    if lock:
-        lock.close()
-    print(run.others.summary(), end="")
-    print(
-        f"Done: best validation accuracy {run.best['val_acc']:.4f} (epoch {run.best['epoch']}). Next: eval, infer."
-    )
+    folder.release()
+    print(cluster.summary(), end="")
+    print_result(trainer.state)
 
 
-def prepare(settings: Settings, others: SingleMachine, started: float) -> Prepared | None:
-    """Find the photos, what to go on from and what to do; decode. None where torchrun's job is done already."""
-    saved, why_none = saved_run(settings)
-    photos, splitter = divided(settings, others)
-    if isinstance(others, Peers):
-        saved = agreed(others, settings, photos, saved)
-    state = saved.state if saved else None
-    if state:
-        splitter.initial.require(state["split"])
-    if state and is_job_done(state):
+def join_cluster(settings: Settings) -> Rank | None:
+    """The rank of this machine, or None without a cluster. All but rank 0 print only warnings.
+
+    BadInput for flags that a cluster does not support.
+    """
+    rank = membership.read_rank()
+    if rank is None:
         return None
-    choices = choose(settings, state, photos.class_names, len(photos.train), others.machines)
-    workers = settings.processes
-    machine.require_memory(workers)
-    print(escape(going_on(saved) if saved else f"Starting a new run: {why_none}."))
-    budget = None
-    if choices.time_budget and (state is None or state["finished"]):
-        free = state is None and settings.image_size is None
-        budget = plan_in_time(settings, choices, free, photos, started + choices.time_budget)
-        choices = replace(
-            choices,
-            image_size=budget.image_size,
-            epochs=math.ceil(budget.images / len(photos.train)),
+    if settings.time_budget:
+        raise BadInput("--time-budget: plans for one machine; under torchrun, use --epochs")
+    if settings.fresh:
+        raise BadInput(
+            "--fresh: under torchrun, every restart would start a new run; "
+            "move the checkpoint away instead"
         )
-    print_plan(choices, workers, photos)
+    print(f"Cluster: {rank.machines} machines; this is rank {rank.number}.", flush=True)
+    if rank.number == 0:
+        membership.start_store()
+    else:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    return rank
 
-    loader = Loader(settings.cache, others.shard, others.heartbeat, shows_progress=others.rank == 0)
-    decoding = loader.start(photos.train, choices.image_size)
-    importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
-    train = loader.finish(decoding)
-    seen = shorten_hashes(photos.train.contents.hashes)
-    seen = np.union1d(seen, state["trained_on"].numpy()) if state else seen
-    val = loading.exclude_trained_on(loader.load(photos.val, choices.image_size), seen, "val")
-    if others.machines == 1:
-        leakage.warn_about_leakage(train, val, "val")
+
+def connect(rank: Rank | None, trainer: "Trainer", sync_every: int) -> SingleMachine:
+    """The connection to the other machines that train the same network."""
+    if rank is None:
+        return SINGLE_MACHINE
+    from hogwear.networks.parameters import trained_parameters
+
+    state = trainer.state
+    syncs_per_epoch = max(1, round(state.photos.train.count / sync_every))
+    epochs_done = state.snapshot.epochs_done if state.snapshot else 0.0
+    return Peers(rank, "train", trained_parameters(trainer.net), syncs_per_epoch, epochs_done)
+
+
+def prepare(
+    settings: Settings, folder: ModelFolder, cluster: SingleMachine, started: float
+) -> Prepared | None:
+    """Find checkpoint and photos, plan the run, and decode. None if torchrun's job is done."""
+    checkpoint, reason = find_checkpoint(settings, folder)
+    photos, splitter = find_photos(settings, cluster)
+    checkpoint = agree_on_checkpoint(settings, cluster, photos, checkpoint)
+    saved = load_state(checkpoint) if checkpoint else None
+    if saved:
+        splitter.initial.require(saved.split)
+        require_same_classes(saved.class_names, photos)
+        if is_job_done(saved):
+            return None
+
+    hyperparameters = choose_hyperparameters(
+        settings.hyperparameter_flags,
+        len(photos.train),
+        cluster.machines,
+        saved.next_hyperparameters if saved else None,
+        finished=bool(saved and saved.finished),
+    )
+    machine.require_memory(settings.num_workers)
+    print_start(checkpoint, saved, reason)
+    hyperparameters, budget = plan_time(settings, hyperparameters, photos, saved, started)
+    print_plan(hyperparameters, settings.num_workers, photos)
+
+    loader = Loader(settings.cache, cluster.shard, cluster.heartbeat, cluster.rank == 0)
+    trained_on = add_photos(saved.trained_on if saved else None, photos.train)
+    data = load_data(loader, photos, hyperparameters.image_size, trained_on)
+    if cluster.machines == 1:
+        leakage.warn_about_leakage(data.train, data.val, "val")
     photo_sets = PhotoSets(
         photos.is_sample,
-        *(PhotoSet.of(pixels, photos.class_names, others) for pixels in (train, val)),
+        train=PhotoSet.from_pixels(data.train, photos.class_names, cluster),
+        val=PhotoSet.from_pixels(data.val, photos.class_names, cluster),
     )
     val_of_best = None
-    if state:
-        before = PhotoSets.from_state(state["photos"])
-        if changes := "; ".join(photo_sets.changes_since(before)):
-            print(f"The photos have changed since the last run: {changes}.")
-        if state["best"] and before.val != photo_sets.val:
-            size = state["best"]["image_size"]
+    if saved:
+        print_changes(saved.photos, photo_sets)
+        best = saved.history.best
+        if best and saved.photos.val != photo_sets.val:
             val_of_best = (
-                val
-                if size == choices.image_size
-                else loading.exclude_trained_on(loader.load(photos.val, size), seen, "val")
+                data.val
+                if best.image_size == hyperparameters.image_size
+                else load_val(loader, photos, best.image_size, trained_on)
             )
-    known = splitter.assignments
-    return Prepared(
-        photos, known, choices, workers, budget, train, val, saved, photo_sets, val_of_best
+
+    from hogwear.training.run_state import RunState
+
+    state = RunState(
+        class_names=photos.class_names,
+        hyperparameters=hyperparameters,
+        photos=photo_sets,
+        split=splitter.assignments.version(),
+        trained_on=trained_on,
+        job_id=membership.read_job_id(),
     )
+    state = state.resume(saved) if saved else state
+    return Prepared(checkpoint, splitter.assignments, state, data, val_of_best, budget)
 
 
-def is_job_done(state: dict[str, Any]) -> bool:
-    """Whether torchrun's job has finished the run already, which is then said."""
-    job = membership.read_job_id()
-    if not state["finished"] or job is None or state["job"] != job:
-        return False
-    print(
-        f"Job {job} is done: validation accuracy {state['best']['val_acc']:.4f}. To train further, "
-        "give the job another name: --rdzv-id, or HOGWEAR_JOB in compose."
-    )
-    return True
+def find_checkpoint(settings: Settings, folder: ModelFolder) -> "tuple[Checkpoint | None, str]":
+    """The checkpoint to resume from, or None and why a new run starts.
+
+    BadInput for an empty data folder if the checkpoint was trained on real photos.
+    """
+
+    def load(model_dir: Path) -> "Checkpoint":
+        import torch
+
+        import model
+
+        torch.set_num_threads(1)  # in the workers too, which are forked from here
+        return model.load_checkpoint(model_dir)
+
+    checkpoint, reason = folder.saved_run(settings.fresh, load)
+    if checkpoint is None:
+        return None, reason
+    is_sample = load_state(checkpoint).photos.is_sample
+    if is_sample and not dataset.is_empty(settings.data_dir, settings.output_folders):
+        return None, (
+            f"{checkpoint.file} was trained on the built-in sample, "
+            f"and now there are photos in {settings.data_dir}"
+        )
+    settings.require_same_kind(is_sample)
+    return checkpoint, ""
 
 
-def divided(settings: Settings, others: SingleMachine) -> tuple[Photos, Splitter]:
-    """The photos, and what has divided them: on all machines as rank 0 does, which knows what the one of them knows that knows most."""
+def load_state(checkpoint: "Checkpoint") -> "RunState":
+    from hogwear.training.run_state import RunState
+
+    return RunState.load_state_dict(checkpoint.state)
+
+
+def find_photos(settings: Settings, cluster: SingleMachine) -> tuple[Photos, Splitter]:
+    """The photos, and the splitter that has assigned new ones to train, val and test.
+
+    All machines of a cluster split as rank 0 does, which starts from the longest split.json.
+    """
     mine = SplitAssignments.read(settings.model_dir)
-    known = max(
-        (
-            SplitAssignments.parse(content, mine.file)
-            for content in others.all_gather_bytes(mine.to_json())
-        ),
-        key=len,
-    )
-    splitter = Splitter(known, settings.limits)
-    photos = settings.photos(splitter) if others.rank == 0 else None
-    content = others.broadcast_bytes(0, splitter.assignments.to_json())
+    contents = cluster.all_gather_bytes(mine.to_json())
+    assignments = max((SplitAssignments.parse(text, mine.file) for text in contents), key=len)
+    splitter = Splitter(assignments, settings.limits)
+    photos = settings.photos(splitter) if cluster.rank == 0 else None
+    content = cluster.broadcast_bytes(0, splitter.assignments.to_json())
     if photos is None:
         splitter.assignments = SplitAssignments.parse(content, mine.file)
         splitter.assigns_new = False
@@ -296,196 +323,184 @@ def divided(settings: Settings, others: SingleMachine) -> tuple[Photos, Splitter
     return photos, splitter
 
 
-def connection(
-    here: Rank | None, photos: int, sync_every: int, epochs_done: float | None
-) -> "Callable[[Network], SingleMachine]":
-    """What makes a network one of several machines', where there are several."""
-    if here is None:
-        return lambda net: SINGLE_MACHINE
-    from hogwear.networks.parameters import trained_parameters
-
-    syncs = max(1, round(photos / sync_every))
-    return lambda net: Peers(here, "train", trained_parameters(net), syncs, epochs_done or 0.0)
-
-
-def join(here: Rank, settings: Settings) -> None:
-    """Be one of several machines: those of another rank than 0 say nothing but warnings."""
-    if settings.time_budget:
-        raise BadInput("--time-budget: plans for one machine; under torchrun give --epochs")
-    if settings.fresh:
-        raise BadInput(
-            "--fresh: torchrun would start over whenever a machine comes or goes; move the checkpoint away instead"
-        )
-    print(f"Cluster: {here.machines} machines; this is rank {here.number}.", flush=True)
-    if here.number == 0:
-        membership.start_store()
-    else:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-
-
-def claim(model_dir: Path) -> TextIO:
-    """A lock on the model folder, until it is closed or the process ends. BadInput if it cannot be had.
-
-    It is a POSIX lock, which forked workers do not inherit: one that outlives its parent for a moment holds nothing.
-    """
-    try:
-        model_dir.mkdir(parents=True, exist_ok=True)
-        lock = (model_dir / ".lock").open("a")
-    except OSError as error:
-        raise BadInput(
-            f"{model_dir}: not writable by uid {os.getuid()} ({error.strerror}); change its owner or choose another --model-dir"
-        ) from None
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise BadInput(
-            f"{model_dir}: another train is at work in it; wait until it has ended, or choose another --model-dir"
-        ) from None
-    return lock
-
-
-def saved_run(settings: Settings) -> "tuple[Checkpoint | None, str]":
-    """The checkpoint to go on from, or None and why a new run is started. BadInput for an empty data folder where the run was of real photos."""
-    file = settings.model_dir / CHECKPOINT
-    if not file.exists() and not file.with_name(PREVIOUS_CHECKPOINT).exists():
-        return None, f"there is no {file} yet"
-    if settings.fresh:
-        return None, "--fresh"
-    import torch
-
-    import model
-
-    torch.set_num_threads(1)  # for the workers too, which are forked from here
-    saved = model.load_checkpoint(settings.model_dir)
-    is_sample = saved.state["photos"]["is_sample"]
-    if is_sample and not dataset.is_empty(settings.data_dir, settings.output_folders):
-        return (
-            None,
-            f"{saved.file} was trained on the built-in sample, and now there are photos in {settings.data_dir}",
-        )
-    settings.require_same_kind(is_sample)
-    return saved, ""
-
-
-def agreed(
-    others: Peers, settings: Settings, photos: Photos, saved: "Checkpoint | None"
+def agree_on_checkpoint(
+    settings: Settings,
+    cluster: SingleMachine,
+    photos: Photos,
+    checkpoint: "Checkpoint | None",
 ) -> "Checkpoint | None":
-    """The checkpoint that all machines go on from. Raises as membership.agree, and BadInput for one with odd content."""
+    """The newest checkpoint of all machines. Raises like agreement.agree and model.load."""
+    if not isinstance(cluster, Peers):
+        return checkpoint
     import model
     from hogwear.training import agreement
 
-    saved = agreement.agree(others, photos, {name: getattr(settings, name) for name in SAME}, saved)
-    return saved and model.validate_checkpoint(saved)
+    newest = agreement.agree(cluster, photos, settings.cluster_flags, checkpoint)
+    return newest and model.validate_checkpoint(newest)
 
 
-def going_on(saved: "Checkpoint") -> str:
-    """What will be done with it, for people."""
-    if saved.state["finished"]:
-        return f"Resuming from {saved.file}, a finished run with validation accuracy {saved.state['best']['val_acc']:.4f}: training it further."
-    return (
-        f"Resuming the interrupted run in {saved.file} after {saved.state['images_seen']} images."
+def is_job_done(saved: "RunState") -> bool:
+    """Whether torchrun restarts a job that has finished its run; if so, says it."""
+    job_id = membership.read_job_id()
+    if not saved.finished or job_id is None or saved.job_id != job_id:
+        return False
+    print(
+        f"Job {job_id} is done: {saved.history.describe_best()}. To train further, "
+        "give the job another name: --rdzv-id, or HOGWEAR_JOB in compose."
     )
+    return True
 
 
-def set_aside(model_dir: Path, saved: "Checkpoint | None") -> None:
-    """Move what is newer than the checkpoint to go on from out of its way: a damaged one, or, with --fresh, all.
+def plan_time(
+    settings: Settings,
+    hyperparameters: Hyperparameters,
+    photos: Photos,
+    saved: "RunState | None",
+    started: float,
+) -> "tuple[Hyperparameters, Budget | None]":
+    """With --time-budget: choose the image size, unless it is fixed, and the number of epochs.
 
-    Not before everything is known to be fit for the run that will write new ones.
+    An interrupted run keeps its length. BadInput where the time is too short.
     """
-    files = [model_dir / CHECKPOINT, model_dir / PREVIOUS_CHECKPOINT]
-    for file in itertools.takewhile(lambda file: saved is None or file != saved.file, files):
-        keep_beside(file)
-
-
-def keep_beside(file: Path) -> None:
-    """Give an old checkpoint, if it is there, a name of its own."""
-    if file.exists():
-        stem = time.strftime(f"{file.stem}-%Y%m%d-%H%M%S")
-        names = (
-            file.with_name(f"{stem}{f'-{n}' if n > 1 else ''}{file.suffix}")
-            for n in itertools.count(1)
-        )
-        kept = next(name for name in names if not name.exists())
-        file.rename(kept)
-        print(escape(f"The old checkpoint is kept as {kept}."))
-
-
-def plan_in_time(
-    settings: Settings, choices: Hyperparameters, free: bool, photos: Photos, deadline: float
-) -> "Budget":
-    """For --time-budget: how large the photos are (where that is `free`) and how many are trained on."""
+    if not hyperparameters.time_budget or (saved and not saved.finished):
+        return hyperparameters, None
     import model
     from hogwear.training import closed_form, time_budget
 
-    net = model.build(
-        choices.arch,
-        len(photos.class_names),
-        time_budget.PROBED_SIZE,
-        model.choose_dtype(settings.cache_dir),
+    num_classes = len(photos.class_names)
+    dtype = model.choose_dtype(settings.cache_dir)
+    net = model.build(hyperparameters.arch, num_classes, time_budget.PROBED_SIZE, dtype)
+    speed = time_budget.measure_speed(net, photos.train, settings.limits, settings.num_workers)
+    work = time_budget.Workload(
+        train=len(photos.train),
+        val=len(photos.val),
+        head=closed_form.PHOTOS_PER_CLASS * num_classes if net.pretrained else 0,
     )
-    speed = time_budget.probe(net, photos.train, settings.limits, settings.processes)
-    head = closed_form.PHOTOS_PER_CLASS * len(photos.class_names) if net.pretrained else 0
-    sizes = time_budget.SIZES if free else ((choices.image_size, 0.25),)
-    return time_budget.plan(speed, deadline, len(photos.train), len(photos.val), head, sizes)
+    is_size_fixed = saved is not None or settings.image_size is not None
+    sizes = ((hyperparameters.image_size, time_budget.MIN_EPOCHS),)
+    deadline = started + hyperparameters.time_budget
+    budget = time_budget.plan_run(
+        speed, deadline, work, sizes if is_size_fixed else time_budget.SIZES
+    )
+    epochs = math.ceil(budget.images / len(photos.train))
+    return replace(hyperparameters, image_size=budget.image_size, epochs=epochs), budget
 
 
-def print_plan(choices: Hyperparameters, workers: int, photos: Photos) -> None:
-    cpus = machine.cpus()
-    source = "the built-in sample (data/ is empty)" if photos.is_sample else str(photos.folder)
-    print(
-        escape(
-            f"Photos: {source}: {len(photos.train)} to train on, {len(photos.val)} to validate with."
+def print_start(checkpoint: "Checkpoint | None", saved: "RunState | None", reason: str) -> None:
+    if checkpoint is None or saved is None:
+        line = f"Starting a new run: {reason}."
+    elif saved.finished:
+        line = (
+            f"Resuming from {checkpoint.file}, a finished run with "
+            f"{saved.history.describe_best()}: training it further."
         )
-    )
-    for note in photos.notes:
-        print(escape(note))
-    print(escape(f"Classes: {', '.join(photos.class_names)}."))
+    else:
+        line = (
+            f"Resuming the interrupted run in {checkpoint.file} after {saved.images_seen} images."
+        )
+    print(escape(line))
+
+
+def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photos) -> None:
+    """Print the photos and classes, and how the network will be trained on them."""
+    source = "the built-in sample (data/ is empty)" if photos.is_sample else f"{photos.folder}/"
+    lines = [
+        f"Dataset: {source}: {len(photos.train)} training, {len(photos.val)} validation photos "
+        f"in {len(photos.class_names)} classes.",
+        *photos.notes,
+        f"Classes: {', '.join(photos.class_names)}.",
+    ]
     counts = np.bincount(photos.train.labels)
     if counts.max() >= UNBALANCED * counts.min():
-        least, most = (photos.class_names[i] for i in (counts.argmin(), counts.argmax()))
-        print(
-            escape(
-                f"Balance: {counts.min()} photos of {least}, {counts.max()} of {most}: each class counts the same in training."
-            )
+        fewest, most = (photos.class_names[i] for i in (counts.argmin(), counts.argmax()))
+        lines.append(
+            f"Class balance: {plural(int(counts.min()), 'photo')} of {fewest}, {counts.max()} of "
+            f"{most}; all classes count equally in training."
         )
-    length = (
-        f"{choices.epochs} epochs"
-        if choices.time_budget is None
-        else f"about {choices.epochs} epochs in {choices.time_budget} s"
+    length = plural(hyperparameters.epochs, "epoch")
+    if hyperparameters.time_budget:
+        length = f"about {length} in {hyperparameters.time_budget} s"
+    cpus = machine.cpus()
+    lines.append(
+        f"Plan: {hyperparameters.arch} at {hyperparameters.image_size} px, {length}, "
+        f"batch size {hyperparameters.batch_size}, "
+        f"{plural(num_workers, 'worker')} on {plural(cpus, 'CPU')}."
     )
-    print(
-        f"Plan: {choices.arch} at {choices.image_size} px, {length} in batches "
-        f"of {choices.batch_size}, {workers} workers of one thread on {cpus} CPUs."
-    )
-    if workers > cpus:
-        print(f"Warning: {workers} workers on {cpus} CPUs are slower than {cpus}", file=sys.stderr)
+    for line in lines:
+        print(escape(line))
+    if num_workers > cpus:
+        print(
+            f"Warning: {num_workers} workers on {plural(cpus, 'CPU')} are slower than {cpus}",
+            file=sys.stderr,
+        )
 
 
-def open_run(prepared: Prepared, cache_dir: Path, others: SingleMachine) -> "Trainer":
-    """A run with a network of its own: as it was saved, or from published or random weights."""
+def load_data(
+    loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array
+) -> "TrainingData":
+    """Decode the photos of train and val, those that are not in the cache."""
+    decoding = loader.start(photos.train, image_size)
+    importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
+    from hogwear.training.trainer import TrainingData
+
+    train = loader.finish(decoding)
+    return TrainingData(train, load_val(loader, photos, image_size, trained_on))
+
+
+def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array) -> Pixels:
+    return exclude_trained_on(loader.load(photos.val, image_size), trained_on, "val")
+
+
+def print_changes(before: PhotoSets, now: PhotoSets) -> None:
+    if changes := "; ".join(now.changes_since(before)):
+        print(f"The photos have changed since the last run: {changes}.")
+
+
+def create_trainer(
+    settings: Settings, folder: ModelFolder, cluster: SingleMachine, prepared: Prepared
+) -> "Trainer":
+    """A trainer whose network has saved weights, or else pretrained or random ones."""
     import torch
 
     import model
     from hogwear.training.trainer import Trainer
 
-    choices, class_names = prepared.choices, prepared.photos.class_names
+    state, history = prepared.state, prepared.state.history
     torch.set_num_threads(1)
-    torch.manual_seed(choices.seed)
-    dtype = model.choose_dtype(cache_dir)
-    print(f"Arithmetic: {str(dtype).removeprefix('torch.')}, the fastest on this CPU as measured.")
-    net = model.build(choices.arch, len(class_names), choices.image_size, dtype)
-    run = Trainer(net, choices, class_names, prepared.photo_sets, others.machines)
-    if prepared.saved is None:
+    torch.manual_seed(state.hyperparameters.seed)
+    dtype = model.choose_dtype(settings.cache_dir)
+    print(f"Precision: {str(dtype).removeprefix('torch.')}, the fastest on this CPU.")
+    net = model.build(
+        state.hyperparameters.arch,
+        len(state.class_names),
+        state.hyperparameters.image_size,
+        dtype,
+    )
+    if history.best and prepared.val_of_best is not None:
+        previous = history.best.val_acc
+        history.best = history.best.measure_again(
+            net, prepared.val_of_best, settings.num_workers, cluster
+        )
+        print(
+            f"The best weights (epoch {history.best.epoch}) were evaluated again, on the present "
+            f"validation photos: accuracy {history.best.val_acc:.4f}, previously {previous:.4f}."
+        )
+    if state.snapshot:
+        net.load_state_dict(state.snapshot.weights)
+    elif history.best:
+        net.load_state_dict(history.best.weights)
+    else:
         net.load_pretrained()
-        return run
-    state = prepared.saved.state
-    if prepared.val_of_best is not None:
-        before = state["best"]
-        state["best"] = run.measure_best(before, prepared.val_of_best, prepared.workers, others)
-        print(f"The best weights (epoch {before['epoch']}) were evaluated again, on the present validation photos: "
-              f"accuracy {state['best']['val_acc']:.4f}, previously {before['val_acc']:.4f}.")  # fmt: skip
-    run.restore(state)
-    return run
+    return Trainer(net, state, prepared.data, settings.num_workers, folder)
+
+
+def print_result(state: "RunState") -> None:
+    best = state.history.best
+    assert best
+    print(
+        f"Done: best validation accuracy {best.val_acc:.4f} (epoch {best.epoch}). "
+        "Next: eval, infer."
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from bench.common import (
 from hogwear.data import dataset
 from hogwear.data.array_file import ArrayFile
 from hogwear.data.decoding import decode
+from hogwear.data.pixels import Pixels
 from hogwear.networks import kernels, layers
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import (
@@ -37,7 +38,7 @@ from hogwear.networks.parameters import (
 from hogwear.system import machine
 from hogwear.system.workers import Workers
 from hogwear.training import augment, hogwild
-from hogwear.training.hogwild import Course
+from hogwear.training.schedule import Batches, LiveSettings, Schedule
 
 SIZE, CROP, BATCH = 160, 144, 32  # photos of SIZE are cropped to CROP for training
 GEMM_SIZE = 2048
@@ -141,19 +142,19 @@ class Training:
         self.folder, file = folder, folder / "pixels.npy"
         shape = (self.PHOTOS, SIZE, SIZE, 3)
         np.save(file, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
-        self.course = Course(
-            ArrayFile(file),
-            CROP,
-            np.arange(self.PHOTOS),
-            np.arange(self.PHOTOS) % 5,
-            BATCH,
-            torch.tensor([1 << 40]),
-            LR,
-            torch.ones(1),
-            MOMENTUM,
-            0,
-            0,
+        nothing = np.empty((self.PHOTOS, 0), np.uint8)
+        photos = Pixels(
+            folder,
+            images=ArrayFile(file),
+            rows=np.arange(self.PHOTOS),
+            labels=np.arange(self.PHOTOS) % 5,
+            hashes=nothing,
+            skipped={},
+            all_signatures=nothing,
         )
+        schedule = Schedule(self.PHOTOS, BATCH, LR, 0, 0, LiveSettings(total_images=1 << 40))
+        self.batches = Batches(photos, CROP, schedule)
+        self.rule = hogwild.UpdateRule(MOMENTUM, hogwild.adaptive_clip_grad, torch.zeros(1))
 
     def measure_hogwild(self, workers: int, threads: int = 1, shared: bool = True) -> float:
         """Images/s of all workers together; without `shared`, each has weights of its own."""
@@ -163,7 +164,8 @@ class Training:
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             torch.set_num_threads(threads)
             own = net if shared else shared_network()
-            return {"train": hogwild.trainer(own, momentum[rank], self.course)}
+            step = hogwild.create_train_step(own, momentum[rank], self.batches, self.rule)
+            return {"train": step}
 
         with Workers(workers, prepare) as pool:
             list(pool.run("train", range(4 * workers)))  # warm up
@@ -202,7 +204,7 @@ def make_ddp_step(net: Network, training: Training) -> Callable[[int], None]:
     buffers = [torch.zeros_like(parameter) for parameter in parameters]
 
     def step(number: int) -> None:
-        pixels, labels = training.course.batch(number)
+        pixels, labels = training.batches.batch(number)
         loss = F.cross_entropy(parallel(pixels), labels)
         parallel.zero_grad()
         loss.backward()

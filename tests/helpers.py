@@ -22,11 +22,15 @@ from containers import ROOT as ROOT  # for the tests, too
 import model
 from hogwear.data.decoding import decode
 from hogwear.data.pixels import Pixels
+from hogwear.data.split_assignments import NO_ASSIGNMENTS
 from hogwear.system import signals
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.workers import FORK
 from hogwear.training import checkpoint
-from hogwear.training.trainer import DivergenceDetector
+from hogwear.training.hyperparameters import Hyperparameters
+from hogwear.training.photo_sets import PhotoSet, PhotoSets
+from hogwear.training.recovery import DivergenceDetector
+from hogwear.training.run_state import RunState
 
 torch.set_num_threads(1)  # a process with threads must not fork
 
@@ -101,6 +105,16 @@ class Script:
         assert self.stderr.count(warning) == times, self.stdout + self.stderr
 
 
+def log_to(file: Path) -> Callable[[str], None]:
+    """A function that notes a line in a file, from any process."""
+    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def note(text: str) -> None:
+        os.write(handle, f"{text}\n".encode())
+
+    return note
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -164,6 +178,18 @@ def pixels_of(images: UInt8Array, labels: Int64Array) -> Pixels:
         np.zeros((count, 16), np.uint8),
         {},
         np.zeros((count, 256), np.uint8),
+    )
+
+
+def new_state(arch: str = "tinyvgg", image_size: int = 32, **values: Any) -> RunState:
+    """The state of a run on a few photos that has not begun."""
+    photo_set = PhotoSet(4, "0" * 64)
+    return RunState(
+        class_names=CLASSES,
+        hyperparameters=Hyperparameters(arch=arch, image_size=image_size, **values),
+        photos=PhotoSets(False, photo_set, photo_set),
+        split=NO_ASSIGNMENTS.version(),
+        trained_on=np.arange(4),
     )
 
 

@@ -1,3 +1,3 @@
-"""How a network learns: Hogwild, the trainer, its state and checkpoint, the time budget.
-What it learns from comes from data; what it is measured with, from evaluation.
+"""How a network learns: closed form, Hogwild, the trainer and its state, checkpoint, time budget.
+Photos come from data, the network from networks, and validation figures from evaluation.
 """

@@ -1,4 +1,4 @@
-"""What the machines of a cluster agree on before they train: photos, flags, and the checkpoint to go on from."""
+"""What the machines of a cluster agree on before they train: photos, flags, and the checkpoint."""
 
 import hashlib
 import json
@@ -11,44 +11,50 @@ from hogwear.data.photos import Photos
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint
 from hogwear.training.checkpoint import Checkpoint
+from hogwear.training.run_state import RunState
 
 
 def agree(
-    others: Peers, photos: Photos, flags: dict[str, Any], saved: Checkpoint | None
+    peers: Peers, photos: Photos, flags: dict[str, Any], saved: Checkpoint | None
 ) -> Checkpoint | None:
-    """The newest checkpoint that any of the machines has. BadInput where they see different photos, or were started with different `flags`."""
-    hello = {
-        "photos": fingerprint(photos),
+    """The newest checkpoint of all machines, to resume from on each of them.
+
+    Raises BadInput where machines have different photos or were started with different `flags`.
+    """
+    mine = {
+        "photos": hash_photos(photos),
         "flags": flags,
-        "age": age(saved),
+        "progress": progress_of(saved),
         "checkpoint": saved.sha256 if saved else None,
     }
-    hellos = [json.loads(text) for text in others.all_gather_bytes(json.dumps(hello).encode())]
-    for rank, theirs in enumerate(hellos):
-        for name, value in theirs["flags"].items():
-            if value != (first := hellos[0]["flags"][name]):
-                raise BadInput(
-                    f"--{name.replace('_', '-')}: {value} on rank {rank}, {first} on rank 0; start all machines with the same flags"
-                )
-        if theirs["photos"] != hellos[0]["photos"]:
+    everyone = [json.loads(text) for text in peers.all_gather_bytes(json.dumps(mine).encode())]
+    for rank, theirs in enumerate(everyone):
+        require_same_flags(theirs["flags"], everyone[0]["flags"], rank)
+        if theirs["photos"] != everyone[0]["photos"]:
             raise BadInput(
-                f"{photos.folder}: rank {rank} has other photos, or others in train and val, than rank 0; give all machines the same"
+                f"{photos.folder}: rank {rank} has other photos than rank 0, or another split of "
+                "them; give all machines the same photos"
             )
-    newest = max(range(others.machines), key=lambda rank: (hellos[rank]["age"], -rank))
-    if len({hello["checkpoint"] for hello in hellos}) == 1:
+    newest = max(range(peers.machines), key=lambda rank: (everyone[rank]["progress"], -rank))
+    if len({machine["checkpoint"] for machine in everyone}) == 1:
         return saved
-    content = others.broadcast_bytes(
-        newest, saved.file.read_bytes() if saved and newest == others.rank else b""
-    )
-    return (
-        saved
-        if newest == others.rank
-        else checkpoint.parsed(Path(f"the checkpoint of rank {newest}"), content)
-    )
+    is_mine = newest == peers.rank
+    content = peers.broadcast_bytes(newest, saved.file.read_bytes() if saved and is_mine else b"")
+    return saved if is_mine else checkpoint.parse(Path(f"the checkpoint of rank {newest}"), content)
 
 
-def fingerprint(photos: Photos) -> str:
-    """Of the photos' names and classes; their times may differ between machines, and the folder they are in."""
+def require_same_flags(flags: dict[str, Any], expected: dict[str, Any], rank: int) -> None:
+    for name, value in flags.items():
+        if value != expected[name]:
+            here, there = ("not set" if x is None else x for x in (value, expected[name]))
+            raise BadInput(
+                f"--{name.replace('_', '-')}: {here} on rank {rank}, {there} on rank 0; "
+                "start all machines with the same flags"
+            )
+
+
+def hash_photos(photos: Photos) -> str:
+    """A hash of names, classes and splits. File times and the data folder itself may differ."""
     digest = hashlib.sha256(json.dumps(photos.class_names).encode())
     for split in (photos.train, photos.val):
         for path in split.paths.strings():
@@ -57,9 +63,9 @@ def fingerprint(photos: Photos) -> str:
     return digest.hexdigest()
 
 
-def age(saved: Checkpoint | None) -> list[float]:
-    """Orders checkpoints: of one run, and of runs that went on from it."""
+def progress_of(saved: Checkpoint | None) -> list[int]:
+    """Sorts checkpoints of one run, and of runs that continued it, by age."""
     if saved is None:
         return [-1, 0, 0]
-    state = saved.state
-    return [len(state["history"]), not state["finished"], state["images_seen"]]
+    state = RunState.load_state_dict(saved.state)
+    return [len(state.history.rows), not state.finished, state.images_seen]

@@ -1,16 +1,17 @@
-"""The checkpoint file: written whole or not at all, verified to the last byte, loaded without running anything in it.
+"""The checkpoint file: written completely or not at all, verified to the last byte, loaded safely.
 
-The file is what torch.save writes, followed by the SHA-256 of that. (torch's reader checks no checksum of its own.)
-The one before it is kept as well, in case the disk damages the newer one.
+It is what torch.save writes, followed by the SHA-256 of that (torch's reader verifies no checksum).
+Nothing in it runs when it is loaded. The checkpoint before is kept as well, in case the disk
+damages the newer one.
 """
 
 import hashlib
 import io
 import os
 import sys
-import tempfile
-from contextlib import suppress
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,132 +19,145 @@ import torch
 
 from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput, NoCheckpoint, is_out_of_memory
+from hogwear.system.files import unfinished_prefix, write_atomically
 from hogwear.system.text import escape
 
 FORMAT = 4
-UNFINISHED = f".{CHECKPOINT}.unfinished-"  # files that nobody else names so
 DIGEST_SIZE = hashlib.sha256().digest_size
+SAVING_SHARE = 0.02  # of the time that may go into saving
 
 
 class Damaged(BadInput):
-    """These are not the bytes that were written."""
+    """The bytes are not those that were written."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file held."""
+    """The content of a checkpoint file."""
 
     file: Path
-    state: dict[str, Any]
-    sha256: str  # of the whole file, to say which one a result came from
+    state: dict[str, Any]  # schema.py says what it holds; RunState.load_state_dict gives it types
+    sha256: str  # of the whole file: tells which checkpoint a result came from
 
 
 def save(model_dir: Path, state: dict[str, Any]) -> None:
-    """Replace model_dir/checkpoint.pt, such that a crash at any moment leaves the old one or the new one.
+    """Replace model_dir/checkpoint.pt. A crash at any moment leaves the old one or the new one.
 
-    BadInput where the disk does not take it; what was there before is then still there.
+    BadInput where it cannot be written; the old one is then intact.
     """
+    file = model_dir / CHECKPOINT
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    content = buffer.getbuffer()
+    buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
     try:
-        for left_over in model_dir.glob(
-            f"{UNFINISHED}*"
-        ):  # by a save that was killed; only one run writes here
-            left_over.unlink()
-        with tempfile.NamedTemporaryFile(dir=model_dir, prefix=UNFINISHED, delete=False) as file:
-            try:
-                file.write(content)
-                file.write(hashlib.sha256(content).digest())
-                file.flush()
-                os.fchmod(file.fileno(), 0o644)
-                os.fsync(file.fileno())
-                keep_previous(model_dir)
-                Path(file.name).replace(model_dir / CHECKPOINT)
-            except BaseException:
-                with suppress(OSError):
-                    Path(file.name).unlink()
-                raise
-        folder = os.open(model_dir, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new names are on the disk too
-        finally:
-            os.close(folder)
+        for leftover in model_dir.glob(f"{unfinished_prefix(file)}*"):  # of a save that was killed
+            leftover.unlink()
+        write_atomically(file, buffer.getbuffer(), partial(keep_previous, model_dir))
+        sync_folder(model_dir)
     except OSError as error:
         raise BadInput(
-            f"{model_dir / CHECKPOINT}: could not be saved ({error.strerror}); the one saved before is intact: "
-            f"see to the disk, then run train again to go on from there"
+            f"{file}: could not be saved ({error.strerror}); the checkpoint before it is intact: "
+            "check the disk, then run train again to resume from there"
         ) from error
 
 
 def keep_previous(model_dir: Path) -> None:
-    """Make checkpoint.pt the previous one. It keeps its own name too, so that there always is a checkpoint.pt."""
-    second_name = model_dir / f"{UNFINISHED}previous"
+    """Give checkpoint.pt its second name, as the previous one. There always is a checkpoint.pt."""
+    file = model_dir / CHECKPOINT
+    link = model_dir / f"{unfinished_prefix(file)}previous"
     try:
-        os.link(model_dir / CHECKPOINT, second_name)
+        os.link(file, link)
     except FileNotFoundError:  # the first save
         return
     except OSError:  # a file system without hard links, such as exFAT
-        (model_dir / CHECKPOINT).replace(second_name)
-    second_name.replace(model_dir / PREVIOUS_CHECKPOINT)
-    second_name.unlink(
-        missing_ok=True
-    )  # rename leaves it where both names are of one file: a save was killed just here
+        file.replace(link)
+    link.replace(model_dir / PREVIOUS_CHECKPOINT)
+    # Renaming does nothing if both are the same file: an earlier save was killed at this point.
+    link.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until new names in a folder are on the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load(model_dir: Path) -> Checkpoint:
-    """The last checkpoint that was saved; where it is damaged or missing, with a warning, the one before.
+    """The last checkpoint; if it is damaged or missing, the one before, with a warning.
 
-    Raises NoCheckpoint if there is none, Damaged if none is good, BadInput for one that is not of this version.
+    Raises NoCheckpoint if there is none, Damaged if none is readable, and BadInput for a file that
+    is no checkpoint of this version.
     """
     files = [model_dir / name for name in (CHECKPOINT, PREVIOUS_CHECKPOINT)]
     if not any(file.exists() for file in files):
         raise NoCheckpoint(f"{files[0]}: no checkpoint; run train first")
-    problems = []
+    problems: list[str] = []
     for file in files:
         try:
             checkpoint = read(file)
-        except (Damaged, OSError) as error:
-            problems.append(
-                f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)
-            )
+        except Damaged as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{file}: {error.strerror}")
         else:
             if problems:
-                print(
-                    escape(
-                        f"Warning: {problems[0]}; the one saved before it, {file.name}, is used instead"
-                    ),
-                    file=sys.stderr,
-                )
+                warning = f"Warning: {problems[0]}; using the previous checkpoint, {file.name}"
+                print(escape(warning), file=sys.stderr)
             return checkpoint
     raise Damaged(f"{'; '.join(problems)}: move them away, or train with --fresh, which keeps them")
 
 
 def read(file: Path) -> Checkpoint:
-    """A checkpoint file, every byte of it verified."""
-    return parsed(file, file.read_bytes())
+    """Read a checkpoint file and verify every byte of it. Raises like `parse`, and OSError."""
+    return parse(file, file.read_bytes())
 
 
-def parsed(file: Path, content: bytes) -> Checkpoint:
-    """The checkpoint with this content, which `file` is said to have."""
+def parse(file: Path, content: bytes) -> Checkpoint:
+    """The checkpoint with this content; `file` is for messages.
+
+    Raises Damaged, and BadInput for content that no train of this version has written.
+    """
     body, digest = memoryview(content)[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
     if hashlib.sha256(body).digest() != digest:
         raise Damaged(f"{file}: damaged (its checksum does not match)")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # odd bytes make the parts of torch's reader raise anything
+    except Exception as error:  # for unexpected bytes, torch raises many kinds
         if is_out_of_memory(error):
             raise
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadInput(
-            f"{file}: not a checkpoint of ours ({why}); move it away, or train with --fresh"
+            f"{file}: not a Hogwear checkpoint ({reason}); move it away, or train with --fresh"
         ) from None
-    if (
-        not isinstance(state, dict)
-        or type(state.get("format")) is not int
-        or state["format"] != FORMAT
-    ):
+    found = state.get("format") if isinstance(state, dict) else None
+    if type(found) is not int or found != FORMAT:
         raise BadInput(
-            f"{file}: not a checkpoint of format {FORMAT}, which this version reads; train with --fresh"
+            f"{file}: not a checkpoint of format {FORMAT}, which this version reads (found: "
+            f"{found if type(found) is int else 'none'}); move it away, or train with --fresh"
         )
     return Checkpoint(file, state, hashlib.sha256(content).hexdigest())
+
+
+class SaveTimer:
+    """When to save: so that saving takes no more than SAVING_SHARE of the time.
+
+    with timer:
+        save(...)
+    """
+
+    def __init__(self) -> None:
+        self.cost = 0.02  # seconds that the last save took; the first is a guess
+        self.last_save = time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.last_save > self.cost / SAVING_SHARE
+
+    def __enter__(self) -> None:
+        self.started = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self.last_save = time.monotonic()
+        self.cost = self.last_save - self.started

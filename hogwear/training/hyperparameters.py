@@ -1,22 +1,19 @@
-"""The settings that a training run keeps to until it is finished, however often it is interrupted."""
+"""The hyperparameters of a run, which stay the same until it is finished."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import INTEGER_LIMIT
 
-ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # model.py has them
-IMAGES = {
-    "efficientnet_lite0": 4000,
-    "tinyvgg": 20_000,
-}  # that each machine sees by default, in one epoch or more
-UNBALANCED = 10  # times as many photos in the largest class as in the smallest: then rare classes count as much as others
-ONE_SIZE = ("tinyvgg",)  # its classifier knows every pixel
-MAX_ROLLBACKS = (
-    2  # times that a run which diverges goes back and tries again with half the learning rate
-)
-OTHERWISE = "leave it out to go on, use another --model-dir, or --fresh to start over"
+ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # built in model.py
+ONE_SIZE = ("tinyvgg",)  # architectures whose weights fit a single image size
+# Images that each machine sees by default, in one epoch or more.
+DEFAULT_IMAGES = {"efficientnet_lite0": 4000, "tinyvgg": 20_000}
+# Classes count equally in the loss if the largest has this many times the smallest one's photos.
+UNBALANCED = 10
+MAX_ROLLBACKS = 2  # each halves the learning rate; the next divergence ends the run
 
 
 @dataclass(frozen=True)
@@ -25,15 +22,16 @@ class Hyperparameters:
 
     arch: str = "efficientnet_lite0"
     image_size: int = 160
-    epochs: int = 1  # more where there are fewer than IMAGES photos
-    time_budget: int | None = None  # seconds; the epochs follow from it
+    epochs: int = 1  # more with fewer than DEFAULT_IMAGES photos
+    time_budget: int | None = None  # seconds; image size and epochs follow from it
     batch_size: int = 32
-    lr: float | None = None  # None: the network's own
+    lr: float | None = None  # None: the network's default
     momentum: float = 0.9
     seed: int = 0
 
 
-RANGES: dict[str, dict[str, Any]] = {  # of the numbers among them: the flags' and the checkpoint's
+# Of the numbers among them, for the flags and for the check of a checkpoint.
+RANGES: dict[str, dict[str, Any]] = {
     "image_size": {"kind": int, "at_least": 32, "below": 1025},
     "epochs": {"kind": int, "at_least": 1, "below": INTEGER_LIMIT},
     "time_budget": {"kind": int, "at_least": 5, "below": INTEGER_LIMIT},
@@ -44,46 +42,42 @@ RANGES: dict[str, dict[str, Any]] = {  # of the numbers among them: the flags' a
 }
 
 
-def choose(
-    settings: Any,
-    state: dict[str, Any] | None,
-    class_names: tuple[str, ...],
-    photos: int,
+def choose_hyperparameters(
+    flags: Mapping[str, Any],
+    num_photos: int,
     machines: int = 1,
+    saved: Hyperparameters | None = None,
+    finished: bool = False,
 ) -> Hyperparameters:
-    """What to train with on so many photos and machines: as `settings` ask, or as the checkpoint `state` says.
+    """The hyperparameters to train with on `num_photos` photos, `flags` being those that were set.
 
-    BadInput where the checkpoint is of other classes or another architecture, and where an interrupted run is asked
-    to go on with other settings than it had.
+    An interrupted run goes on with its `saved` hyperparameters. A finished one is trained further
+    with the same architecture and image size, and the defaults for the rest. BadInput for flags
+    that exclude each other or that contradict what is saved.
     """
-    given: dict[str, Any] = {
-        f.name: v for f in fields(Hyperparameters) if (v := getattr(settings, f.name)) is not None
-    }
-    if "epochs" in given and "time_budget" in given:
-        raise BadInput("--epochs and --time-budget exclude each other: give one of them")
-    arch = (
-        given.get("arch", Hyperparameters.arch)
-        if state is None
-        else state["hyperparameters"]["arch"]
-    )
-    default = {"epochs": max(1, round(IMAGES[arch] * machines / photos))}
-    if state is None:
-        return Hyperparameters(**default | given)
-    if class_names != tuple(state["class_names"]):
-        raise BadInput(
-            f"the checkpoint in {settings.model_dir} knows the classes {', '.join(state['class_names'])}; the photos in "
-            f"{settings.data_dir} are of {', '.join(class_names)}: use another --model-dir, or --fresh to start over"
-        )
-    saved = Hyperparameters(**state["hyperparameters"])
-    kept = ["arch", "image_size"] if saved.arch in ONE_SIZE else ["arch"]
-    for name in kept if state["finished"] else given:
-        if (asked := given.get(name, getattr(saved, name))) != getattr(saved, name):
-            whose = "checkpoint" if state["finished"] else "interrupted run"
-            raise BadInput(
-                f"--{name.replace('_', '-')} is {asked}, the {whose} has {getattr(saved, name)}: {OTHERWISE}"
-            )
-    if not state["finished"]:
+    if "epochs" in flags and "time_budget" in flags:
+        raise BadInput("--epochs and --time-budget exclude each other: use one of them")
+    if saved and not finished:
+        require_unchanged(flags, saved, tuple(flags), "interrupted run")
         return saved
-    return replace(
-        Hyperparameters(arch=saved.arch, image_size=state["best"]["image_size"]), **default | given
-    )
+    start = Hyperparameters()
+    if saved:
+        fixed = ("arch", "image_size") if saved.arch in ONE_SIZE else ("arch",)
+        require_unchanged(flags, saved, fixed, "checkpoint")
+        start = Hyperparameters(arch=saved.arch, image_size=saved.image_size)
+    arch = flags.get("arch", start.arch)
+    epochs = max(1, round(DEFAULT_IMAGES[arch] * machines / num_photos))
+    return replace(start, **{"epochs": epochs, **flags})
+
+
+def require_unchanged(
+    flags: Mapping[str, Any], saved: Hyperparameters, names: tuple[str, ...], source: str
+) -> None:
+    """BadInput where one of these flags is set to another value than the saved one."""
+    for name in names:
+        value, expected = flags.get(name, getattr(saved, name)), getattr(saved, name)
+        if value != expected:
+            raise BadInput(
+                f"--{name.replace('_', '-')} is {value}, the {source} has {expected}: "
+                "omit the flag to go on, use another --model-dir, or --fresh to start over"
+            )

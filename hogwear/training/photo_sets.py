@@ -1,6 +1,6 @@
-"""Which photos a run is trained on and validated with, so that a later one notices when they have changed.
+"""Which photos a run trains on and is validated with, so that a later run notices changes.
 
-What was measured on some photos is no figure of others.
+A figure measured on some photos says nothing about others.
 """
 
 import hashlib
@@ -9,23 +9,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
+from hogwear.data.contents import shorten_hashes
+from hogwear.data.photos import Split
 from hogwear.data.pixels import Pixels
+from hogwear.system.arrays import Int64Array
+
+
+def add_photos(trained_on: Int64Array | None, train: Split) -> Int64Array:
+    """`trained_on`, (k,), the shortened hashes of all photos trained on, with those of a split."""
+    hashes = train.contents.hashes
+    readable = shorten_hashes(hashes[hashes.any(axis=1)])
+    return np.unique(readable) if trained_on is None else np.union1d(trained_on, readable)
 
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """The readable photos of one split; equal where contents and classes are, wherever the files lie."""
+    """The readable photos of a split; equal if contents and classes are, whatever their names."""
 
     count: int
     sha256: str  # of the pairs of class and content, sorted
 
     @classmethod
-    def of(
-        cls, pixels: Pixels, class_names: tuple[str, ...], others: SingleMachine = SINGLE_MACHINE
+    def from_pixels(
+        cls, pixels: Pixels, class_names: tuple[str, ...], cluster: SingleMachine = SINGLE_MACHINE
     ) -> "PhotoSet":
-        """The photos of all machines together."""
-        hashes, labels = others.all_gather([pixels.hashes, pixels.labels])
+        """The photos of this split on all machines together."""
+        hashes, labels = cluster.all_gather([pixels.hashes, pixels.labels])
         digest = hashlib.sha256()
         for label, name in enumerate(class_names):
             of_class = sorted(map(bytes, hashes[labels == label]))
@@ -36,24 +48,22 @@ class PhotoSet:
 
 @dataclass(frozen=True)
 class PhotoSets:
-    """What a run learns from and what it is measured on."""
+    """The photos of a run."""
 
-    is_sample: bool
+    is_sample: bool  # the built-in sample, not the user's photos
     train: PhotoSet
     val: PhotoSet
 
     @classmethod
-    def from_state(cls, photos: dict[str, Any]) -> "PhotoSets":
-        """Those of a checkpoint, where they are kept as a dict."""
+    def from_dict(cls, photos: dict[str, Any]) -> "PhotoSets":
+        """The inverse of dataclasses.asdict."""
         return cls(photos["is_sample"], PhotoSet(**photos["train"]), PhotoSet(**photos["val"]))
 
     def changes_since(self, before: "PhotoSets") -> Iterator[str]:
-        """What is no longer the same, for people."""
-        for old, new, purpose in (
-            (before.train, self.train, "to train on"),
-            (before.val, self.val, "to validate with"),
-        ):
+        """What is different now, one phrase per split."""
+        splits = ((before.train, self.train, "training"), (before.val, self.val, "validation"))
+        for old, new, kind in splits:
             if new.count != old.count:
-                yield f"{old.count:,} photos {purpose} before, {new.count:,} now"
+                yield f"{old.count:,} {kind} photos before, {new.count:,} now"
             elif new != old:
-                yield f"some of the {new.count:,} photos {purpose} are new or belong to another class"
+                yield f"some of the {new.count:,} {kind} photos are new or in another class"

@@ -1,47 +1,51 @@
-"""How training is coming along: a bar on a terminal."""
+"""The progress of training: a bar on a terminal, with the figures that the epoch line will have."""
 
 import sys
+from typing import Self
 
 from tqdm import tqdm
 
 from hogwear.cluster.peers import SingleMachine
+from hogwear.training.history import RunningMetrics
 
 
 class TrainingBar:
-    """Images/s, loss and the time left, over the whole course."""
+    """Images of the run by all machines, the time left, and speed and loss of the current epoch."""
 
-    def __init__(self, total: int, done: int, cluster: SingleMachine) -> None:
+    def __init__(self, total_images: int, images_seen: int, cluster: SingleMachine) -> None:
         self.machines = cluster.machines
-        hidden = True if cluster.rank else None  # None: where there is no terminal
         self.bar = tqdm(
-            total=total * self.machines,
-            initial=done * self.machines,
+            total=total_images * self.machines,
+            initial=images_seen * self.machines,
             desc="training",
-            unit=" images",
-            disable=hidden,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images "
+            "[{elapsed}<{remaining}{postfix}]",
+            disable=True if cluster.rank else None,  # None: where stderr is no terminal
+            leave=False,
             smoothing=0.1,
         )
-        self.loss = 0.0
 
-    def show(self, images: int, loss: float) -> None:
-        """So many images more; `loss` is their mean."""
-        self.loss = 0.9 * self.loss + 0.1 * loss if self.loss else loss
-        self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
+    def advance(self, images: int, metrics: RunningMetrics) -> None:
+        """This machine has trained on so many more images."""
+        if metrics.seconds:
+            speed = metrics.images * self.machines / metrics.seconds
+            train_loss = metrics.loss / metrics.images
+            self.bar.set_postfix_str(f"{speed:.0f} images/s, train loss {train_loss:.3f}", False)
         self.bar.update(images * self.machines)
 
-    def end_at(self, total: int) -> None:
-        """The course has become longer or shorter."""
-        self.bar.total = total * self.machines
+    def set_total(self, images: int) -> None:
+        """The run has become longer or shorter."""
+        self.bar.total = images * self.machines
 
-    def back_to(self, images: int) -> None:
-        """So many are done, and not more."""
-        self.bar.n = images * self.machines
+    def move_to(self, images_seen: int) -> None:
+        """Go back, after divergence."""
+        self.bar.n = images_seen * self.machines
 
-    def write(self, line: str) -> None:
-        """A line above the bar, on stdout."""
+    def print(self, line: str) -> None:
+        """Print a line on stdout, above the bar."""
         self.bar.write(line, file=sys.stdout)
 
-    def __enter__(self) -> "TrainingBar":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

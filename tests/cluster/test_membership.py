@@ -91,7 +91,7 @@ def test_machines_go_on_from_real_photos_only_and_measure_the_best_weights_again
         cluster.start(number, "--epochs", 1, "--lr", 1e-7, nnodes="2")
     assert set(cluster.codes(120).values()) == {0}, cluster.output()
     output = cluster.output(cluster.first())
-    assert "finished run" in output and "40 photos to validate with before, 35 now" in output
+    assert "finished run" in output and "40 validation photos before, 35 now" in output
     assert f"accuracy {measured:.4f}, previously {before['val_acc']:.4f}." in output
     state = saved(cluster.model(cluster.first()))
     assert (

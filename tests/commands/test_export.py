@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import CLASSES, FAST, SIZE, Call, Completed, Trained, at, refusal
+from helpers import CLASSES, FAST, SIZE, Call, Completed, Trained, at, new_state, refusal
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -32,9 +32,9 @@ from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system.arrays import UInt8Array
 from hogwear.training import checkpoint, closed_form
-from hogwear.training.hyperparameters import Hyperparameters
-from hogwear.training.photo_sets import PhotoSet, PhotoSets
-from hogwear.training.trainer import DivergenceDetector, Trainer
+from hogwear.training.history import Best, EpochRow, RunningMetrics
+from hogwear.training.model_folder import ModelFolder
+from hogwear.training.recovery import Snapshot
 
 SHAPES = {  # (height, width)
     "portrait": (320, 240), "landscape": (213, 320), "square": (224, 224), "tall": (700, 211), "a little tall": (411, 203),
@@ -69,31 +69,18 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     add = moments.job(net.features, 0)
     for start in moments.items:
         add(start)
-    weight, bias = moments.classifier(moments.totals())
+    weight, bias = closed_form.solve_classifier(moments.sums())
     net.head.load_state_dict({"weight": weight, "bias": bias})
-    run = Trainer(
-        net,
-        Hyperparameters(image_size=SIZE, epochs=2),
-        CLASSES,
-        PhotoSets(False, *2 * [PhotoSet(40, "0" * 64)]),
-    )
-    run.momentum, run.trained_on = create_momentum_buffers(net, 1, None), torch.arange(120)
-    assert run.keep(DivergenceDetector(len(CLASSES)))
-    row = {
-        "images": 120,
-        "lr": 0.1,
-        "train_loss": 0.5,
-        "train_acc": 0.75,
-        "val_loss": 0.5,
-        "images_per_second": 100.0,
-    }
-    run.history = [{"epoch": epoch, "val_acc": epoch / 4} | row for epoch in (1, 2)]
-    run.best = {
-        "weights": net.state_dict(), "image_size": SIZE, "epoch": 2, "val_acc": 0.75, "val_loss": 0.5,
-        "temperature": TEMPERATURE, "confidence_threshold": 0.625,
-    }  # fmt: skip
-    run.finished = True
-    run.write(folder)
+    state = new_state("efficientnet_lite0", SIZE, epochs=2)
+    state.trained_on = np.arange(120)
+    state.finished = True
+    momentum = create_momentum_buffers(net, 1, None)
+    state.snapshot = Snapshot.take(net, momentum, 240, 120, RunningMetrics())
+    for epoch in (1, 2):
+        row = EpochRow(epoch, 120, 0.1, 0.5, 0.75, 0.5, epoch / 4, 100.0)
+        state.history.rows.append(row)
+    state.history.best = Best(2, SIZE, 0.5, 0.75, TEMPERATURE, 0.625, state.snapshot.weights)
+    ModelFolder(folder).save(state)
     return folder
 
 

@@ -158,8 +158,8 @@ def test_a_split_is_written_before_anything_is_trained(
     def fit(run: Trainer, *arguments: object) -> None:
         assert (
             project.split() == divided.split()
-            and run.split["count"] == 28
-            and len(run.trained_on) == 20
+            and run.state.split["count"] == 28
+            and len(run.state.trained_on) == 20
         )
         raise KeyboardInterrupt
 

@@ -28,7 +28,6 @@ from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.paths import Paths
 from hogwear.system.workers import FORK, Workers
-from hogwear.training.augment import augment
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -772,49 +771,6 @@ def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that
         opened.signatures,
         [near_duplicates.compute_signature(decode(path, SIZE)) for path in copies],
     )
-
-
-# --- augmentation
-
-
-@pytest.fixture(scope="module")
-def batch(photo_files: list[Path]) -> UInt8Array:
-    return np.stack([decode(path, SIZE) for path in photo_files[:8]])
-
-
-def test_augmented_photos_are_crops_of_the_photos_mirrored_or_not(batch: UInt8Array) -> None:
-    before, side = batch.copy(), SIZE - 4
-    changed = augment(batch, side, np.random.default_rng(0)).numpy()
-    assert changed.shape == (8, side, side, 3) and changed.dtype == np.uint8
-    for photo, crop in zip(batch, changed, strict=True):
-        windows = np.lib.stride_tricks.sliding_window_view(photo, (side, side, 3))[
-            :, :, 0
-        ]  # (5, 5, side, side, 3)
-        assert any((windows == seen).all((2, 3, 4)).any() for seen in (crop, crop[:, ::-1]))
-    assert np.array_equal(batch, before)
-
-
-def test_one_seed_changes_photos_the_same_way_and_another_does_not(batch: UInt8Array) -> None:
-    first, again, other = (
-        augment(batch, SIZE - 4, np.random.default_rng(seed)).numpy() for seed in (1, 1, 2)
-    )
-    assert np.array_equal(first, again)
-    assert sum(np.array_equal(a, b) for a, b in zip(first, other, strict=True)) <= 1
-
-
-def test_half_of_the_photos_are_mirrored() -> None:
-    darker_on_the_left = np.zeros((400, 32, 32, 3), np.uint8)
-    darker_on_the_left[:, :, 16:] = 100
-    changed = augment(darker_on_the_left, 32, np.random.default_rng(0)).numpy()
-    mirrored = changed[:, :, :8].mean((1, 2, 3)) > changed[:, :, -8:].mean((1, 2, 3))
-    assert 140 < mirrored.sum() < 260
-
-
-def test_crops_come_from_everywhere_up_to_the_edges() -> None:
-    ramps = np.zeros((400, 100, 100, 3), np.uint8)
-    ramps[:] = np.arange(100)[:, None]
-    left = augment(ramps, 90, np.random.default_rng(0)).numpy().min((1, 2, 3))
-    assert set(left.tolist()) == set(range(11))
 
 
 @pytest.mark.parametrize("size", [(1000, 4), (4, 1000)])

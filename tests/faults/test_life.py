@@ -43,7 +43,9 @@ from hogwear.evaluation import pictures, predict
 from hogwear.system import machine, signals
 from hogwear.system.arrays import Float32Array, UInt8Array
 from hogwear.system.artifacts import EVALUATION, PREDICTIONS, SPLIT
-from hogwear.training.trainer import DivergenceDetector, Trainer
+from hogwear.training.hogwild import StepResult
+from hogwear.training.run_state import RunState
+from hogwear.training.trainer import Trainer, create_schedule
 
 SIZE = 32
 CLASSES = ("footwear", "handbag")
@@ -71,43 +73,36 @@ class Recorder:
     interrupts = False  # whether the next fit stops half-way
     cache: Path | None = None  # to remove while the next fit runs
 
-    def fit(
-        self,
-        run: Trainer,
-        fit_on: Pixels,
-        val: Pixels,
-        workers: int,
-        model_dir: Path,
-        stop: signals.Stop,
-        *others: object,
-    ) -> None:
+    def fit(self, trainer: Trainer, stop: signals.Stop, *others: object) -> None:
+        """In place of Trainer.fit: one step per run, which changes the weights."""
         if self.cache:
             shutil.rmtree(self.cache)
-        self.fitted.append((self.photos(run, fit_on), self.photos(run, val)))
-        run.epoch_images = len(fit_on)
-        run.momentum = torch.zeros(
-            1, sum(p.numel() for p in run.net.parameters() if p.requires_grad)
-        )
-        run.net.head.bias.data[0] = len(self.fitted)  # which weights these are
-        run.images_seen += 1
-        run.tally.add(type("Result", (), {"images": 1, "loss": 1.0, "correct": 1})())
-        run.tally.seconds = 1.0
-        run.keep(DivergenceDetector(2))
+        data, state = trainer.data, trainer.state
+        self.fitted.append((self.photos(state, data.train), self.photos(state, data.val)))
+        trainer.schedule = create_schedule(trainer.net, state, len(data.train), 1, 1)
+        trainer.net.head.bias.data[0] = len(self.fitted)  # which weights these are
+        trainer.step = 1
+        trainer.metrics.add(StepResult(images=1, loss=1.0, correct=1))
+        trainer.metrics.epoch.seconds = 1.0
+        assert trainer.take_snapshot()
         if self.interrupts:
             stop.signal = signal.SIGINT
         else:
-            run.finished = True
-            run.close_epoch(self.predict(run.net, val.images, val.rows), val, 0.1)
-        run.save(model_dir)
+            logits = self.predict(trainer.net, data.val.images, data.val.rows)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(predict, "collect_logits", lambda *arguments: logits)
+                trainer.close_epoch(None)  # type: ignore[arg-type]
+            state.finished = True
+        trainer.save()
 
-    def photos(self, run: Trainer, pixels: Pixels) -> list[Photo]:
+    def photos(self, state: RunState, pixels: Pixels) -> list[Photo]:
         """Sorted; copies are counted."""
         images = pixels.images[pixels.rows]
         contents = [bytes(content).hex() for content in pixels.hashes]
         for content, image in zip(contents, images, strict=True):
             assert np.array_equal(image, self.pixels[content]), "pixels of another photo"
         return sorted(
-            (content, run.class_names[label])
+            (content, state.class_names[label])
             for content, label in zip(contents, pixels.labels, strict=True)
         )
 
@@ -519,7 +514,9 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
         (tmp_path / "photo.bmp").write_bytes(content)
         pixels[content_of(content)] = decoding.decode(tmp_path / "photo.bmp", SIZE)
     recorder = Recorder(pixels, [], [], set())
-    monkeypatch.setattr(Trainer, "fit", lambda run, *arguments: recorder.fit(run, *arguments))
+    monkeypatch.setattr(
+        Trainer, "fit", lambda trainer, *arguments: recorder.fit(trainer, *arguments)
+    )
     monkeypatch.setattr(predict, "predict_logits", recorder.predict)
     monkeypatch.setattr(decoding, "open_photo", recorder.open)
     monkeypatch.setattr(machine, "cpus", lambda: 1)

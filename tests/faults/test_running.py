@@ -124,7 +124,7 @@ def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
     start("train.py", *arguments, "--model-dir", tmp_path / "whole").ok(seconds=300)
     while done < tries:
         script = start("train.py", *arguments, "--model-dir", tmp_path / "parts")
-        script.wait_for("^Arithmetic")
+        script.wait_for("^Precision")
         time.sleep(random.uniform(0, 1))  # of the 15 s that it takes as a whole
         os.kill(script.pid, INTERRUPTIONS[done % 3])
         assert script.code() != 0, "interrupted in time"
@@ -353,7 +353,7 @@ def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_
     first.wait_for("^epoch 1/")
     second = start("train.py", *arguments)
     assert second.code() == 2 and second.stdout == ""
-    assert f"{tmp_path}: another train is at work in it" in refusal(second.stderr)
+    assert f"{tmp_path}: in use by another train" in refusal(second.stderr)
 
     for name in ("eval.py", "infer.py")[: times(1, 2)]:
         where = at(data, tmp_path, trained.cache) + (

@@ -285,7 +285,7 @@ def test_train_goes_on_from_the_checkpoint_before_a_damaged_one_which_it_keeps(
     assert answer.code == 0, answer
     assert (
         answer.stderr.startswith(f"Warning: {model_dir}/{CHECKPOINT}: ")
-        and f"{PREVIOUS_CHECKPOINT}, is used instead\n" in answer.stderr
+        and f"using the previous checkpoint, {PREVIOUS_CHECKPOINT}\n" in answer.stderr
     )
     assert f"after {before.state['images_seen']} images" in answer.stdout
     assert saved(model_dir)["images_seen"] > before.state["images_seen"]
@@ -303,7 +303,7 @@ def test_eval_measures_the_checkpoint_before_a_damaged_one(
 ) -> None:
     flip_a_bit(model_dir / CHECKPOINT)
     answer = call(eval, *at(data, model_dir, trained.cache))
-    assert answer.code == 0 and "is used instead" in answer.stderr
+    assert answer.code == 0 and "using the previous checkpoint" in answer.stderr
     digest = hashlib.sha256((model_dir / PREVIOUS_CHECKPOINT).read_bytes()).hexdigest()
     assert f'"sha256": "{digest}"' in (model_dir / "eval_results.json").read_text()
     held(
@@ -356,7 +356,7 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(
     (model_dir / CHECKPOINT).write_bytes(body.getvalue() + hashlib.sha256(body.getvalue()).digest())
     for script in (train, eval):
         answer = call(script, *at(data, model_dir, trained.cache))
-        assert answer.code == 2 and "not a checkpoint of ours" in refusal(answer.stderr)
+        assert answer.code == 2 and "not a Hogwear checkpoint" in refusal(answer.stderr)
     assert not (tmp_path / "ran").exists()
     held(
         "a malicious pickle with the right checksum, as checkpoint",

@@ -130,7 +130,7 @@ def test_train_saves_when_its_reader_goes_and_the_next_run_goes_on(
 ) -> None:
     where = at(data, tmp_path / "model", small.cache)
     run = start("train.py", *SMALL, "--epochs", 1_000_000, *where, stdout=subprocess.PIPE)
-    lines_until(run, "Arithmetic: ")
+    lines_until(run, "Precision: ")
     assert (run.code(), run.stderr) == (141, "")
     state = saved(tmp_path / "model")
     photos = len(list(data.glob("train/*/*")))
@@ -138,7 +138,7 @@ def test_train_saves_when_its_reader_goes_and_the_next_run_goes_on(
         "an epoch is a batch; the last one was not lost"
     )
     run = start("train.py", *where, stdout=subprocess.PIPE)
-    lines_until(run, "Arithmetic: ")
+    lines_until(run, "Precision: ")
     assert run.code() == 141
     later = saved(tmp_path / "model")
     assert (

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,37 @@ def test_a_file_of_another_kind_is_refused_though_its_checksum_is_right(
     write_with_checksum(tmp_path, body.getvalue())
     with pytest.raises(BadInput, match=r"checkpoint\.pt"):
         checkpoint.load(tmp_path)
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_in_one_line_and_left_where_it_is(
+    tmp_path: Path,
+) -> None:
+    body = io.BytesIO()
+    torch.save({"format": 3, "weights": {}}, body)
+    write_with_checksum(tmp_path, body.getvalue())
+    with pytest.raises(BadInput) as error:
+        checkpoint.load(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/checkpoint.pt: not a checkpoint of format {checkpoint.FORMAT}, which this version "
+        "reads (found: 3); move it away, or train with --fresh"
+    )
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5])
+def test_saving_takes_a_small_share_of_the_time(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    timer = checkpoint.SaveTimer()
+    with timer:
+        now[0] += share
+    assert not timer.is_due()
+    now[0] += 49 * share
+    assert not timer.is_due()
+    now[0] += 2 * share
+    assert timer.is_due(), "after 50 times as long as the save took"
 
 
 def test_bytes_that_torch_cannot_read_are_refused_though_their_checksum_is_right(

@@ -43,7 +43,7 @@ NEVER = [
     EXTRA,
 ]
 OPTIONAL = (
-    ("job",),
+    ("job_id",),
     ("total_images",),
     ("hyperparameters", "lr"),
     ("hyperparameters", "time_budget"),
@@ -124,7 +124,7 @@ def odd_values(state: State, key: Key) -> Iterator[Any]:
         inside = dict if value is EXTRA else object
         if isinstance(was, inside) and not (value is REMOVED and isinstance(key[-1], int)):
             yield value
-    if key != ("job",) and key[0] != "class_names":
+    if key != ("job_id",) and key[0] != "class_names":
         yield "x"
     if key not in OPTIONAL and was is not None:
         yield None
@@ -194,7 +194,7 @@ EDGES: dict[str, Callable[[State], object]] = {
     "class_names is of type list, expected a list of two or more different": put(
         "class_names", value=["one"]
     ),
-    "names that can be shown": put("class_names", 0, value="\x1b[2J"),
+    "printable names": put("class_names", 0, value="\x1b[2J"),
     "expected a list of two": put("class_names", 0, value=""),
     "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (4, 640)": put(
         "class_names", value=list(CLASSES[:4])
@@ -219,7 +219,7 @@ EDGES: dict[str, Callable[[State], object]] = {
     "best.image_size is 64": put("best", "image_size", value=64),
     "epoch 1 of history.epoch is 2": put("history", 0, "epoch", value=2),
     "best.epoch is missing": put("best", value={}),
-    "best.'epoch' is not known": put("history", value=[]),
+    "best is of type dict, expected None": put("history", value=[]),
     "first_epoch is 3": put("first_epoch", value=3),
     "rollbacks is 3": put("rollbacks", value=3),
     "epoch_metrics.correct is 1,": lambda state: state["epoch_metrics"].update(images=0, correct=1),
@@ -229,8 +229,8 @@ EDGES: dict[str, Callable[[State], object]] = {
 FINISHED: dict[str, Callable[[State], object]] = EDGES | {
     "momentum is None": put("finished", value=False),
     "momentum is float32 of shape (1, 1), expected None": put("momentum", value=torch.zeros(1, 1)),
-    "history is of type list, expected an epoch or more": lambda state: state.update(
-        history=[], best={}, first_epoch=0
+    "history is of type list, expected at least one epoch": lambda state: state.update(
+        history=[], best=None, first_epoch=0
     ),
 }
 INTERRUPTED: dict[str, Callable[[State], object]] = {
@@ -336,7 +336,7 @@ def test_any_changed_byte_under_a_right_digest_is_refused_or_does_no_harm(
         )
         try:
             model.validate_checkpoint(
-                checkpoint.parsed(folder / CHECKPOINT, changed + hashlib.sha256(changed).digest())
+                checkpoint.parse(folder / CHECKPOINT, changed + hashlib.sha256(changed).digest())
             )
         except BadInput as error:
             assert f"{folder}/{CHECKPOINT}: not " in str(error)

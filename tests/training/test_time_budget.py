@@ -15,11 +15,20 @@ from hogwear.data import dataset, decoding
 from hogwear.data.decoding import LIMITS
 from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
-from hogwear.training import time_budget, trainer
-from hogwear.training.progress import TrainingBar
-from hogwear.training.time_budget import PROBED_SIZE, SIZES, Budget, Speed, plan, probe
+from hogwear.training import checkpoint, history, time_budget, trainer
+from hogwear.training.history import TrainingMetrics
+from hogwear.training.hogwild import StepResult
+from hogwear.training.time_budget import (
+    PROBED_SIZE,
+    SIZES,
+    Budget,
+    Speed,
+    Workload,
+    measure_speed,
+    plan_run,
+)
 
-SPEED = Speed(decoding=0.001, predicting=0.002, training=0.008)
+SPEED = Speed(decoding=0.001, prediction=0.002, training=0.008)
 
 
 class Clock:
@@ -40,7 +49,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """What train and its budget take the time from."""
     clock = Clock()
-    for module in (time_budget, trainer, train):
+    for module in (time_budget, trainer, history, checkpoint, train):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -51,15 +60,15 @@ Plan = Callable[..., Budget]
 @pytest.fixture
 def planned(clock: Clock) -> Plan:
     """planned(60): the plan for so many seconds from now on."""
-    return lambda seconds, photos=1000, sizes=SIZES: plan(
-        SPEED, clock.now + seconds, photos, photos // 4, 500, sizes
+    return lambda seconds, photos=1000, sizes=SIZES: plan_run(
+        SPEED, clock.now + seconds, Workload(photos, photos // 4, 500), sizes
     )
 
 
-def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(
+def test_speed_is_measured_with_one_thread_per_worker_as_in_training(
     data: Path, tmp_path: Path
 ) -> None:
-    def probed() -> Speed:
+    def measure() -> Speed:
         torch.set_num_threads(4)
         threads = torch.tensor([0]).share_memory_()
 
@@ -68,12 +77,12 @@ def test_the_speed_is_probed_with_one_thread_a_worker_as_in_training(
                 threads[0] = max(int(threads[0]), torch.get_num_threads())
                 return torch.zeros(len(pixels), 5, requires_grad=True)
 
-        speed = probe(CountsThreads(), dataset.find_photos(data, tmp_path).train, LIMITS, 2)
+        speed = measure_speed(CountsThreads(), dataset.find_photos(data, tmp_path).train, LIMITS, 2)
         assert int(threads[0]) == 1
         return speed
 
-    speed: Speed = ForkedCall(probed).result()
-    assert min(speed.decoding, speed.predicting, speed.training) > 0
+    speed: Speed = ForkedCall(measure).result()
+    assert min(speed.decoding, speed.prediction, speed.training) > 0
 
 
 @pytest.mark.long
@@ -90,7 +99,7 @@ def test_what_the_first_photo_of_a_process_costs_is_no_part_of_the_speed(
     monkeypatch.setattr(decoding, "decode", slow_at_first)
     net = model.build("tinyvgg", 5, PROBED_SIZE)
     speed: Speed = ForkedCall(
-        probe, net, dataset.find_photos(data, tmp_path).train, LIMITS, 2
+        measure_speed, net, dataset.find_photos(data, tmp_path).train, LIMITS, 2
     ).result()
     assert speed.decoding == pytest.approx(0.01 / 2), "of two workers"
 
@@ -118,30 +127,32 @@ def test_a_size_that_was_asked_for_stays(planned: Plan) -> None:
 
 
 def test_what_is_left_to_do_follows_the_speed_and_leaves_time_to_validate(clock: Clock) -> None:
-    budget = Budget(clock.now + 100, 128, 5000, validation=10)
-    assert budget.more(images=100, seconds=1, per_epoch=1000) is None, "too few to judge by"
+    budget = Budget(clock.now + 100, 128, 5000, validation_seconds=10)
+    assert budget.images_left(images=100, seconds=1, per_epoch=1000) is None, "too few to judge by"
     slow, fast = (
-        budget.more(images=1000, seconds=seconds, per_epoch=1000) for seconds in (20.0, 10.0)
+        budget.images_left(images=1000, seconds=seconds, per_epoch=1000) for seconds in (20.0, 10.0)
     )
     assert slow is not None and fast is not None
     # 100 s less the last validation and the save; 10 or 20 ms an image, and the 10 s of validation every 1,000
     assert slow == int(89.7 / (0.020 + 0.010))
     assert fast == int(89.7 / (0.010 + 0.010))
-    assert Budget(clock.now - 1, 128, 5000, validation=10).more(1000, 10.0, 1000) == 0
+    assert (
+        Budget(clock.now - 1, 128, 5000, validation_seconds=10).images_left(1000, 10.0, 1000) == 0
+    )
 
 
 def test_a_run_goes_on_until_its_time_is_over(
     data: Path, call: Call, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine that was probed as eight times faster than it then is."""
-    show, started = TrainingBar.show, clock.now
+    """On a machine that was measured to be eight times faster than it then is."""
+    add, started = TrainingMetrics.add, clock.now
 
-    def slowly(bar: TrainingBar, images: int, loss: float) -> None:
-        clock.now += 0.01 * images
-        show(bar, images, loss)
+    def slowly(metrics: TrainingMetrics, result: StepResult) -> None:
+        clock.now += 0.01 * result.images
+        add(metrics, result)
 
-    monkeypatch.setattr(TrainingBar, "show", slowly)
-    monkeypatch.setattr(time_budget, "probe", lambda *arguments: SPEED)
+    monkeypatch.setattr(TrainingMetrics, "add", slowly)
+    monkeypatch.setattr(time_budget, "measure_speed", lambda *arguments: SPEED)
     small = "--arch", "tinyvgg", "--image-size", 64, "--workers", 1
     answer = call(train, "--time-budget", 8, *small, *at(data, tmp_path, tmp_path / "cache"))
     assert answer.code == 0 and "epochs in 8 s" in answer.stdout

@@ -30,6 +30,7 @@ from hogwear.cluster.peers import SINGLE_MACHINE
 from hogwear.system import flags
 from hogwear.system.artifacts import CHECKPOINT
 from hogwear.training import checkpoint
+from hogwear.training.model_folder import ModelFolder
 
 ONCE = "--epochs", 1, "--workers", 1
 TINY = "--arch", "tinyvgg", "--image-size", 32, "--workers", 1, "--batch-size", 8
@@ -313,18 +314,15 @@ def test_an_interrupted_run_goes_on_with_its_own_weights_and_not_with_the_best(
 ) -> None:
     folder = copied(interrupted)
     state, measured = saved(folder), evaluate(corrected, folder)
-    prepared = train.prepare(
-        flags.parse(train.Settings, [*map(str, at(corrected, folder, cache))]), SINGLE_MACHINE, 0.0
-    )
+    settings = flags.parse(train.Settings, [*map(str, at(corrected, folder, cache))])
+    prepared = train.prepare(settings, ModelFolder(folder), SINGLE_MACHINE, 0.0)
     assert prepared
-    run = train.open_run(prepared, cache, SINGLE_MACHINE)
-    assert torch.equal(flat(run.net.state_dict()), flat(state["weights"])) and not torch.equal(
-        flat(state["weights"]), flat(state["best"]["weights"])
-    )
-    assert (
-        torch.equal(flat(run.best["weights"]), flat(state["best"]["weights"]))
-        and run.best["val_acc"] == measured != state["best"]["val_acc"]
-    )
+    trainer = train.create_trainer(settings, ModelFolder(folder), SINGLE_MACHINE, prepared)
+    best = trainer.state.history.best
+    assert torch.equal(flat(trainer.net.state_dict()), flat(state["weights"]))
+    assert not torch.equal(flat(state["weights"]), flat(state["best"]["weights"]))
+    assert best and torch.equal(flat(best.weights), flat(state["best"]["weights"]))
+    assert best.val_acc == measured != state["best"]["val_acc"]
 
 
 # --- and train says so
@@ -358,10 +356,10 @@ def renamed(folder: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
-    "120 photos to train on before, 30 now.": fewer,
-    "120 photos to train on before, 121 now.": more,
-    "some of the 120 photos to train on are new or belong to another class.": relabelled,
-    "40 photos to validate with before, 39 now.": removed_from_val,
+    "120 training photos before, 30 now.": fewer,
+    "120 training photos before, 121 now.": more,
+    "some of the 120 training photos are new or in another class.": relabelled,
+    "40 validation photos before, 39 now.": removed_from_val,
     "": renamed,
 }
 
@@ -385,7 +383,8 @@ def test_train_says_in_one_line_which_photos_have_changed(
     arguments = at(
         photos, trained.model if which == "finished" else interrupted, tmp_path / "cache"
     )
-    train.prepare(flags.parse(train.Settings, [*map(str, arguments)]), SINGLE_MACHINE, 0.0)
+    settings = flags.parse(train.Settings, [*map(str, arguments)])
+    train.prepare(settings, ModelFolder(settings.model_dir), SINGLE_MACHINE, 0.0)
     lines = re.findall(
         r"^The photos have changed since the last run: (.*)$", capsys.readouterr().out, re.MULTILINE
     )

@@ -1,0 +1,97 @@
+"""The model folder of a run: claimed by one train at a time, and never emptied."""
+
+import fcntl
+import itertools
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from hogwear.system.artifacts import CHECKPOINT, METRICS, PREVIOUS_CHECKPOINT
+from hogwear.system.errors import BadInput
+from hogwear.system.text import escape
+
+if TYPE_CHECKING:
+    from hogwear.training.checkpoint import Checkpoint
+    from hogwear.training.run_state import RunState
+
+# torch takes seconds to import; train claims the folder first.
+
+
+class ModelFolder:
+    """Where a run saves its checkpoint and metrics.csv."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = (path / CHECKPOINT, path / PREVIOUS_CHECKPOINT)
+        self.lock: TextIO | None = None
+
+    def claim(self) -> None:
+        """Lock the folder until `release` or the end of the process. BadInput if that fails.
+
+        A POSIX lock is not inherited by forked workers, so none that outlives its parent holds it.
+        """
+        if self.lock:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise BadInput(
+                f"{self.path}: not writable by uid {os.getuid()} ({error.strerror}); "
+                "change its owner or choose another --model-dir"
+            ) from None
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise BadInput(
+                f"{self.path}: in use by another train; wait until it has ended, "
+                "or choose another --model-dir"
+            ) from None
+        self.lock = lock
+
+    def release(self) -> None:
+        if self.lock:
+            self.lock.close()
+            self.lock = None
+
+    def saved_run(
+        self, fresh: bool, load: "Callable[[Path], Checkpoint]"
+    ) -> "tuple[Checkpoint | None, str]":
+        """The checkpoint to resume from, or None and why a new run starts. Raises like `load`."""
+        if not any(file.exists() for file in self.checkpoints):
+            return None, f"there is no {self.checkpoints[0]} yet"
+        if fresh:
+            return None, "--fresh"
+        return load(self.path), ""
+
+    def set_aside(self, resumed: "Checkpoint | None") -> None:
+        """Rename the checkpoints that the run does not resume from: a damaged one, or, fresh, all.
+
+        Called once everything else is known to be fine, and before the first save.
+        """
+        newer = itertools.takewhile(
+            lambda file: resumed is None or file != resumed.file, self.checkpoints
+        )
+        for file in newer:
+            keep_beside(file)
+
+    def save(self, state: "RunState") -> None:
+        """Write the checkpoint and metrics.csv. BadInput or OSError where that fails."""
+        from hogwear.training import checkpoint
+
+        checkpoint.save(self.path, state.state_dict())
+        state.history.write_csv(self.path / METRICS)
+
+
+def keep_beside(file: Path) -> None:
+    """Rename an old checkpoint, if it exists, to a name with the time that no file has."""
+    if not file.exists():
+        return
+    stem = time.strftime(f"{file.stem}-%Y%m%d-%H%M%S")
+    suffixes = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    names = (file.with_name(f"{stem}{suffix}{file.suffix}") for suffix in suffixes)
+    kept = next(name for name in names if not name.exists())
+    file.rename(kept)
+    print(escape(f"The old checkpoint is kept as {kept}."))

@@ -1,0 +1,141 @@
+"""The schedule of a run, order of photos and learning rate, and the batches that follow from it.
+
+Both depend only on the step and the seed, so a batch is the same whichever worker computes it.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hogwear.data.pixels import Pixels
+from hogwear.networks.network import Network
+from hogwear.system.arrays import Int64Array
+from hogwear.training.augment import augment
+from hogwear.training.hyperparameters import Hyperparameters
+
+WARM_UP = 0.1  # share of the images over which the learning rate rises
+STEADY_WORKERS = (
+    4  # more workers, or smaller batches, need a lower rate; docs/decisions/defaults.md
+)
+
+
+class LiveSettings:
+    """The part of a schedule that changes during a run: two numbers in shared memory.
+
+    The training process writes them, and the workers read them.
+    """
+
+    def __init__(self, total_images: int, lr_scale: float = 1.0) -> None:
+        self._total_images = torch.tensor([total_images]).share_memory_()
+        self._lr_scale = torch.tensor([lr_scale], dtype=torch.float64).share_memory_()
+
+    @property
+    def total_images(self) -> int:
+        """Images of the run, epoch after epoch; a time budget moves it."""
+        return int(self._total_images)
+
+    @total_images.setter
+    def total_images(self, value: int) -> None:
+        self._total_images[0] = value
+
+    @property
+    def lr_scale(self) -> float:
+        """Factor of the learning rate, halved whenever training diverges."""
+        return float(self._lr_scale)
+
+    @lr_scale.setter
+    def lr_scale(self, value: float) -> None:
+        self._lr_scale[0] = value
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which photos each step of a run trains on, and at which learning rate."""
+
+    num_photos: int  # in an epoch, on this machine
+    batch_size: int
+    peak_lr: float
+    seed: int
+    first_epoch: int  # epochs of earlier runs, whose shuffles are not repeated
+    live: LiveSettings
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.num_photos / self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        epochs, images = divmod(self.live.total_images, self.num_photos)
+        return epochs * self.steps_per_epoch + math.ceil(images / self.batch_size)
+
+    def images_before(self, step: int) -> int:
+        """Images seen when `step` begins. The last batch of an epoch may be smaller."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return epoch * self.num_photos + min(batch * self.batch_size, self.num_photos)
+
+    def step_at(self, images_seen: int) -> int:
+        """The inverse of `images_before`, rounded down where the number of photos has changed."""
+        epoch, images = divmod(images_seen, self.num_photos)
+        return epoch * self.steps_per_epoch + images // self.batch_size
+
+    def lr_at(self, step: int) -> float:
+        """1. Linear warm-up. 2. Half a cosine down to 0. Both by images seen."""
+        done = min(1.0, self.images_before(step) / self.live.total_images)
+        warm_up = min(1.0, (done + 1 / self.total_steps) / WARM_UP)
+        cosine = 0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP))
+        return self.current_peak_lr * warm_up * cosine
+
+    @property
+    def current_peak_lr(self) -> float:
+        """The peak learning rate, after any divergence."""
+        return self.peak_lr * self.live.lr_scale
+
+    def photos_at(self, step: int) -> Int64Array:
+        """Indices of the photos of a step, (B,), sorted: their file is read forwards."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        order = permutation(self.num_photos, self.seed, self.first_epoch + epoch)
+        return np.sort(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+    def random_at(self, step: int) -> np.random.Generator:
+        """The random numbers of a step's augmentation."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return np.random.default_rng((self.seed, self.first_epoch + epoch, batch))
+
+
+# Kept for the current epoch: with a million photos it takes 20 ms, as long as a step.
+@lru_cache(maxsize=1)
+def permutation(count: int, *seed: int) -> Int64Array:
+    return np.random.default_rng(seed).permutation(count)
+
+
+def choose_peak_lr(
+    net: Network, hyperparameters: Hyperparameters, workers: int, machines: int
+) -> float:
+    """--lr, or else the network's default rate, lowered and raised.
+
+    Many workers or small batches lower it (docs/decisions/defaults.md), and several machines raise
+    it (docs/decisions/cluster.md).
+    """
+    batch_scale = hyperparameters.batch_size / Hyperparameters.batch_size
+    scale = min(1.0, STEADY_WORKERS / workers, batch_scale)
+    return hyperparameters.lr or net.default_lr * scale * math.sqrt(machines)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The augmented training batches of a run, by step."""
+
+    photos: Pixels  # their file is open before workers are forked, for later it may be gone
+    crop_size: int
+    schedule: Schedule
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Pixels, (B, crop_size, crop_size, 3) uint8, and labels, (B,) int64."""
+        chosen = self.schedule.photos_at(step)
+        images = self.photos.images[self.photos.rows[chosen]]
+        pixels = augment(images, self.crop_size, self.schedule.random_at(step))
+        return pixels, torch.from_numpy(self.photos.labels[chosen])

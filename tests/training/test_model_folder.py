@@ -1,0 +1,108 @@
+"""The model folder is claimed by one train, and no checkpoint in it is lost."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import ForkedCall, new_state
+
+import model
+from hogwear.networks.parameters import create_momentum_buffers
+from hogwear.system.errors import BadInput
+from hogwear.training import checkpoint
+from hogwear.training.history import RunningMetrics
+from hogwear.training.model_folder import ModelFolder, keep_beside
+from hogwear.training.recovery import Snapshot
+from hogwear.training.run_state import RunState
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ModelFolder:
+    return ModelFolder(tmp_path / "model")
+
+
+@pytest.fixture
+def state() -> RunState:
+    state, net = new_state(), model.build("tinyvgg", 5, 32)
+    momentum = create_momentum_buffers(net, 1, None)
+    state.snapshot = Snapshot.take(net, momentum, 8, 120, RunningMetrics())
+    return state
+
+
+def claim_elsewhere(folder: ModelFolder) -> str:
+    """In another process; the message of a refusal."""
+
+    def claim() -> str:
+        try:
+            ModelFolder(folder.path).claim()
+        except BadInput as error:
+            return str(error)
+        return ""
+
+    message: str = ForkedCall(claim).result()
+    return message
+
+
+def test_a_claimed_folder_is_refused_to_another_process_until_it_is_released(
+    folder: ModelFolder,
+) -> None:
+    folder.claim()
+    folder.claim()  # once more does no harm
+    assert f"{folder.path}: in use by another train" in claim_elsewhere(folder)
+    folder.release()
+    assert claim_elsewhere(folder) == ""
+
+
+def test_the_lock_leaves_a_file_of_the_user_alone(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    folder = ModelFolder(tmp_path)
+    folder.claim()
+    folder.release()
+    assert (tmp_path / ".lock").read_text() == "mine"
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").touch()
+    with pytest.raises(BadInput, match=rf"model: not writable by uid {os.getuid()} \(File exists"):
+        ModelFolder(tmp_path / "model").claim()
+
+
+def test_what_a_run_resumes_from_or_why_it_does_not(folder: ModelFolder, state: RunState) -> None:
+    folder.path.mkdir()
+    checkpoint_file = folder.path / "checkpoint.pt"
+    reason = f"there is no {checkpoint_file} yet"
+    assert folder.saved_run(False, checkpoint.load) == (None, reason)
+    folder.save(state)
+    assert folder.saved_run(True, checkpoint.load) == (None, "--fresh")
+    saved, reason = folder.saved_run(False, checkpoint.load)
+    assert saved and saved.file == checkpoint_file and reason == ""
+    checkpoint_file.rename(folder.path / "checkpoint.previous.pt")
+    saved, _ = folder.saved_run(False, checkpoint.load)
+    assert saved and saved.file.name == "checkpoint.previous.pt"
+
+
+def test_a_save_writes_checkpoint_and_metrics(folder: ModelFolder, state: RunState) -> None:
+    folder.path.mkdir()
+    folder.save(state)
+    assert {file.name for file in folder.path.iterdir()} == {"checkpoint.pt", "metrics.csv"}
+
+
+def test_only_checkpoints_newer_than_the_one_resumed_from_are_set_aside(
+    folder: ModelFolder, state: RunState, tmp_path: Path
+) -> None:
+    folder.path.mkdir()
+    for _ in range(2):
+        folder.save(state)
+    for resumed, left in (("checkpoint.pt", 2), ("checkpoint.previous.pt", 1), (None, 0)):
+        copy = ModelFolder(Path(shutil.copytree(folder.path, tmp_path / str(left))))
+        copy.set_aside(checkpoint.read(copy.path / resumed) if resumed else None)
+        assert sum(file.exists() for file in copy.checkpoints) == left
+        assert len(list(copy.path.glob("checkpoint*.pt"))) == 2, "nothing is deleted"
+
+
+def test_two_new_runs_in_the_same_second_keep_both_old_checkpoints(tmp_path: Path) -> None:
+    for content in (b"one", b"two", b"three"):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        keep_beside(tmp_path / "checkpoint.pt")
+    assert {file.read_bytes() for file in tmp_path.iterdir()} == {b"one", b"two", b"three"}
