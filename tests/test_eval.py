@@ -173,7 +173,7 @@ def test_other_classes_than_the_checkpoints_are_refused(
     )
 
 
-def test_without_a_checkpoint_it_asks_for_a_training_run(
+def test_without_a_checkpoint_train_has_to_run_first(
     data: Path, call: Call, tmp_path: Path
 ) -> None:
     answer = call(eval, *at(data, tmp_path, tmp_path / "cache"))

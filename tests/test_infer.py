@@ -73,7 +73,7 @@ def test_five_photos_of_the_test_split_give_five_pictures_that_open(
     )
 
 
-def test_answers_are_probabilities_with_the_likeliest_class_on_top(
+def test_predictions_are_probabilities_with_the_most_probable_class_first(
     five: tuple[Path, Script],
 ) -> None:
     for answer in answers_in(five[0]):
@@ -135,7 +135,7 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     assert {f"shoe_{shoe['predicted']}.png", f"shoe_{shoe['predicted']}_2.png"} <= pictures
 
 
-def test_the_first_photos_get_pictures_and_all_an_answer(
+def test_the_first_photos_get_pictures_and_all_get_predictions(
     data: Path, predict: Infer, tmp_path: Path
 ) -> None:
     (tmp_path / "new").mkdir()
@@ -163,7 +163,7 @@ def test_the_first_photos_get_pictures_and_all_an_answer(
     )
 
 
-def test_without_pictures_there_are_only_answers(
+def test_without_pictures_there_are_only_predictions(
     data: Path, predict: Infer, tmp_path: Path
 ) -> None:
     assert predict("--num-images", 2).code == 0
@@ -180,7 +180,7 @@ def test_without_pictures_there_are_only_answers(
     }
 
 
-def test_what_is_too_much_for_one_sheet_is_on_the_next(
+def test_photos_that_do_not_fit_on_one_sheet_are_on_the_next(
     data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures, "PHOTOS_PER_SHEET", 3)
@@ -192,7 +192,7 @@ def test_what_is_too_much_for_one_sheet_is_on_the_next(
     assert wide == [3, 2] and len(list(tmp_path.glob("*.png"))) == 2
 
 
-def test_a_photo_that_is_called_like_a_formula_is_text_in_the_table_and_called_so_in_the_json(
+def test_a_file_name_like_a_formula_is_text_in_the_table_and_unchanged_in_the_json(
     data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -298,9 +298,7 @@ def test_only_what_infer_made_is_deleted_and_the_rest_is_counted(
     )
 
 
-def test_a_name_that_a_file_of_the_user_has_is_not_taken_from_it(
-    data: Path, predict: Infer, tmp_path: Path
-) -> None:
+def test_a_file_of_the_user_keeps_its_name(data: Path, predict: Infer, tmp_path: Path) -> None:
     photo = next((data / "test" / "topwear").iterdir())
     arguments = "--images", photo
     assert predict(*arguments).code == 0
@@ -323,7 +321,7 @@ def test_a_name_that_a_file_of_the_user_has_is_not_taken_from_it(
 
 @pytest.mark.parametrize("name", ["predictions.json", "predictions.csv"])
 @pytest.mark.parametrize("ours", [False, True], ids=["their own", "edited"])
-def test_answers_that_infer_did_not_write_or_that_were_edited_are_not_overwritten(
+def test_predictions_that_infer_did_not_write_or_that_were_edited_are_not_overwritten(
     name: str, ours: bool, predict: Infer, tmp_path: Path
 ) -> None:
     if ours:
@@ -438,7 +436,7 @@ def test_results_may_lie_around_a_data_folder_and_beside_its_photos(
         assert answer.code == 0 and "Kept in" not in answer.stdout
 
 
-def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_is(
+def test_a_sheet_that_will_be_replaced_is_refused_but_a_photo_beside_it_is_not(
     data: Path, predict: Infer, tmp_path: Path
 ) -> None:
     shutil.copy(next((data / "test" / "topwear").iterdir()), tmp_path / "shirt.jpg")
@@ -449,7 +447,7 @@ def test_a_sheet_that_is_to_be_replaced_is_no_input_but_another_photo_beside_it_
     )
 
 
-def test_without_a_checkpoint_it_asks_for_a_training_run(
+def test_without_a_checkpoint_train_has_to_run_first(
     data: Path, call: Callable[..., Completed], tmp_path: Path
 ) -> None:
     answer = call(infer, "--responses-dir", tmp_path, *at(data, tmp_path, tmp_path / "cache"))

@@ -26,7 +26,6 @@ TOLERATED: dict[str, set[str]] = {
     "many parameters": set(),
     "long class": set(),
     "long line": {
-        "hogwear/commands",
     },
     "import by name": set(),
 }

@@ -40,8 +40,8 @@ print(class_names[probabilities.argmax()], probabilities.max())
 ```
 
 Input: `photo`, uint8, (height, width, 3), RGB, any size. Letterboxing on white and normalisation
-are part of the model. Output: `probabilities`, float32, ($count,), in the order of `class_names`. The
-metadata of the file also holds the settings. $calibration
+are part of the model. Output: `probabilities`, float32, ($count,), in the order of `class_names`.
+The metadata of the file also holds the settings. $calibration
 
 ## Training
 

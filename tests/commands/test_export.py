@@ -111,7 +111,7 @@ def our_probabilities(trained: TrainedModel, photo: Path) -> Any:
 
 
 @pytest.mark.parametrize("size", [33, SIZE, 160])
-def test_a_letterbox_in_the_graph_is_decodes_to_the_last_bit(
+def test_the_letterbox_in_the_graph_equals_decode_to_the_last_bit(
     size: int, photos: dict[str, Path]
 ) -> None:
     graph = Graph()
@@ -130,7 +130,7 @@ def test_a_letterbox_in_the_graph_is_decodes_to_the_last_bit(
 
 
 @pytest.mark.parametrize(("arch", "spread"), [("efficientnet_lite0", 0.1), ("tinyvgg", 5)])
-def test_onnxruntime_answers_as_the_network_does_whatever_the_photos_shape(
+def test_onnxruntime_equals_the_network_for_photos_of_any_shape(
     arch: str, spread: float, photos: dict[str, Path]
 ) -> None:
     torch.manual_seed(0)
@@ -232,7 +232,7 @@ def test_the_example_in_the_card_runs(
     )
 
 
-def test_the_card_of_a_run_that_was_not_validated_yet_does_not_claim_calibrated_probabilities(
+def test_the_card_of_a_run_that_was_not_validated_does_not_claim_calibrated_probabilities(
     trained: Trained,
 ) -> None:
     loaded = model.load(trained.model, torch.float32)
@@ -244,7 +244,7 @@ def test_the_card_of_a_run_that_was_not_validated_yet_does_not_claim_calibrated_
     )
 
 
-def test_the_card_has_evals_figures_of_this_checkpoint_only(
+def test_the_card_has_results_of_eval_for_this_checkpoint_only(
     exported: Path, run: Export, tmp_path: Path
 ) -> None:
     card = (exported / "MODEL_CARD.md").read_text()
@@ -275,7 +275,7 @@ def test_the_card_has_evals_figures_of_this_checkpoint_only(
         assert ("| `handbag` | 0.500 | 0.250 | 0.125 | 8 |" in card) == there
 
 
-def test_without_a_checkpoint_it_asks_for_a_training_run(run: Export, tmp_path: Path) -> None:
+def test_without_a_checkpoint_train_has_to_run_first(run: Export, tmp_path: Path) -> None:
     answer = run(tmp_path)
     assert answer.code == 3 and "checkpoint.pt: no checkpoint; run train first" in refusal(
         answer.stderr
@@ -283,7 +283,7 @@ def test_without_a_checkpoint_it_asks_for_a_training_run(run: Export, tmp_path: 
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_without_its_packages_it_says_how_to_install_them(
+def test_without_the_packages_export_says_how_to_install_them(
     package: str, run: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -308,7 +308,7 @@ def test_photos_of_other_classes_are_refused_and_nothing_is_written(
     assert [file.name for file in (tmp_path / "model").iterdir()] == ["checkpoint.pt"]
 
 
-def test_figures_of_eval_that_cannot_be_read_are_named(
+def test_results_of_eval_that_cannot_be_read_are_named(
     folder: Path, run: Export, tmp_path: Path
 ) -> None:
     shutil.copy(folder / "checkpoint.pt", tmp_path)

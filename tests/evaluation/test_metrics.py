@@ -33,7 +33,7 @@ def test_huge_logits_give_a_finite_loss() -> None:
     assert metrics.cross_entropy(logits, np.array([0, 1])) == 5000
 
 
-def test_accuracy_is_the_share_of_photos_that_are_right() -> None:
+def test_accuracy_is_the_share_of_correct_predictions() -> None:
     assert metrics.accuracy(LOGITS, LABELS) == 0.75
 
 
@@ -75,7 +75,7 @@ def test_precision_recall_and_f1_by_hand() -> None:
     assert found["support"].tolist() == [1, 3, 1]
 
 
-def test_an_absent_class_counts_zero_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+def test_an_absent_class_has_zeros_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
     found = metrics.per_class_metrics(np.array([[2, 0], [0, 0]]))
     assert [values.tolist() for values in found.values()] == [[1, 0], [1, 0], [1, 0], [2, 0]]
     assert not recwarn
@@ -104,7 +104,7 @@ def random_case(
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_measures_equal_scikit_learns(case: tuple[int, int, float], seed: int) -> None:
+def test_the_metrics_equal_scikit_learns(case: tuple[int, int, float], seed: int) -> None:
     logits, labels = random_case(*case, seed)
     classes, predicted = list(range(case[1])), logits.argmax(1)
     assert metrics.accuracy(logits, labels) == pytest.approx(
@@ -132,7 +132,7 @@ def test_the_measures_equal_scikit_learns(case: tuple[int, int, float], seed: in
 @pytest.mark.parametrize(
     ("right", "count"), [(627, 630), (0, 5), (5, 5), (1, 1), (0, 1), (50, 100)]
 )
-def test_the_interval_equals_scipys(right: int, count: int) -> None:
+def test_the_wilson_interval_equals_scipys(right: int, count: int) -> None:
     theirs = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
     assert metrics.wilson_interval(right, count) == pytest.approx(
         (theirs.low, theirs.high), abs=1e-12
@@ -142,7 +142,7 @@ def test_the_interval_equals_scipys(right: int, count: int) -> None:
 @pytest.mark.parametrize(
     "count", [16, 27, 40, 44, 46]
 )  # where rounding alone would lead out of 0 to 1
-def test_an_interval_of_shares_stays_between_none_and_all(count: int) -> None:
+def test_an_interval_stays_within_0_and_1(count: int) -> None:
     assert (
         metrics.wilson_interval(0, count)[0] == 0 and metrics.wilson_interval(count, count)[1] <= 1
     )
@@ -168,7 +168,7 @@ def test_reliability_equals_scikit_learns_and_the_error_follows_from_it(seed: in
     )
 
 
-def test_reliability_has_every_bin_and_nothing_to_say_of_an_empty_one(
+def test_empty_bins_have_no_confidence_and_no_accuracy(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     found = metrics.reliability_bins(np.array([0.3, 0.35]), np.array([True, False]), bins=4)
@@ -178,12 +178,12 @@ def test_reliability_has_every_bin_and_nothing_to_say_of_an_empty_one(
     assert not recwarn
 
 
-def test_certainty_belongs_to_the_last_bin() -> None:
+def test_a_confidence_of_1_belongs_to_the_last_bin() -> None:
     found = metrics.reliability_bins(np.array([0.9, 1.0]), np.array([True, False]), bins=4)
     assert found["count"].tolist() == [0, 0, 0, 2] and found["accuracy"][3] == 0.5
 
 
-def test_calibration_is_judged_in_the_15_bins_of_the_paper() -> None:
+def test_the_calibration_error_has_15_bins_as_in_the_paper() -> None:
     confidence, right = np.array([0.61, 0.62, 0.66, 0.68]), np.array([True, False, True, True])
     assert np.flatnonzero(metrics.reliability_bins(confidence, right)["count"]).tolist() == [
         9,
@@ -198,7 +198,7 @@ def test_calibration_is_judged_in_the_15_bins_of_the_paper() -> None:
 # --- temperature and coverage
 
 
-def test_confidence_is_the_probability_of_the_likeliest_class() -> None:
+def test_confidence_is_the_probability_of_the_predicted_class() -> None:
     assert metrics.confidences(LOGITS) == pytest.approx([0.7, 0.6, 0.5, 0.7])
     assert metrics.confidences(LOGITS, 0.5) == pytest.approx(
         [0.49 / 0.54, 0.36 / 0.46, 0.25 / 0.375, 0.49 / 0.54]
@@ -219,7 +219,7 @@ def test_the_temperature_undoes_a_scale_and_no_other_has_less_loss(scale: float)
 
 
 @pytest.mark.parametrize("photos", [1, 20, 2000])
-def test_without_a_mistake_one_photo_in_n_plus_2_is_taken_to_be_of_any_class(photos: int) -> None:
+def test_without_a_mistake_label_smoothing_keeps_the_temperature_above_0(photos: int) -> None:
     labels = np.arange(photos) % 3
     logits = 3 * np.eye(3)[labels] + 1
     confidence = metrics.confidences(logits, metrics.fit_temperature(logits, labels))
@@ -237,11 +237,11 @@ def test_the_temperature_stays_within_its_bounds(logits: FloatArray, temperature
     assert metrics.fit_temperature(logits, np.arange(3)) == pytest.approx(temperature)
 
 
-def test_logits_that_say_nothing_have_a_temperature() -> None:
+def test_equal_logits_have_a_temperature() -> None:
     assert 0 < metrics.fit_temperature(np.zeros((4, 3)), np.array([0, 1, 2, 0])) < 100
 
 
-def test_coverage_by_hand_answers_equal_confidences_together() -> None:
+def test_coverage_by_hand_treats_equal_confidences_together() -> None:
     confidence, right = np.array([0.9, 0.6, 0.6, 0.99]), np.array([True, True, False, True])
     thresholds, shares, accuracies = metrics.coverage_curve(confidence, right)
     assert (thresholds.tolist(), shares.tolist()) == ([0.99, 0.9, 0.6], [0.25, 0.5, 1.0])
@@ -249,12 +249,12 @@ def test_coverage_by_hand_answers_equal_confidences_together() -> None:
 
 
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.75, 0.6), (0.76, 0.9), (1.0, 0.9)])
-def test_the_threshold_is_the_lowest_confidence_that_keeps_the_promise(
+def test_the_threshold_is_the_lowest_with_the_target_accuracy(
     accuracy: float, expected: float
 ) -> None:
     confidence, right = np.array([0.9, 0.6, 0.6, 0.99]), np.array([True, True, False, True])
     assert metrics.fit_threshold(accuracy, confidence, right) == expected
 
 
-def test_where_no_answer_keeps_the_promise_none_is_sure() -> None:
+def test_without_a_sufficient_threshold_it_is_unreachable() -> None:
     assert metrics.fit_threshold(0.99, np.array([0.9, 0.8]), np.array([False, True])) > 1
