@@ -25,8 +25,7 @@ TOLERATED: dict[str, set[str]] = {
     "long function": set(),
     "many parameters": set(),
     "long class": set(),
-    "long line": {
-    },
+    "long line": set(),
     "import by name": set(),
 }
 
