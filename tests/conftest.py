@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,8 +27,14 @@ from helpers import (
     at,
 )
 
+from hogwear.data import decoding
 from hogwear.data.sample import generate
 from hogwear.system import command, machine
+from hogwear.system.arrays import UInt8Array
+from hogwear.system.workers import FORK
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -141,6 +147,52 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photo_files(data: Path) -> list[Path]:
     return sorted(data.glob("train/*/*"))
+
+
+@pytest.fixture
+def copies(photo_files: list[Path], tmp_path: Path) -> list[Path]:
+    """Nine photos in a folder of their own, to be changed."""
+    (tmp_path / "data").mkdir()
+    copies = [tmp_path / "data" / f"{i}.jpg" for i in range(9)]
+    for copy, original in zip(copies, photo_files, strict=False):
+        copy.write_bytes(original.read_bytes())
+    return copies
+
+
+@pytest.fixture
+def decoded_rows(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
+    """How many photos have been decoded into the cache, by any process."""
+    count, decode_verified = FORK.Value("i"), decoding.decode_verified
+
+    def count_and_decode(*arguments: Any, **more: Any) -> UInt8Array:
+        with count.get_lock():
+            count.value += 1
+        return decode_verified(*arguments, **more)
+
+    monkeypatch.setattr(decoding, "decode_verified", count_and_decode)
+    return count
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight photos of three classes for each split, without duplicates or other problems."""
+    folder = tmp_path_factory.mktemp("clean")
+    source = FASHION5 if FASHION5.is_dir() else generate.ensure_sample(folder / "sample")
+    for name in ("bottomwear", "handbag", "topwear"):
+        photos = sorted((source / "train" / name).iterdir())
+        photos = photos[:: len(photos) // 24]
+        parts = {"train": photos[:8], "val": photos[8:16], "test": photos[16:24]}
+        for split, part in parts.items():
+            (folder / "data" / split / name).mkdir(parents=True)
+            for photo in part:
+                shutil.copy(photo, folder / "data" / split / name / photo.name)
+    return folder / "data"
+
+
+@pytest.fixture
+def planted(clean: Path, tmp_path: Path) -> Path:
+    """A copy of the clean photos, to plant problems in."""
+    return Path(shutil.copytree(clean, tmp_path / "data"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Helpers of the tests: commands as real processes, small runs, and readers of their results."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -20,11 +21,15 @@ import torch
 from containers import ROOT as ROOT  # for the tests, too
 
 import model
-from hogwear.data.decoding import decode
+from hogwear.data.cache import PhotoCache
+from hogwear.data.contents import read_contents
+from hogwear.data.decoding import LIMITS, Limits, decode
+from hogwear.data.photos import Split
 from hogwear.data.pixels import Pixels
 from hogwear.data.split_assignments import NO_ASSIGNMENTS
 from hogwear.system import signals
 from hogwear.system.arrays import Int64Array, UInt8Array
+from hogwear.system.paths import Paths
 from hogwear.system.workers import FORK
 from hogwear.training import checkpoint
 from hogwear.training.hyperparameters import Hyperparameters
@@ -191,6 +196,25 @@ def new_state(arch: str = "tinyvgg", image_size: int = 32, **values: Any) -> Run
         split=NO_ASSIGNMENTS.version(),
         trained_on=np.arange(4),
     )
+
+
+def make_split(
+    files: list[Path], labels: list[int] | None = None, limits: Limits = LIMITS
+) -> Split:
+    """Photos in one folder as a split; the cache is beside the folder."""
+    paths, root = Paths(files), files[0].parent
+    hashes = read_contents(paths, root, root.parent / "cache", limits)
+    return Split("train", paths, np.array(labels or [0] * len(files)), root, hashes)
+
+
+def open_pixels(files: list[Path], cache: Path) -> Pixels:
+    """The photos from the cache, which must have their own pixels and hashes."""
+    pixels = PhotoCache(cache, processes=1).open(make_split(files), SIZE)
+    assert np.array_equal(pixels.images[pixels.rows], [decode(path, SIZE) for path in files])
+    assert [bytes(row) for row in pixels.hashes] == [
+        hashlib.blake2b(path.read_bytes(), digest_size=16).digest() for path in files
+    ]
+    return pixels
 
 
 @contextmanager
