@@ -39,7 +39,7 @@ import train
 from hogwear.data import decoding
 from hogwear.data.array_file import ArrayFile
 from hogwear.data.pixels import Pixels
-from hogwear.evaluation import pictures, predict
+from hogwear.evaluation import mistakes, pictures, predict, report
 from hogwear.system import machine, signals
 from hogwear.system.arrays import Float32Array, UInt8Array
 from hogwear.system.artifacts import EVALUATION, PREDICTIONS, SPLIT
@@ -517,8 +517,8 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
     monkeypatch.setattr(decoding, "open_photo", recorder.open)
     monkeypatch.setattr(machine, "cpus", lambda: 1)
     monkeypatch.setattr(model, "choose_dtype", lambda cache_dir: torch.float32)
-    monkeypatch.setattr(eval, "write_report", lambda *arguments: "none")
-    monkeypatch.setattr(eval, "worst_mistakes", lambda *arguments: [])
+    monkeypatch.setattr(report, "write_report", lambda *arguments: "none")
+    monkeypatch.setattr(mistakes, "find_worst_mistakes", lambda *arguments: [])
     monkeypatch.setattr(
         pictures, "draw_prediction", lambda prediction, image: prediction.predicted.encode()
     )
