@@ -52,7 +52,7 @@ def names(entries: list[Any]) -> list[set[str]]:
     return [{"/".join(Path(e["file"]).parts[-3:]) for e in group} for group in groups]
 
 
-def test_a_clean_folder_gets_a_clean_bill(clean: Path, examine: Examine) -> None:
+def test_clean_photos_have_no_problems(clean: Path, examine: Examine) -> None:
     report, text = examine(clean)
     assert {name: report[name] for name in LISTS} == {name: [] for name in LISTS}
     assert (
@@ -66,7 +66,7 @@ def test_a_clean_folder_gets_a_clean_bill(clean: Path, examine: Examine) -> None
     assert "No problems found.\n" in text and "LEAKAGE" not in text and "(train," not in text
 
 
-def test_every_planted_fault_is_found_under_its_heading_and_nothing_else(
+def test_every_planted_problem_is_found_under_its_heading_and_nothing_else(
     planted: Path, examine: Examine
 ) -> None:
     shutil.copy(nth(planted, "train/topwear", 0), planted / "test/topwear/same.jpg")
@@ -132,9 +132,7 @@ def test_every_planted_fault_is_found_under_its_heading_and_nothing_else(
     ]
 
 
-def test_a_class_with_few_photos_is_called_under_represented(
-    planted: Path, examine: Examine
-) -> None:
+def test_a_class_with_few_photos_is_under_represented(planted: Path, examine: Examine) -> None:
     for photo in sorted((planted / "train/handbag").iterdir())[1:]:
         photo.unlink()
     report, text = examine(planted)
@@ -145,7 +143,7 @@ def test_a_class_with_few_photos_is_called_under_represented(
     )
 
 
-def test_names_of_any_bytes_are_told_and_written(planted: Path, examine: Examine) -> None:
+def test_file_names_of_any_bytes_are_printed_and_written(planted: Path, examine: Examine) -> None:
     odd = planted / "train/topwear" / "\udcff\n.jpg"
     odd.write_bytes(b"")
     report, text = examine(planted)
@@ -191,7 +189,7 @@ def test_a_trained_network_contradicts_a_flipped_label(
     assert "CONTRADICTED" in answer.stdout and ": handbag, " in answer.stdout
 
 
-def test_the_doctor_is_a_command_of_its_own(clean: Path, tmp_path: Path) -> None:
+def test_the_doctor_runs_as_a_module(clean: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "hogwear.commands.doctor", *map(str, at(clean, tmp_path, tmp_path))],
         cwd=ROOT,

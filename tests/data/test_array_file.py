@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     pass
 
 
-def test_a_row_that_is_not_there_is_no_photo(tmp_path: Path) -> None:
+def test_reading_a_row_beyond_the_end_raises(tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", np.zeros((3, 8, 8, 3), np.uint8))
     os.truncate(tmp_path / "pixels.npy", (tmp_path / "pixels.npy").stat().st_size - 1)
     images = ArrayFile(tmp_path / "pixels.npy")

@@ -59,7 +59,7 @@ def test_an_unreadable_photo_is_skipped_with_a_reason(
         )
 
 
-def test_a_class_without_one_readable_photo_is_refused(copies: list[Path], tmp_path: Path) -> None:
+def test_a_class_without_a_readable_photo_is_refused(copies: list[Path], tmp_path: Path) -> None:
     for broken in copies[7:]:
         broken.write_bytes(b"")
     with pytest.raises(
@@ -74,7 +74,7 @@ def caches(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("pixels/*/*") if path.name != "lock")
 
 
-def test_the_cache_is_used_again(copies: list[Path], tmp_path: Path) -> None:
+def test_the_cache_is_reused(copies: list[Path], tmp_path: Path) -> None:
     first = PhotoCache(tmp_path / "cache", processes=2).open(make_split(copies), SIZE)
     written = (first.folder / "pixels.npy").stat()
     counts: list[int] = []
@@ -108,7 +108,7 @@ def test_photos_are_decoded_while_the_caller_does_something_else(
     assert len(again.finish()) == 9 and decoded_rows.value == 9
 
 
-def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(
+def test_a_changed_photo_gets_a_new_folder_and_the_old_one_is_removed(
     copies: list[Path], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -120,9 +120,7 @@ def test_a_changed_photo_makes_a_new_cache_and_the_old_one_goes(
     assert len(caches(cache)) == 1 and caches(cache) != old and not before.folder.exists()
 
 
-def test_other_splits_and_sizes_have_caches_of_their_own(
-    copies: list[Path], tmp_path: Path
-) -> None:
+def test_each_split_and_size_has_its_own_folder(copies: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     opened = [
         PhotoCache(cache, processes=1).open(split, size)
@@ -133,7 +131,7 @@ def test_other_splits_and_sizes_have_caches_of_their_own(
     )
 
 
-def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_noted(
+def test_decoding_that_was_killed_resumes_from_the_last_note(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_writer, "SECONDS_BETWEEN_NOTES", 0.0)
@@ -162,9 +160,7 @@ def test_a_build_killed_half_way_counts_for_nothing_and_goes_on_from_what_was_no
     assert len(caches(cache)) == 1 and PhotoCache(cache).open_if_complete(make_split(copies), SIZE)
 
 
-def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(
-    copies: list[Path], tmp_path: Path
-) -> None:
+def test_a_part_can_be_decoded_first_and_the_rest_later(copies: list[Path], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     counts: list[int] = []
     part = PhotoCache(cache, processes=2).open(
@@ -186,7 +182,7 @@ def test_a_part_is_decoded_without_the_rest_which_can_be_added_later(
     assert np.array_equal(whole.images[whole.rows], [decode(path, SIZE) for path in copies])
 
 
-def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(
+def test_when_two_processes_start_together_one_decodes_and_both_get_the_pixels(
     copies: list[Path], tmp_path: Path
 ) -> None:
     ready = FORK.Barrier(2)
@@ -206,7 +202,7 @@ def test_of_two_processes_at_once_one_decodes_and_both_have_the_pixels(
     assert len(caches(tmp_path / "cache")) == 1
 
 
-def test_the_cache_is_a_plain_npy_file(copies: list[Path], tmp_path: Path) -> None:
+def test_pixels_are_in_a_plain_npy_file(copies: list[Path], tmp_path: Path) -> None:
     opened = PhotoCache(tmp_path / "cache", processes=2).open(make_split(copies), SIZE)
     assert opened.images.shape == (9, SIZE, SIZE, 3)
     backwards = np.arange(8, -1, -1)
@@ -227,7 +223,7 @@ def test_decoding_maps_no_file_into_memory(
     assert not PhotoCache(tmp_path / "cache", processes=2).open(make_split(copies), SIZE).skipped
 
 
-def test_a_full_disk_makes_no_photo_unreadable(
+def test_a_full_disk_is_an_error_and_not_an_unreadable_photo(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -242,7 +238,7 @@ def test_a_full_disk_makes_no_photo_unreadable(
     assert not list((tmp_path / "cache").glob("pixels/*/*/skipped.json"))
 
 
-def test_of_photos_that_are_added_renamed_or_removed_only_new_ones_are_decoded(
+def test_only_new_photos_are_decoded_when_photos_are_added_renamed_or_removed(
     copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]"
 ) -> None:
     cache = tmp_path / "cache"
@@ -261,7 +257,7 @@ def test_of_photos_that_are_added_renamed_or_removed_only_new_ones_are_decoded(
     )
 
 
-def test_what_changes_between_hashing_and_decoding_is_skipped_this_time_only(
+def test_a_photo_that_changes_between_hashing_and_decoding_is_skipped_once(
     copies: list[Path], tmp_path: Path
 ) -> None:
     split = make_split(copies)
@@ -290,7 +286,7 @@ class NoMemory:
         return self.decode(file, size, limits, expected_hash)
 
 
-def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(
+def test_a_photo_skipped_for_lack_of_memory_is_tried_again(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "decode_verified", NoMemory(copies[5], tmp_path / "short"))
@@ -312,7 +308,7 @@ def test_a_photo_for_which_memory_was_short_is_tried_again_the_next_time(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not read")
-def test_a_photo_that_may_not_be_read_is_read_once_its_owner_has_changed(
+def test_a_photo_without_read_permission_is_read_once_it_has_one(
     copies: list[Path], tmp_path: Path, decoded_rows: "Synchronized[int]"
 ) -> None:
     private, cache = copies[0], tmp_path / "cache"
@@ -352,7 +348,7 @@ CACHE_DAMAGE: dict[str, tuple[str, bytes | int | None]] = {  # a file: its conte
 
 
 @pytest.mark.parametrize(("name", "damage"), CACHE_DAMAGE.values(), ids=list(CACHE_DAMAGE))
-def test_a_damaged_cache_is_said_and_decoded_again(
+def test_a_damaged_cache_is_reported_and_decoded_again(
     copies: list[Path],
     tmp_path: Path,
     name: str,
@@ -382,7 +378,7 @@ def test_a_damaged_cache_is_said_and_decoded_again(
     assert open_pixels(copies, cache) and capsys.readouterr().err == ""
 
 
-def test_pixels_can_be_read_whatever_becomes_of_the_cache_also_by_processes_that_are_forked_later(
+def test_open_pixels_survive_changes_of_the_cache_in_forked_processes_too(
     copies: list[Path], tmp_path: Path
 ) -> None:
     opened = open_pixels(copies, tmp_path / "cache")

@@ -33,7 +33,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> "Synchronized[int]":
     return count
 
 
-def test_photos_of_equal_size_and_time_that_are_exchanged_are_not_taken_for_each_other(
+def test_swapped_photos_with_equal_size_and_time_are_told_apart(
     copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]"
 ) -> None:
     folders = [tmp_path / "data" / name for name in "ab"]
@@ -55,7 +55,7 @@ def test_photos_of_equal_size_and_time_that_are_exchanged_are_not_taken_for_each
     assert hashed.value == 16
 
 
-def test_a_photo_that_is_written_over_with_its_size_and_time_is_hashed_again(
+def test_a_photo_overwritten_with_equal_size_and_time_is_hashed_again(
     copies: list[Path], tmp_path: Path, hashed: "Synchronized[int]"
 ) -> None:
     with Image.open(copies[0]) as image:
@@ -69,7 +69,7 @@ def test_a_photo_that_is_written_over_with_its_size_and_time_is_hashed_again(
     assert hashed.value == 10
 
 
-def test_a_chown_a_touch_a_copy_and_a_move_decode_nothing_again(
+def test_chmod_touch_copy_and_move_decode_nothing_again(
     copies: list[Path],
     tmp_path: Path,
     decoded_rows: "Synchronized[int]",
@@ -97,15 +97,13 @@ def test_a_chown_a_touch_a_copy_and_a_move_decode_nothing_again(
     assert decoded_rows.value == 9
 
 
-def test_a_file_that_has_just_changed_is_not_trusted_to_stay_as_it_is(
-    copies: list[Path], tmp_path: Path
-) -> None:
+def test_a_file_that_has_just_changed_is_not_indexed(copies: list[Path], tmp_path: Path) -> None:
     """A clock's tick may hold two changes; a clock that was set back, very many."""
     PhotoCache(tmp_path / "cache", processes=1).open(make_split(copies), SIZE)
     assert all(len(np.load(index)) == 0 for index in (tmp_path / "cache").glob("contents-*.npy"))
 
 
-def test_a_damaged_index_is_said_and_made_anew(
+def test_a_damaged_index_is_reported_and_rebuilt(
     copies: list[Path],
     tmp_path: Path,
     hashed: "Synchronized[int]",

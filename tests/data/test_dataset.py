@@ -115,7 +115,7 @@ def test_split_folders_are_recognised_in_any_case(
         assert {path.parent.parent for path in split.paths} == {data / name} and len(split) == 4
 
 
-def test_folders_beside_the_splits_are_not_used_and_that_is_said(data: Path, cache: Path) -> None:
+def test_folders_beside_the_splits_are_ignored_with_a_note(data: Path, cache: Path) -> None:
     photos = dataset.find_photos(
         make(data, {"Train/a": 2, "Train/b": 2, "val/a": 1, "val/b": 1, "boots": 3, "dev/a": 2}),
         cache,
@@ -142,7 +142,7 @@ def test_folders_that_hogwear_writes_to_are_not_classes(data: Path, cache: Path)
 
 
 @pytest.mark.parametrize("script", [train, eval, infer, doctor], ids=lambda script: script.__name__)
-def test_every_script_knows_its_own_folders_in_a_data_folder(
+def test_every_command_ignores_its_own_folders_in_the_data_folder(
     script: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(make(data, {"a": 4, "b": 4, "model": 1, "cache/pixels": 1}))
@@ -151,7 +151,7 @@ def test_every_script_knows_its_own_folders_in_a_data_folder(
     ).class_names == ("a", "b")
 
 
-def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(
+def test_a_data_folder_with_only_output_folders_is_empty(
     data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("train", "val", "test"):
@@ -161,7 +161,7 @@ def test_a_data_folder_with_nothing_but_ours_in_it_is_empty(
     ).is_sample
 
 
-def test_a_class_may_have_the_name_of_a_folder_of_ours(
+def test_a_class_may_have_the_name_of_an_output_folder(
     data: Path, cache: Path, tmp_path: Path
 ) -> None:
     make(tmp_path, {"model": 1})
@@ -208,7 +208,7 @@ def test_class_names_may_have_joiners_and_non_breaking_spaces(data: Path, cache:
     )
 
 
-def test_classes_that_look_alike_stay_two_and_are_pointed_out(data: Path, cache: Path) -> None:
+def test_similar_class_names_are_noted_and_stay_separate(data: Path, cache: Path) -> None:
     photos = dataset.find_photos(make(data, {"eyewear": 4, "EYEWEAR": 4, "boots": 4}), cache)
     assert photos.class_names == ("EYEWEAR", "boots", "eyewear")
     assert photos.notes == (
@@ -243,7 +243,7 @@ def test_class_folders_are_split_by_class(data: Path, cache: Path) -> None:
     ]
 
 
-def test_the_split_of_class_folders_is_written_down_and_used_again(data: Path, cache: Path) -> None:
+def test_the_split_of_class_folders_is_saved_and_reused(data: Path, cache: Path) -> None:
     photos = find(make(data, {"a": 20, "b": 20}), cache)
     file, known = cache.parent / "split.json", splits(photos)
     told = json.loads(file.read_text())
@@ -258,7 +258,7 @@ def test_the_split_of_class_folders_is_written_down_and_used_again(data: Path, c
     }  # fmt: skip
 
 
-def test_the_written_split_does_not_change_while_the_photos_do_not(data: Path, cache: Path) -> None:
+def test_the_saved_split_stays_while_the_photos_stay(data: Path, cache: Path) -> None:
     make(data, {"a": 20, "b": 20})
     first = find(data, cache)
     written = (cache.parent / "split.json").stat()
@@ -269,7 +269,7 @@ def test_the_written_split_does_not_change_while_the_photos_do_not(data: Path, c
 
 
 @pytest.mark.parametrize("added", [1, 3, 40])
-def test_adding_photos_never_moves_one(data: Path, cache: Path, added: int) -> None:
+def test_adding_photos_moves_none_to_another_split(data: Path, cache: Path, added: int) -> None:
     before = splits(find(make(data, {"a": 20, "b": 20}), cache))
     after = splits(find(make(data, {"a": added, "c": 5}, start=20), cache))
     for split, photos in before.items():
@@ -333,7 +333,7 @@ def test_a_class_whose_photos_to_train_on_were_deleted_is_refused(data: Path, ca
         find(data, cache)
 
 
-def test_hidden_entries_and_loose_files_are_overlooked(data: Path, cache: Path) -> None:
+def test_hidden_entries_and_loose_files_are_ignored(data: Path, cache: Path) -> None:
     make(data, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "train/.hidden": 1, ".git": 1})
     for name in ("README.md", "train/notes.txt", "train/a/.DS_Store"):
         (data / name).touch()
@@ -406,7 +406,7 @@ def test_a_missing_folder_is_named_with_the_fix(data: Path, cache: Path) -> None
         dataset.find_photos(data, cache)
 
 
-def test_a_disk_that_refuses_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+def test_a_disk_error_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     write_atomically(file, b"old")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -422,7 +422,7 @@ def test_a_disk_that_refuses_names_the_file_that_was_to_be_written(tmp_path: Pat
     ]
 
 
-def test_a_photo_in_two_classes_is_pointed_out(data: Path, cache: Path) -> None:
+def test_a_photo_in_two_classes_is_noted(data: Path, cache: Path) -> None:
     make(data, {"train/a": 3, "train/b": 3, "val/a": 2, "val/b": 2})
     for number, file in enumerate(sorted(data.rglob("*.jpg"))):
         file.write_bytes(bytes([number]))

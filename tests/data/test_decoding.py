@@ -54,7 +54,9 @@ def difference(file: Path, expected: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP"])
-def test_lossless_formats_give_the_very_pixels(photo: Image.Image, file: Path, format: str) -> None:
+def test_lossless_formats_give_the_exact_pixels(
+    photo: Image.Image, file: Path, format: str
+) -> None:
     photo.save(file, format, **({"lossless": True} if format == "WEBP" else {}))
     assert difference(file, photo) == 0
 
@@ -67,7 +69,7 @@ def test_jpeg_gives_nearly_the_pixels(
     assert difference(file, photo) < 3
 
 
-def test_of_a_gif_the_first_frame_is_taken(photo: Image.Image, file: Path) -> None:
+def test_the_first_frame_of_a_gif_is_used(photo: Image.Image, file: Path) -> None:
     first = photo.quantize(64)
     first.save(
         file,
@@ -81,7 +83,7 @@ def test_of_a_gif_the_first_frame_is_taken(photo: Image.Image, file: Path) -> No
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation_is_honoured(
+def test_exif_orientation_is_applied(
     photo: Image.Image, file: Path, orientation: int, format: str
 ) -> None:
     exif = Image.Exif()
@@ -93,7 +95,7 @@ def test_exif_orientation_is_honoured(
 @pytest.mark.parametrize(
     "tag", [0x0101, 0x010E], ids=["a fraction for a height", "a fraction for a text"]
 )
-def test_a_photo_with_faulty_exif_data_is_read_and_upright(
+def test_a_photo_with_broken_exif_data_is_read_and_upright(
     photo: Image.Image, file: Path, tag: int
 ) -> None:
     entries = sorted(
@@ -109,7 +111,7 @@ def test_a_photo_with_faulty_exif_data_is_read_and_upright(
     assert difference(file, photo) < 3
 
 
-def test_what_is_transparent_becomes_white(photo: Image.Image, file: Path) -> None:
+def test_transparency_becomes_white(photo: Image.Image, file: Path) -> None:
     alpha = Image.linear_gradient("L").resize(photo.size)
     expected = Image.composite(photo, Image.new("RGB", photo.size, "white"), alpha)
     rgba = photo.copy()
@@ -148,7 +150,7 @@ def test_cmyk_becomes_rgb(photo: Image.Image, file: Path) -> None:
     assert difference(file, photo) < 3
 
 
-def test_of_sixteen_bits_the_upper_eight_count(photo: Image.Image, file: Path) -> None:
+def test_images_of_16_bits_keep_the_upper_8(photo: Image.Image, file: Path) -> None:
     grey = np.asarray(photo.convert("L"))
     Image.fromarray(grey.astype(np.uint16) << 8 | 0x80).save(file, "PNG")
     assert difference(file, Image.fromarray(grey)) == 0
@@ -157,9 +159,7 @@ def test_of_sixteen_bits_the_upper_eight_count(photo: Image.Image, file: Path) -
 @pytest.mark.parametrize(
     "shape", [(2 * SIZE, SIZE), (SIZE, 2 * SIZE), (SIZE // 4, SIZE // 8), (500, 250)], ids=str
 )
-def test_a_photo_is_fitted_into_the_middle_of_a_white_square(
-    file: Path, shape: tuple[int, int]
-) -> None:
+def test_a_photo_is_centred_in_a_white_square(file: Path, shape: tuple[int, int]) -> None:
     Image.new("RGB", shape, (10, 20, 30)).save(file, "PNG")
     square = decoded(file)
     if shape[0] < shape[1]:
@@ -169,9 +169,7 @@ def test_a_photo_is_fitted_into_the_middle_of_a_white_square(
     assert (square[:quarter] == 255).all() and (square[-quarter:] == 255).all()
 
 
-def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(
-    photo_files: list[Path], file: Path
-) -> None:
+def test_a_large_jpeg_looks_as_if_decoded_at_full_size(photo_files: list[Path], file: Path) -> None:
     with Image.open(photo_files[0]) as image:
         large = image.convert("RGB").resize((1200, 1600), Image.Resampling.LANCZOS)
     large.save(file, "JPEG", quality=90)
@@ -184,7 +182,9 @@ def test_a_large_jpeg_looks_as_if_it_had_been_decoded_at_full_size(
     (OSError("out of memory error when reading image file"), True), (OSError("image file is truncated"), False), (ValueError("bad"), False),
     (UnidentifiedImageError("cannot identify image file"), False), (decoding.RejectedPhoto("empty file"), False),
 ], ids=repr)  # fmt: skip
-def test_the_system_is_told_from_the_photo(error: Exception, passing: bool) -> None:
+def test_errors_of_the_system_are_distinguished_from_errors_of_the_photo(
+    error: Exception, passing: bool
+) -> None:
     assert decoding.is_transient(error) is passing
 
 

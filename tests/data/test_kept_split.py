@@ -116,7 +116,7 @@ def of_model(
 # --- a split of ours
 
 
-def test_test_photos_have_never_been_trained_on_though_classes_grow_and_the_cache_is_deleted(
+def test_test_photos_are_never_trained_on_even_if_classes_grow_and_the_cache_is_deleted(
     divided: Project, photo_files: list[Path], start: Start, call: Call, tmp_path: Path
 ) -> None:
     project = divided.copy(tmp_path / "project")
@@ -149,7 +149,7 @@ def sizes(split: dict[str, str]) -> dict[str, int]:
     return {side: list(split.values()).count(side) for side in set(split.values())}
 
 
-def test_a_split_is_written_before_anything_is_trained(
+def test_the_split_is_saved_before_training_starts(
     divided: Project, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = Project(tmp_path)
@@ -169,7 +169,7 @@ def test_a_split_is_written_before_anything_is_trained(
 
 
 @pytest.mark.parametrize("damage", [pytest.param("deleted", marks=pytest.mark.long), "changed"])
-def test_without_the_split_that_a_checkpoint_was_trained_with_nothing_is_measured_or_trained(
+def test_no_command_uses_a_checkpoint_without_its_split(
     damage: str, divided: Project, call: Call, start: Start, tmp_path: Path
 ) -> None:
     project = divided.copy(tmp_path / "project")
@@ -228,7 +228,7 @@ def test_only_train_writes_the_split(
 # --- one of the user's
 
 
-def test_test_photos_that_were_trained_on_are_left_out_and_counted(
+def test_test_photos_that_were_trained_on_are_excluded_and_counted(
     given: Project, call: Call, tmp_path: Path
 ) -> None:
     project = given.copy(tmp_path / "project")
@@ -274,7 +274,7 @@ def test_a_test_split_that_was_trained_on_is_refused(
 
 
 @pytest.mark.long
-def test_photos_that_are_moved_from_train_to_val_do_not_choose_the_weights(
+def test_photos_moved_from_train_to_val_do_not_select_the_weights(
     given: Project, start: Start, tmp_path: Path
 ) -> None:
     project = given.copy(tmp_path / "project")
@@ -296,7 +296,7 @@ def test_photos_that_are_moved_from_train_to_val_do_not_choose_the_weights(
 @pytest.mark.parametrize(
     "replaced", [pytest.param(False, marks=pytest.mark.long), True], ids=["removed", "replaced"]
 )
-def test_a_cache_that_is_removed_while_train_runs_does_not_end_it(
+def test_train_survives_the_removal_of_the_cache(
     replaced: bool, given: Project, start: Start, tmp_path: Path
 ) -> None:
     project = given.copy(tmp_path / "project")
@@ -331,7 +331,7 @@ def cluster(divided: Project, tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.long
-def test_machines_take_the_split_of_the_one_that_knows_one(
+def test_machines_use_the_split_of_the_machine_that_has_one(
     cluster: Cluster, divided: Project
 ) -> None:
     told = json.loads((divided.model / SPLIT).read_text())

@@ -36,7 +36,7 @@ def test_a_changed_copy_is_found_and_no_other_photo(clean: Path, tmp_path: Path,
     assert set(map(tuple, pairs.tolist())) <= expected
 
 
-def test_among_many_signatures_the_pairs_are_those_of_comparing_all_with_all() -> None:
+def test_the_pairs_among_many_signatures_are_those_of_a_brute_force_search() -> None:
     rng = np.random.default_rng(0)
     signatures = rng.integers(0, 256, (3000, near_duplicates.SIGNATURE_SIZE), np.uint8)
     for row in range(200):  # copies with so many bits changed, some just too many
@@ -58,7 +58,7 @@ def test_among_many_signatures_the_pairs_are_those_of_comparing_all_with_all() -
     ]
 
 
-def test_photos_all_alike_are_one_group_and_compared_in_proportion_to_their_number(
+def test_identical_photos_form_one_group_with_comparisons_linear_in_their_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compared: Counter[int] = Counter()  # pairs, by the number of photos
@@ -90,7 +90,7 @@ def test_one_photo_or_none_has_no_near_duplicate(count: int) -> None:
     assert find_pairs(np.zeros((count, near_duplicates.SIGNATURE_SIZE), np.uint8)).shape == (0, 2)
 
 
-def test_groups_are_what_pairs_connect() -> None:
+def test_pairs_are_connected_to_groups() -> None:
     assert near_duplicates.group_pairs(9, np.array([[5, 7], [0, 3], [3, 8], [7, 6]])) == [
         [0, 3, 8],
         [5, 6, 7],

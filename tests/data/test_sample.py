@@ -120,7 +120,7 @@ def test_two_processes_at_once_leave_one_complete_sample_and_nothing_else(
 
 
 @pytest.mark.usefixtures("few")
-def test_a_killed_draw_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_partial_sample(tmp_path: Path) -> None:
     folder = tmp_path / "sample"
     process = draw_elsewhere(folder, 60)
     half_drawn = wait_until(

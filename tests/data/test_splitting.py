@@ -76,7 +76,7 @@ def tens(tmp_path: Path, photo_files: list[Path]) -> Path:
     return tmp_path / "data"
 
 
-def test_near_duplicates_are_on_one_side(folder: Path, model: Path, tmp_path: Path) -> None:
+def test_near_duplicates_are_in_one_split(folder: Path, model: Path, tmp_path: Path) -> None:
     photos = find(folder, model)
     sides = split_of(photos)
     assert all(
@@ -104,7 +104,7 @@ def test_near_duplicates_are_on_one_side(folder: Path, model: Path, tmp_path: Pa
     assert Counter(Counter(groups.values()).values()) == {3: 24}, "whose key is written down, too"
 
 
-def test_a_photo_that_comes_later_goes_where_its_likes_are(folder: Path, model: Path) -> None:
+def test_a_later_near_duplicate_joins_the_split_of_its_group(folder: Path, model: Path) -> None:
     before = split_of(find(folder, model))
     for i in range(A_DOZEN):
         copy(folder / "handbag" / f"{i}.jpg", folder / "footwear" / f"{i}-of-a-handbag.jpg", 50)
@@ -120,7 +120,9 @@ def test_a_photo_that_comes_later_goes_where_its_likes_are(folder: Path, model: 
     }
 
 
-def test_a_photo_that_joins_two_sides_is_trained_on_and_named(tens: Path, model: Path) -> None:
+def test_a_near_duplicate_of_photos_in_two_splits_goes_to_train_with_a_note(
+    tens: Path, model: Path
+) -> None:
     file = model / SPLIT
     copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worse.jpg", 50)
     before = find(tens, model)
@@ -143,7 +145,7 @@ def test_a_photo_that_joins_two_sides_is_trained_on_and_named(tens: Path, model:
     assert before.notes != after.notes
 
 
-def test_val_is_taken_out_of_train_by_groups_too(folder: Path, model: Path, tmp_path: Path) -> None:
+def test_val_is_taken_from_train_in_whole_groups(folder: Path, model: Path, tmp_path: Path) -> None:
     whole = folder.rename(tmp_path / "train")
     (tmp_path / "data").mkdir()
     photos = find(whole.rename(tmp_path / "data" / "train").parent, model)
@@ -157,7 +159,7 @@ def test_val_is_taken_out_of_train_by_groups_too(folder: Path, model: Path, tmp_
 # --- where a photo once was
 
 
-def test_a_split_outlives_the_cache_and_growth(
+def test_the_split_survives_new_photos_and_a_deleted_cache(
     tens: Path, model: Path, photo_files: list[Path], tmp_path: Path
 ) -> None:
     before = split_of(find(tens, model))
@@ -169,7 +171,7 @@ def test_a_split_outlives_the_cache_and_growth(
         assert before.items() <= split_of(find(tens, model)).items()
 
 
-def test_photos_that_are_renamed_relabelled_or_copied_and_folders_that_are_moved_keep_their_side(
+def test_renamed_relabelled_copied_and_moved_photos_keep_their_split(
     tens: Path, model: Path, tmp_path: Path
 ) -> None:
     before = split_of(find(tens, model))
@@ -190,7 +192,7 @@ def test_photos_that_are_renamed_relabelled_or_copied_and_folders_that_are_moved
     assert after == expected and (model / SPLIT).read_bytes() == written
 
 
-def test_copies_of_a_photo_are_on_one_side_and_count_once(tens: Path, model: Path) -> None:
+def test_copies_of_a_photo_are_in_one_split_and_count_once(tens: Path, model: Path) -> None:
     for i in range(30):
         shutil.copy(tens / "handbag" / "3.jpg", tens / "handbag" / f"copy-{i}.jpg")
     sides = split_of(find(tens, model))
@@ -206,7 +208,7 @@ def test_copies_of_a_photo_are_on_one_side_and_count_once(tens: Path, model: Pat
         dataset.find_photos(tens, model.parent / "cache")
 
 
-def test_a_photo_that_cannot_be_read_has_no_side_until_it_can(
+def test_an_unreadable_photo_is_not_assigned_until_it_can_be_read(
     tens: Path, model: Path, photo_files: list[Path]
 ) -> None:
     shutil.copy(photo_files[0], tens / "outside.jpg")
@@ -228,7 +230,7 @@ def test_a_photo_that_cannot_be_read_has_no_side_until_it_can(
     )
 
 
-def test_only_train_gives_new_photos_a_side(
+def test_only_train_assigns_new_photos(
     tens: Path, model: Path, photo_files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(
@@ -256,7 +258,7 @@ def test_only_train_gives_new_photos_a_side(
 # --- the file
 
 
-def test_what_is_written_is_read(tens: Path, model: Path) -> None:
+def test_written_assignments_are_read_back(tens: Path, model: Path) -> None:
     copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worse.jpg", 50)
     find(tens, model)
     known = SplitAssignments.read(model)
@@ -268,7 +270,7 @@ def test_what_is_written_is_read(tens: Path, model: Path) -> None:
     )
 
 
-def test_a_split_is_the_same_when_it_has_grown_and_another_when_it_was_changed(
+def test_a_grown_split_is_accepted_and_a_changed_one_is_refused(
     tens: Path, model: Path, photo_files: list[Path]
 ) -> None:
     find(tens, model)
@@ -331,11 +333,11 @@ def group(name: str, *numbers: int) -> tuple[str, ...]:
     return tuple(f"{name}/{i}" for i in numbers)
 
 
-def test_a_large_group_is_to_train_on() -> None:
+def test_a_large_group_goes_to_train() -> None:
     assert put([group("a", *range(60))], a=100) == {"a": {"train": 70, "val": 15, "test": 15}}
 
 
-def test_every_split_gets_a_photo_of_each_class_even_of_very_few_groups() -> None:
+def test_every_split_gets_a_photo_of_each_class_even_with_very_few_groups() -> None:
     assert put([group("a", 0, 1), group("a", 2, 3), group("a", 4, 5)], a=6) == {
         "a": {"train": 2, "val": 2, "test": 2}
     }
@@ -356,7 +358,7 @@ def test_without_near_duplicates_the_shares_are_exact() -> None:
     }
 
 
-def test_a_photo_in_two_classes_has_one_side_and_takes_none_from_the_other_class() -> None:
+def test_a_photo_in_two_classes_has_one_split_and_takes_none_from_the_other_class() -> None:
     found = {"a": [str(i) for i in range(3)], "b": [str(i) for i in range(2, 5)]}
     splits = Assigner({}, [], SHARES).assign_all(list(found.values()))
     assert (

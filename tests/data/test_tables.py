@@ -97,7 +97,7 @@ def by_hand(column: str) -> dict[str, str]:
 
 
 @needs_kaggle
-def test_kaggles_folder_is_recognised_as_it_is(cache: Path) -> None:
+def test_kaggles_folder_is_recognised(cache: Path) -> None:
     photos = dataset.find_photos(KAGGLE, cache)
     expected = {
         path: tables.FASHION[value]
@@ -119,7 +119,7 @@ def test_kaggles_folder_is_recognised_as_it_is(cache: Path) -> None:
 
 
 @needs_kaggle
-def test_another_column_of_it_is_another_task(cache: Path) -> None:
+def test_another_column_of_kaggles_table_is_another_task(cache: Path) -> None:
     photos = dataset.find_photos(KAGGLE, cache, Columns(label="articleType", min_count=40))
     values = by_hand("articleType")
     enough = {value for value, count in Counter(values.values()).items() if count >= 40}
@@ -137,7 +137,7 @@ def test_another_column_of_it_is_another_task(cache: Path) -> None:
     ), "a column that is named is taken as it is"
 
 
-def test_what_else_kaggle_packs_is_overlooked(folder: Path, cache: Path) -> None:
+def test_kaggles_other_files_are_ignored(folder: Path, cache: Path) -> None:
     write(
         folder,
         "id,masterCategory,subCategory",
@@ -149,7 +149,7 @@ def test_what_else_kaggle_packs_is_overlooked(folder: Path, cache: Path) -> None
     assert dataset.find_photos(folder, cache, FEW).class_names == ("footwear", "handbag")
 
 
-def test_commas_too_many_belong_to_the_last_column(folder: Path, cache: Path) -> None:
+def test_surplus_commas_belong_to_the_last_column(folder: Path, cache: Path) -> None:
     kinds = ["Shoes", "Sandal", "Flip Flops", "Topwear", "Topwear", "Topwear"]
     rows = [
         f"{i},Men,Apparel,{kind},Casual,{kind}, 2 of them, in a pack"
@@ -190,7 +190,7 @@ def test_commas_too_many_belong_to_the_last_column(folder: Path, cache: Path) ->
     [("image,label", "images/{}.jpg"), ("File Name,Category", "{}.jpg"), ("id,class", "{}"), ("Image Path,target", "./images//{}.jpg"),
      ("filename,type", "images/../images/{}.jpg")],
 )  # fmt: skip
-def test_the_columns_are_told_by_their_names(
+def test_columns_are_recognised_by_their_names(
     header: str, value: str, folder: Path, cache: Path
 ) -> None:
     write(folder, header, *of_two([value.format(i) for i in range(8)]))
@@ -199,7 +199,7 @@ def test_the_columns_are_told_by_their_names(
     }
 
 
-def test_a_column_that_is_named_beats_one_that_is_guessed(folder: Path, cache: Path) -> None:
+def test_a_chosen_column_beats_a_guessed_one(folder: Path, cache: Path) -> None:
     rows = [f"{i},{19 - i},{'ab'[i % 2]},{'cd'[i // 6]}" for i in range(12)]
     write(folder, "image,second,label,other", *rows)
     assert labels_of(dataset.find_photos(folder, cache, FEW)) == {
@@ -253,7 +253,7 @@ def test_a_line_break_within_a_name_is_kept_as_it_is(folder: Path, cache: Path) 
     assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == set(names)
 
 
-def test_what_gives_no_photo_is_counted_with_the_reason(folder: Path, cache: Path) -> None:
+def test_rows_without_a_photo_are_counted_by_reason(folder: Path, cache: Path) -> None:
     rows = [
         *of_two([str(i) for i in range(10)]),
         "99,hats",
@@ -302,14 +302,16 @@ def test_an_example_is_short_and_printable(folder: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [r"images\{}.JPG", r".\images\{}.jpg", "{}.Jpg", "images/{}.JPG"])
-def test_paths_as_windows_writes_them_are_found(value: str, folder: Path, cache: Path) -> None:
+def test_windows_paths_are_found(value: str, folder: Path, cache: Path) -> None:
     write(folder, "image,label", *of_two([value.format(i) for i in range(8)]))
     assert labels_of(dataset.find_photos(folder, cache, FEW)) == {
         f"images/{i}.jpg": ("boots", "hats")[i >= 4] for i in range(8)
     }
 
 
-def test_a_name_without_an_ending_finds_one_in_capitals(folder: Path, cache: Path) -> None:
+def test_a_name_without_a_suffix_finds_a_file_with_one_in_capitals(
+    folder: Path, cache: Path
+) -> None:
     for i in range(8):
         (folder / "images" / f"{i}.jpg").rename(folder / "images" / f"{i}.JPG")
     write(folder, "id,label", *of_two([str(i) for i in range(8)]))
@@ -318,7 +320,7 @@ def test_a_name_without_an_ending_finds_one_in_capitals(folder: Path, cache: Pat
     }
 
 
-def test_a_path_that_is_there_as_it_is_written_is_taken(folder: Path, cache: Path) -> None:
+def test_an_exact_path_is_preferred(folder: Path, cache: Path) -> None:
     names = [*(f"{i}.JPG" for i in range(4)), r"images\0.jpg", r"a\b.jpg", "c.jpg", "C.jpg"]
     for i, name in enumerate(names):
         shutil.copy(folder / "images" / f"{i}.jpg", folder / name)
@@ -326,7 +328,7 @@ def test_a_path_that_is_there_as_it_is_written_is_taken(folder: Path, cache: Pat
     assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == set(names)
 
 
-def test_a_path_that_fits_several_files_is_left_out_and_named(folder: Path, cache: Path) -> None:
+def test_a_path_that_matches_several_files_is_left_out_and_named(folder: Path, cache: Path) -> None:
     for name in ("19.JPG", "19.Jpg"):
         shutil.copy(folder / "images" / "0.jpg", folder / "images" / name)
     (folder / "images" / "19.jpg").unlink()
@@ -379,7 +381,7 @@ def test_a_first_line_may_name_the_separator(first: str, folder: Path, cache: Pa
         (("flip flops", "flip\u00a0 flops"), "'flip flops' and 'flip\u00a0 flops'"),
     ],
 )
-def test_classes_that_look_alike_stay_two_and_are_pointed_out(
+def test_similar_class_names_are_noted_and_stay_separate(
     labels: tuple[str, str], said: str, folder: Path, cache: Path
 ) -> None:
     photos = dataset.find_photos(
@@ -402,7 +404,7 @@ def test_classes_that_look_alike_stay_two_and_are_pointed_out(
     )
 
 
-def test_a_look_alike_with_too_few_photos_is_pointed_out_too(folder: Path, cache: Path) -> None:
+def test_a_similar_class_name_with_too_few_photos_is_noted_too(folder: Path, cache: Path) -> None:
     photos = dataset.find_photos(
         write(folder, "id,label", *of_two([str(i) for i in range(8)]), "9,Hats"), cache, FEW
     )
@@ -445,7 +447,7 @@ def test_classes_with_too_few_photos_are_left_out_and_named(folder: Path, cache:
     )
 
 
-def test_of_many_classes_with_too_few_photos_ten_are_named(folder: Path, cache: Path) -> None:
+def test_at_most_ten_classes_with_too_few_photos_are_named(folder: Path, cache: Path) -> None:
     rows = [*of_two([str(i) for i in range(8)]), *(f"{i},rare {i}" for i in range(8, 18))]
     ten = (
         "10 of these photos are left out, because their classes have fewer than 3 (--min-count): "
@@ -458,7 +460,7 @@ def test_of_many_classes_with_too_few_photos_ten_are_named(folder: Path, cache: 
     assert more == f"{ten.replace('10', '12', 1)} and 2 more."
 
 
-def test_a_class_may_have_the_longest_name_that_a_folder_may(folder: Path, cache: Path) -> None:
+def test_a_class_name_may_be_as_long_as_a_folder_name(folder: Path, cache: Path) -> None:
     names = ("a" * 255, "b")
     assert (
         dataset.find_photos(
@@ -468,7 +470,7 @@ def test_a_class_may_have_the_longest_name_that_a_folder_may(folder: Path, cache
     )
 
 
-def test_train_says_what_became_of_the_rows(
+def test_train_prints_how_many_rows_gave_a_photo(
     folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = dataset.find_photos(
@@ -481,7 +483,7 @@ def test_train_says_what_became_of_the_rows(
     )
 
 
-def test_class_folders_beside_a_table_stay_what_they_were(folder: Path, cache: Path) -> None:
+def test_class_folders_take_precedence_over_a_table(folder: Path, cache: Path) -> None:
     write(folder, "id,label", *of_two([str(i) for i in range(8)]))
     for name in ("a", "b"):
         shutil.copytree(folder / "images", folder / "train" / name)
@@ -501,7 +503,7 @@ def test_class_folders_beside_a_table_stay_what_they_were(folder: Path, cache: P
 # --- splits
 
 
-def test_new_rows_never_move_old_ones(folder: Path, cache: Path) -> None:
+def test_new_rows_move_no_photo_to_another_split(folder: Path, cache: Path) -> None:
     rows = of_two([str(i) for i in range(12)])
     splitter = Splitter()
     before = listed(
@@ -533,7 +535,7 @@ def test_new_rows_never_move_old_ones(folder: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
-def test_a_column_called_split_is_honoured(val: str, folder: Path, cache: Path) -> None:
+def test_a_split_column_is_used(val: str, folder: Path, cache: Path) -> None:
     words = ["train", "train", val, "test", "train"] * 2
     rows = [
         f"{row},{word}"
@@ -546,7 +548,7 @@ def test_a_column_called_split_is_honoured(val: str, folder: Path, cache: Path) 
     assert not cache.exists()
 
 
-def test_without_photos_of_val_some_of_train_are_set_aside(folder: Path, cache: Path) -> None:
+def test_without_val_rows_some_of_train_become_val(folder: Path, cache: Path) -> None:
     shutil.copy(folder / "images" / "0.jpg", folder / "20.jpg")
     rows = [f"{row},train" for row in of_two([str(i) for i in range(20)])]
     photos = dataset.find_photos(write(folder, "id,label,split", *rows, "20.jpg,rare,val"), cache)
@@ -559,7 +561,7 @@ def test_without_photos_of_val_some_of_train_are_set_aside(folder: Path, cache: 
 
 
 @pytest.mark.parametrize("script", [train, eval, infer], ids=lambda script: script.__name__)
-def test_every_script_sees_the_same_photos(
+def test_every_command_sees_the_same_photos(
     script: Any, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder, "a,b,c,label", *(f"{i},{i + 8},{'xy'[i % 2]},{'pq'[i % 2]}" for i in range(8)))
@@ -678,7 +680,7 @@ def test_a_table_that_cannot_be_used_is_named_with_the_fix(
 
 
 @pytest.mark.parametrize(("columns", "end"), [(30, ""), (31, ", ...")])
-def test_of_many_columns_thirty_are_listed(columns: int, end: str, folder: Path) -> None:
+def test_at_most_thirty_columns_are_listed(columns: int, end: str, folder: Path) -> None:
     header = ",".join(f"c{i}" for i in range(columns))
     assert refused(write(folder, header)).endswith(
         "choose one with --image-column: " + ", ".join(f"c{i}" for i in range(30)) + end
@@ -704,7 +706,7 @@ def test_one_folder_without_a_table_is_one_class(folder: Path) -> None:
     assert refused(folder) == "data: only one class (images); a classifier needs at least two"
 
 
-def test_tables_that_are_not_one_table_are_refused(folder: Path) -> None:
+def test_no_table_and_several_tables_are_refused(folder: Path) -> None:
     assert refused(folder, Columns(label="color")).startswith(
         "data: no table (*.csv), so there is no column 'color'; leave "
     )
@@ -727,7 +729,7 @@ def test_tables_that_are_not_one_table_are_refused(folder: Path) -> None:
     assert refused(folder) == "data/a.csv: not in UTF-8; save it as CSV in UTF-8"
 
 
-def test_a_class_may_be_called_what_no_file_can_be(
+def test_a_class_name_need_not_be_a_valid_file_name(
     folder: Path, cache: Path, tmp_path: Path
 ) -> None:
     names = ("/etc/T-Shirts", "Tops/../..")
@@ -777,11 +779,11 @@ def test_whatever_a_table_holds_it_gives_photos_of_the_folder_or_one_line(
             assert (folder / path).resolve().is_relative_to(folder) and (folder / path).exists()
 
 
-def test_a_header_that_is_no_csv_is_named_by_its_line(folder: Path) -> None:
+def test_an_invalid_header_is_named_by_its_line(folder: Path) -> None:
     assert "line 1 is not valid CSV" in refused(write(folder, 'id,"label', "0,hats"))
 
 
-def test_more_rows_are_no_more_questions_to_the_file_system(
+def test_more_rows_cause_no_more_file_system_calls(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = Counter[str]()

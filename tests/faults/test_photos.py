@@ -248,7 +248,7 @@ BOMBS: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 
 
-def test_what_grows_when_it_is_read_stays_bounded(tmp_path: Path, held: Held) -> None:
+def test_photos_that_grow_when_decoded_stay_within_limits(tmp_path: Path, held: Held) -> None:
     files = [tmp_path / str(i) for i in range(len(BOMBS))]
     for file, make in zip(files, BOMBS.values(), strict=True):
         file.write_bytes(make((b"\0" + bytes(24)) * 8))
@@ -338,7 +338,7 @@ def kinds(photo: Image.Image) -> dict[str, tuple[bytes, Image.Image, float]]:
     }
 
 
-def test_unusual_kinds_show_what_they_are_meant_to_show(
+def test_unusual_formats_show_the_right_picture(
     photo: Image.Image, tmp_path: Path, held: Held
 ) -> None:
     found = kinds(photo)
@@ -369,7 +369,7 @@ def test_a_long_strip_is_read(tmp_path: Path, size: tuple[int, int], format: str
 @pytest.mark.parametrize(
     "mode", ["RGBA", "LA", "L", "1", "P", "CMYK", "I;16", "P with transparency"]
 )
-def test_a_photo_made_rgb_in_strips_is_the_same_to_the_bit(
+def test_converting_in_strips_changes_no_pixel(
     photo: Image.Image, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_alpha = photo.copy()
@@ -409,7 +409,7 @@ def endless(folder: Path) -> Path:
     return folder / "train" / "a" / "endless.jpg"
 
 
-def test_one_photo_never_hangs_the_run(
+def test_a_photo_that_hangs_its_decoder_is_skipped(
     folder: Path,
     endless: Path,
     tmp_path: Path,
@@ -458,7 +458,7 @@ def test_a_photo_that_crashes_its_decoder_is_skipped(
     held(f"{number.name} while a photo is decoded", 1, "skipped with the reason, the others read")
 
 
-def test_a_photo_is_not_blamed_for_a_worker_that_was_killed(
+def test_a_photo_is_not_rejected_when_its_worker_was_killed(
     folder: Path, endless: Path, quiet_crashes: None, held: Held
 ) -> None:
     files = [endless, folder / "train" / "a" / "0.jpg"]
@@ -501,7 +501,7 @@ def test_a_crash_leaves_no_core_file(folder: Path, endless: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_time_budget_is_planned_in_spite_of_a_photo_that_hangs(
+def test_a_time_budget_is_planned_despite_a_photo_that_hangs(
     folder: Path, endless: Path, monkeypatch: pytest.MonkeyPatch, held: Held
 ) -> None:
     import model
@@ -754,7 +754,7 @@ def test_a_class_whose_name_cannot_be_printed_is_refused(
     held("a class named with control characters or undecodable bytes", 1, "refused in one line")
 
 
-def test_a_refusal_that_names_a_wild_photo_is_one_printable_line(
+def test_a_refusal_that_names_a_hostile_photo_is_one_printable_line(
     folder: Path, call: Call, tmp_path: Path
 ) -> None:
     for path in (folder / "train" / "a").iterdir():
@@ -766,7 +766,7 @@ def test_a_refusal_that_names_a_wild_photo_is_one_printable_line(
     )
 
 
-def test_what_is_given_to_infer_and_is_no_photo_does_not_hang_it(
+def test_infer_survives_files_that_are_not_photos(
     folder: Path, model_dir: Path, call: Call, tmp_path: Path, held: Held
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
@@ -794,7 +794,7 @@ def test_what_is_given_to_infer_and_is_no_photo_does_not_hang_it(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not read")
-def test_a_photo_that_may_not_be_read_is_skipped_until_it_may(
+def test_a_photo_without_read_permission_is_skipped_until_it_has_one(
     folder: Path, tmp_path: Path, held: Held
 ) -> None:
     assert (
@@ -819,7 +819,7 @@ def test_a_photo_that_may_not_be_read_is_skipped_until_it_may(
     held("a photo that may not be read", 1, "skipped with the reason, read as soon as it may be")
 
 
-def test_the_random_photos_are_the_first_readable_ones_of_a_seed(
+def test_random_photos_are_the_first_readable_ones_in_the_order_of_the_seed(
     folder: Path, model_dir: Path, call: Call, tmp_path: Path
 ) -> None:
     for i in range(4):
@@ -876,7 +876,7 @@ def calls_in(work: Callable[[], object]) -> int:
     return next(calls)
 
 
-def test_the_work_for_files_that_are_no_photos_grows_with_their_number(
+def test_the_work_for_files_that_are_not_photos_grows_linearly(
     folder: Path, tmp_path: Path, times: Times, held: Held
 ) -> None:
     count, calls = times(3_000, 100_000), []
@@ -968,7 +968,7 @@ def failing_if_it_hangs(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_damaged_photos_are_read_or_skipped_and_nothing_else_happens(
+def test_damaged_photos_are_read_or_skipped_and_nothing_else(
     photo: Image.Image, tmp_path: Path, capfd: pytest.CaptureFixture[str], times: Times, held: Held
 ) -> None:
     count, files = times(400, 6000), originals(photo)

@@ -66,7 +66,7 @@ def made(script: str, small: Trained, folder: Path) -> bool:
         pytest.param(SCRIPTS[2], "2>&-", marks=pytest.mark.long),
     ],
 )
-def test_a_script_whose_streams_are_closed_does_its_work(
+def test_a_command_works_with_closed_streams(
     script: str, closed: str, data: Path, small: Trained, tmp_path: Path
 ) -> None:
     ended = in_shell(f'exec "$@" {closed}', script, *arguments(script, data, small, tmp_path))
@@ -95,7 +95,7 @@ def test_help_that_cannot_be_written_is_not_success() -> None:
     )
 
 
-def test_a_warning_that_cannot_be_written_ends_nothing(
+def test_a_warning_that_cannot_be_written_does_not_end_the_run(
     data: Path, small: Trained, tmp_path: Path
 ) -> None:
     more = "--workers", machine.cpus() + 1  # of which train warns
@@ -106,7 +106,7 @@ def test_a_warning_that_cannot_be_written_ends_nothing(
 
 
 @pytest.mark.parametrize("script", ["eval.py", pytest.param("infer.py", marks=pytest.mark.long)])
-def test_a_script_that_nobody_reads_ends_at_once_without_a_word(
+def test_a_command_without_a_reader_ends_at_once_and_silently(
     script: str, data: Path, small: Trained, start: Start, tmp_path: Path
 ) -> None:
     reading, writing = os.pipe()
@@ -125,7 +125,7 @@ def lines_until(script: Script, beginning: str) -> None:
         assert any(line.startswith(beginning.encode()) for line in pipe)
 
 
-def test_train_saves_when_its_reader_goes_and_the_next_run_goes_on(
+def test_train_saves_when_its_reader_is_gone_and_the_next_run_resumes(
     data: Path, small: Trained, start: Start, tmp_path: Path
 ) -> None:
     where = at(data, tmp_path / "model", small.cache)

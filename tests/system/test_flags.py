@@ -127,7 +127,7 @@ def test_a_switch_refuses_another_word(refuse: Refuse, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("script", [train, eval, infer], ids=lambda script: script.__name__)
-def test_help_tells_every_flag_with_its_default_and_how_to_name_its_variable(
+def test_help_shows_every_flag_with_its_default_and_how_to_name_its_variable(
     script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit:
@@ -181,7 +181,7 @@ OUT_OF_MEMORY = "memory ran out: use fewer --workers, a smaller --batch-size or 
         (OSError(12, "Cannot allocate memory"), 2, f"train.py: {OUT_OF_MEMORY}\n"),
     ],
 )
-def test_a_failure_of_the_system_is_one_line_too(
+def test_a_system_error_is_one_line_too(
     error: BaseException, code: int, line: str, call: Callable[..., Completed]
 ) -> None:
     def main(settings: train.Settings) -> None:
@@ -190,7 +190,7 @@ def test_a_failure_of_the_system_is_one_line_too(
     assert call(train, main=main) == Completed(code, "", line)
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(call: Callable[..., Completed]) -> None:
+def test_a_programming_error_keeps_its_traceback(call: Callable[..., Completed]) -> None:
     def main(settings: train.Settings) -> None:
         raise RuntimeError("size mismatch")
 

@@ -35,7 +35,7 @@ def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("quota", "cpus"), [("max", 8), ("400000", 4), ("150000", 1), ("50000", 1), ("1600000", 8)]
 )
-def test_a_version_2_quota_limits_the_cpus_and_is_floored(
+def test_a_version_2_quota_limits_the_cpus_and_is_rounded_down(
     tmp_path: Path, quota: str, cpus: int
 ) -> None:
     assert cpus_under(tmp_path, {"cpu.max": f"{quota} 100000"}, "0::/") == cpus
@@ -43,7 +43,7 @@ def test_a_version_2_quota_limits_the_cpus_and_is_floored(
 
 @pytest.mark.usefixtures("eight_cpus")
 @pytest.mark.parametrize(("quota", "cpus"), [("-1", 8), ("300000", 3), ("150000", 1), ("50000", 1)])
-def test_a_version_1_quota_limits_the_cpus_and_is_floored(
+def test_a_version_1_quota_limits_the_cpus_and_is_rounded_down(
     tmp_path: Path, quota: str, cpus: int
 ) -> None:
     files = {
@@ -58,7 +58,7 @@ def test_a_version_1_quota_limits_the_cpus_and_is_floored(
     ("outer", "inner", "cpus"),
     [("200000", "500000", 2), ("500000", "300000", 3), ("max", "600000", 6)],
 )
-def test_of_nested_quotas_the_smallest_counts(
+def test_the_smallest_of_nested_quotas_counts(
     tmp_path: Path, outer: str, inner: str, cpus: int
 ) -> None:
     files = {"pod/cpu.max": f"{outer} 100000", "pod/container/cpu.max": f"{inner} 100000"}
@@ -72,7 +72,7 @@ def test_the_quota_of_another_cgroup_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("eight_cpus")
-def test_a_cgroup_outside_the_mount_is_taken_for_the_mount(tmp_path: Path) -> None:
+def test_a_cgroup_outside_the_mount_means_the_mount(tmp_path: Path) -> None:
     assert cpus_under(tmp_path, {"cpu.max": "300000 100000"}, "0::/../../elsewhere") == 3
 
 
@@ -101,7 +101,7 @@ def test_without_cgroups_affinity_decides(tmp_path: Path) -> None:
     ],
     ids=["version 2", "the outer one", "version 1"],
 )
-def test_a_limit_of_memory_is_found_and_too_low_a_one_refused(
+def test_a_memory_limit_is_found_and_refused_if_it_is_too_low(
     files: dict[str, str], membership: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = tree(tmp_path, files, membership)
@@ -114,7 +114,7 @@ def test_a_limit_of_memory_is_found_and_too_low_a_one_refused(
         machine.require_memory(2)
 
 
-def test_without_a_limit_memory_is_not_refused(tmp_path: Path) -> None:
+def test_unlimited_memory_is_accepted(tmp_path: Path) -> None:
     assert machine.memory_limit(*tree(tmp_path, {"memory.max": "max"}, "0::/")) == float("inf")
     machine.require_memory(2)
 
@@ -129,14 +129,14 @@ def test_too_little_shared_memory_is_refused_with_the_fix() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stop_notes_the_signal_and_nothing_else_happens(number: signal.Signals) -> None:
+def test_stop_remembers_the_signal_and_the_process_goes_on(number: signal.Signals) -> None:
     with signals.Stop() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested and stop.signal == number
 
 
-def test_stop_puts_the_old_handlers_back() -> None:
+def test_stop_restores_the_previous_handlers() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError), signals.Stop():
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) != before

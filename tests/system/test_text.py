@@ -54,20 +54,16 @@ POWERFUL = {
 
 
 @pytest.mark.parametrize("text", HARMLESS.values(), ids=list(HARMLESS))
-def test_what_has_no_power_stays_as_it_is(text: str) -> None:
+def test_harmless_text_stays_as_it_is(text: str) -> None:
     assert escape(text) == text and is_safe(text)
 
 
 @pytest.mark.parametrize(("text", "shown"), POWERFUL.values(), ids=list(POWERFUL))
-def test_what_has_power_over_a_terminal_or_the_order_of_letters_is_escaped(
-    text: str, shown: str
-) -> None:
+def test_terminal_and_bidirectional_controls_are_escaped(text: str, shown: str) -> None:
     assert escape(text) == shown and not is_safe(text)
 
 
-def test_letters_marks_numbers_punctuation_symbols_and_spaces_stay_and_all_else_is_escaped() -> (
-    None
-):
+def test_only_letters_marks_numbers_punctuation_symbols_and_spaces_stay() -> None:
     everything = [chr(number) for number in range(sys.maxunicode + 1)]
     shown = escape("".join(everything))
     stay = {
@@ -79,7 +75,7 @@ def test_letters_marks_numbers_punctuation_symbols_and_spaces_stay_and_all_else_
     assert shown.splitlines() == [shown] and shown.encode() and escape(shown) == shown
 
 
-def test_what_is_too_long_is_cut_and_says_so() -> None:
+def test_shortened_text_ends_with_an_ellipsis() -> None:
     assert (
         shorten("abc", 3) == "abc"
         and shorten("abcd", 3) == "ab…"
@@ -104,7 +100,7 @@ def test_no_text_in_a_table_is_a_formula_to_a_spreadsheet(start: str) -> None:
     )
 
 
-def test_numbers_in_a_table_stay_numbers_and_names_that_are_no_formula_stay_as_they_are() -> None:
+def test_numbers_and_harmless_names_in_a_table_stay_as_they_are() -> None:
     table = to_csv(
         [
             ["n", "x", "name", "right"],
@@ -162,7 +158,7 @@ def assert_answer_is_harmless(answer: Completed) -> None:
 
 
 @pytest.mark.usefixtures("attack")
-def test_names_out_of_a_checkpoint_and_of_photos_have_no_power_over_what_eval_and_export_print_and_write(
+def test_hostile_names_are_escaped_in_all_that_eval_and_export_print_and_write(
     call: Call, tmp_path: Path
 ) -> None:
     arguments = at(tmp_path / "data", tmp_path / "model", tmp_path / "cache")
@@ -199,7 +195,7 @@ def test_names_out_of_a_checkpoint_and_of_photos_have_no_power_over_what_eval_an
 @pytest.mark.parametrize(
     "arguments", [("--num-images", 3), ("--images", "data/test")], ids=["random", "given"]
 )
-def test_names_have_no_power_over_what_infer_prints_and_writes(
+def test_hostile_names_are_escaped_in_all_that_infer_prints_and_writes(
     arguments: tuple[object, ...], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -226,7 +222,7 @@ def text_in(picture: Path) -> dict[Any, Any]:
         return {name: value for name, value in opened.info.items() if isinstance(value, str)}
 
 
-def test_names_have_no_power_over_what_train_and_doctor_print_and_write(
+def test_hostile_names_are_escaped_in_all_that_train_and_doctor_print_and_write(
     attack: tuple[str, ...],
     call: Call,
     start: Start,
@@ -254,7 +250,7 @@ def test_names_have_no_power_over_what_train_and_doctor_print_and_write(
     assert printed.count(r"\x1b[2J") == 2 + len(attack) and KEPT in printed
 
 
-def test_a_refusal_that_names_the_classes_of_a_checkpoint_is_harmless(
+def test_a_refusal_escapes_the_classes_of_a_checkpoint(
     attack: tuple[str, ...], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = SharedSettings.photos
