@@ -150,6 +150,12 @@ def photo_files(data: Path) -> list[Path]:
 
 
 @pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """For decoded photos; it does not exist yet."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def copies(photo_files: list[Path], tmp_path: Path) -> list[Path]:
     """Nine photos in a folder of their own, to be changed."""
     (tmp_path / "data").mkdir()

@@ -3,16 +3,12 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from hogwear.data.array_file import ArrayFile
 from hogwear.system.workers import Workers
-
-if TYPE_CHECKING:
-    pass
 
 
 def test_reading_a_row_beyond_the_end_raises(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""Folders -> splits and labels; and what is said about folders that cannot be used."""
+"""Folders -> splits and labels, and the messages about unusable folders."""
 
 import hashlib
 import json
 import os
-import resource
 import shutil
 import tracemalloc
 from collections import Counter
@@ -11,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import eval
@@ -25,7 +23,6 @@ from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
 from hogwear.system import flags
 from hogwear.system.errors import BadInput
-from hogwear.system.files import write_atomically
 from hogwear.system.manifest import Manifest
 from hogwear.system.paths import Paths
 
@@ -42,11 +39,6 @@ def make(folder: Path, counts: dict[str, int], start: int = 0) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
 
 
 def names(split: Split) -> list[str]:
@@ -297,18 +289,6 @@ def test_names_of_any_bytes_survive(data: Path, cache: Path, layout: tuple[str, 
         assert sorted(found) == sorted(data.glob("**/*.jpg")) and len(found) == 5 * len(layout)
 
 
-def test_paths_come_out_as_they_went_in(tmp_path: Path) -> None:
-    files = [tmp_path / "a.jpg", Path("é"), Path(os.fsdecode(b"\xff/\xfe")), Path("b c\n")]
-    paths = Paths(files)
-    assert list(paths) == files == [paths[i] for i in range(len(paths))] and paths[-1] == files[-1]
-    assert list(Paths([])) == [] and len(Paths([])) == 0
-    assert (
-        list(paths.where(np.array([True, False, True, True]))) == [files[0], *files[2:]]
-        and list(paths.where(np.zeros(4, bool))) == []
-    )
-    assert list(Paths.joined([paths, Paths(), paths])) == 2 * files and list(Paths.joined([])) == []
-
-
 def test_a_hundred_thousand_photos_take_ten_megabytes(data: Path) -> None:
     files = [
         Paths(f"{name}/{i:06d}-a-name-as-cameras-give-it.jpg" for i in range(50_000))
@@ -404,22 +384,6 @@ def test_a_missing_folder_is_named_with_the_fix(data: Path, cache: Path) -> None
         BadInput, match=r"data: no such folder; make it and put photos in .*data/CLASS/"
     ):
         dataset.find_photos(data, cache)
-
-
-def test_a_disk_error_names_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.csv"
-    write_atomically(file, b"old")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as error:
-            write_atomically(file, bytes(2 << 20))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert error.value.filename == str(file)
-    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [
-        ("metrics.csv", b"old")
-    ]
 
 
 def test_a_photo_in_two_classes_is_noted(data: Path, cache: Path) -> None:

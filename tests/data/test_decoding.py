@@ -3,7 +3,6 @@
 import errno
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,10 +12,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from hogwear.data import decoding
 from hogwear.data.decoding import decode
 from hogwear.system.arrays import Int64Array
-
-if TYPE_CHECKING:
-    pass
-
 
 Flip = Image.Transpose
 

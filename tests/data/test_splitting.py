@@ -1,4 +1,4 @@
-"""Photos without a split: near duplicates on one side, and each photo where it once was, whatever becomes of files, folders and the cache."""
+"""Splitting: near duplicates stay together, and every photo keeps its split."""
 
 import json
 import shutil
@@ -156,9 +156,6 @@ def test_val_is_taken_from_train_in_whole_groups(folder: Path, model: Path, tmp_
     assert len(photos.val) == 3 * len(val) == 2 * 3 and photos.test is None
 
 
-# --- where a photo once was
-
-
 def test_the_split_survives_new_photos_and_a_deleted_cache(
     tens: Path, model: Path, photo_files: list[Path], tmp_path: Path
 ) -> None:
@@ -253,73 +250,6 @@ def test_only_train_assigns_new_photos(
     )
     after = find(tens, model)
     assert before.items() < split_of(after).items() and len(split_of(after)) == 20 + count
-
-
-# --- the file
-
-
-def test_written_assignments_are_read_back(tens: Path, model: Path) -> None:
-    copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worse.jpg", 50)
-    find(tens, model)
-    known = SplitAssignments.read(model)
-    assert known.to_json() == (model / SPLIT).read_bytes() and len(known) == 21
-    assert (
-        known.version()
-        == SplitAssignments.parse(known.to_json(), Path("there")).version()
-        == SplitAssignments.read(model).version()
-    )
-
-
-def test_a_grown_split_is_accepted_and_a_changed_one_is_refused(
-    tens: Path, model: Path, photo_files: list[Path]
-) -> None:
-    find(tens, model)
-    small = SplitAssignments.read(model)
-    shutil.copy(photo_files[0], tens / "footwear" / "more.jpg")
-    find(tens, model)
-    grown = SplitAssignments.read(model)
-    assert (
-        len(grown) == 21
-        and grown.require(small.version()) is grown
-        and grown.require(grown.version())
-    )
-    told = json.loads(grown.to_json())
-    first = next(iter(told["split"]))
-    changed = {
-        "changed": told
-        | {"split": told["split"] | {first: "val" if told["split"][first] != "val" else "test"}},
-        "another order": told | {"split": dict(reversed(told["split"].items()))},
-        "another group": told | {"group": {first: first}},
-        "shorter": told | {"split": dict(list(told["split"].items())[1:])},
-    }
-    for what, content in changed.items():
-        with pytest.raises(
-            BadInput, match=r"split\.json: changed since the checkpoint was trained"
-        ):
-            SplitAssignments.parse(json.dumps(content).encode(), model / SPLIT).require(
-                small.version()
-            )
-            pytest.fail(what)
-    with pytest.raises(BadInput, match=r"split\.json: missing since the checkpoint was trained"):
-        SplitAssignments.read(model / "elsewhere").require(small.version())
-
-
-@pytest.mark.parametrize("content", [
-    b" ", b"{", b"[]", b'"text"', b'{"format": 2, "split": {}, "group": {}}', b'{"format": 1, "split": {"00": "test"}, "group": {}}', b"\xff",
-    b'{"format": 1, "split": {"%b": "train"}, "group": {}}' % (b"x" * 32), b'{"format": 1, "split": {"%b": 7}, "group": {}}' % (b"0" * 32),
-    b'{"format": 1, "split": {"%b": "train"}, "group": {"%b": 7}}' % (b"0" * 32, b"0" * 32), b'{"format": 1, "split": [], "group": {}}',
-])  # fmt: skip
-def test_a_damaged_file_is_named_with_the_fix(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / SPLIT).write_bytes(content)
-    with pytest.raises(
-        BadInput,
-        match=r"split\.json: damaged \(.*\); restore it, or move it away and train with --fresh",
-    ) as error:
-        SplitAssignments.read(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-# --- new photos
 
 
 def put(groups: list[tuple[str, ...]], **counts: int) -> dict[str, Counter[str]]:

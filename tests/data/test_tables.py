@@ -1,87 +1,46 @@
-"""Tables -> splits and labels; and what is said about tables that cannot be used."""
+"""Tables -> splits and labels, and the messages about unusable tables."""
 
 import csv
 import os
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import CLASSES, FASHION5
+from helpers import CLASSES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from table_files import (
+    FEW,
+    KAGGLE,
+    labels_of,
+    listed,
+    make_images,
+    needs_kaggle,
+    of_two,
+    refused,
+    write,
+)
 
 import eval
 import infer
 import train
 from hogwear.data import dataset, tables
 from hogwear.data.cache import PhotoCache
-from hogwear.data.photos import Photos
 from hogwear.data.splitting import Splitter
 from hogwear.data.tables import Columns
 from hogwear.evaluation import pictures
 from hogwear.evaluation.prediction import Photo, Prediction
-from hogwear.system import flags as flags
+from hogwear.system import flags
 from hogwear.system.errors import BadInput
 from hogwear.system.text import escape
 from hogwear.training.hyperparameters import Hyperparameters
 
-KAGGLE = FASHION5.parent / "kaggle_sample"
-needs_kaggle = pytest.mark.skipif(not KAGGLE.is_dir(), reason="no sample of Kaggle's data set")
-FEW = Columns(min_count=3)
-
 
 @pytest.fixture
 def folder(tmp_path: Path, photo_files: list[Path]) -> Path:
-    """data/images/ with the real photos 0.jpg to 19.jpg, and a hidden file; a test adds the table."""
-    folder = tmp_path / "data"
-    (folder / "images").mkdir(parents=True)
-    (folder / ".gitkeep").touch()
-    for i, photo in enumerate(photo_files[:20]):
-        shutil.copy(photo, folder / "images" / f"{i}.jpg")
-    return folder
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def write(
-    folder: Path, header: str, *rows: str, name: str = "table.csv", encoding: str = "utf-8"
-) -> Path:
-    (folder / name).write_bytes(
-        "\n".join([header, *rows, ""]).encode(encoding, errors="surrogateescape")
-    )
-    return folder
-
-
-def of_two(values: list[str], labels: tuple[str, str] = ("boots", "hats")) -> list[str]:
-    """A row for each value, the first half of one class."""
-    return [f"{value},{labels[i >= len(values) / 2]}" for i, value in enumerate(values)]
-
-
-def listed(photos: Photos) -> dict[str, tuple[str, str]]:
-    """{path within the folder: (split, class)} of every photo."""
-    splits = photos.splits
-    return {
-        str(path.relative_to(photos.folder)): (split.name, photos.class_names[label])
-        for split in splits for path, label in zip(split.paths, split.labels.tolist(), strict=True)
-    }  # fmt: skip
-
-
-def labels_of(photos: Photos) -> dict[str, str]:
-    return {path: label for path, (_, label) in listed(photos).items()}
-
-
-def refused(folder: Path, columns: Columns = FEW) -> str:
-    """What a folder is refused with, from its own name on."""
-    with pytest.raises(BadInput) as error, tempfile.TemporaryDirectory() as cache:
-        dataset.find_photos(folder, Path(cache), columns)
-    assert str(error.value).startswith(str(folder))
-    return escape(str(error.value)[len(str(folder.parent)) + 1 :])
+    return make_images(tmp_path / "data", photo_files)
 
 
 def by_hand(column: str) -> dict[str, str]:
@@ -91,9 +50,6 @@ def by_hand(column: str) -> dict[str, str]:
     return {
         path: row[column] for row in rows if (KAGGLE / (path := f"images/{row['id']}.jpg")).exists()
     }
-
-
-# --- Kaggle's
 
 
 @needs_kaggle
@@ -149,42 +105,6 @@ def test_kaggles_other_files_are_ignored(folder: Path, cache: Path) -> None:
     assert dataset.find_photos(folder, cache, FEW).class_names == ("footwear", "handbag")
 
 
-def test_surplus_commas_belong_to_the_last_column(folder: Path, cache: Path) -> None:
-    kinds = ["Shoes", "Sandal", "Flip Flops", "Topwear", "Topwear", "Topwear"]
-    rows = [
-        f"{i},Men,Apparel,{kind},Casual,{kind}, 2 of them, in a pack"
-        for i, kind in enumerate(kinds)
-    ]
-    write(
-        folder,
-        "id,gender,masterCategory,subCategory,usage,productDisplayName",
-        *rows,
-        name="styles.csv",
-    )
-    assert labels_of(dataset.find_photos(folder, cache, FEW)) == {
-        f"images/{i}.jpg": tables.FASHION[kind] for i, kind in enumerate(kinds)
-    }
-    write(
-        folder,
-        "id,label",
-        *of_two([str(i) for i in range(6)], ("socks, 2 pairs", "hats")),
-        name="styles.csv",
-    )
-    assert dataset.find_photos(folder, cache, FEW).class_names == ("hats", "socks, 2 pairs")
-    write(
-        folder,
-        "id,label",
-        *of_two([str(i) for i in range(6)], ('"socks,"', "hats")),
-        name="styles.csv",
-    )
-    assert dataset.find_photos(folder, cache, FEW).class_names == ("hats", "socks,"), (
-        "a comma in quotes is not too many"
-    )
-
-
-# --- any other
-
-
 @pytest.mark.parametrize(
     ("header", "value"),
     [("image,label", "images/{}.jpg"), ("File Name,Category", "{}.jpg"), ("id,class", "{}"), ("Image Path,target", "./images//{}.jpg"),
@@ -209,48 +129,6 @@ def test_a_chosen_column_beats_a_guessed_one(folder: Path, cache: Path) -> None:
     assert labels_of(dataset.find_photos(folder, cache, columns)) == {
         f"images/{19 - i}.jpg": "cd"[i // 6] for i in range(12)
     }
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_how_spreadsheets_save_a_table_does_not_matter(
-    encoding: str, separator: str, folder: Path, cache: Path
-) -> None:
-    rows = [
-        separator.join(
-            [str(i), f'"two\nlines{separator} ""{i}"""', "bottes d'été" if i < 4 else ""]
-        )
-        for i in range(5)
-    ]
-    write(folder, separator.join(["id", "remark", "class"]) + "\r", *rows, *["", separator * 2], *(f"{i}{separator}" for i in range(5, 8)),
-          separator.join(["8", "", " bottes d'été\r"]), *(f"{i}{separator * 2}chapeaux{separator}" for i in range(10, 14)), encoding=encoding)  # fmt: skip
-    photos = dataset.find_photos(folder, cache, Columns("id", min_count=3))
-    expected = dict.fromkeys((0, 1, 2, 3, 8), "bottes d'été") | dict.fromkeys(
-        range(10, 14), "chapeaux"
-    )
-    assert labels_of(photos) == {f"images/{i}.jpg": label for i, label in expected.items()}
-    assert photos.notes[0].endswith(
-        "table.csv: 9 photos of 14 rows; left out: 4 of no class (line 10: empty), 1 without an image (line 13: empty)."
-    )
-
-
-def test_names_of_any_bytes_are_found(folder: Path, cache: Path) -> None:
-    names = [
-        os.fsdecode(name)
-        for name in (b"\xff.jpg", "zażółć.jpg".encode(), b"a\x1b[31m.jpg", b"-rf", b"$x", b"%s")
-    ]
-    for name in names:
-        (folder / name).touch()
-    write(folder, "image,label", *of_two(names))
-    assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == set(names)
-
-
-def test_a_line_break_within_a_name_is_kept_as_it_is(folder: Path, cache: Path) -> None:
-    names = [f"{i}{end}.jpg" for end in ("\r", "\n", "\r\n") for i in range(2)]
-    for name in names:
-        (folder / name).touch()
-    write(folder, "image,label", *of_two([f'"{name}"' for name in names]))
-    assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == set(names)
 
 
 def test_rows_without_a_photo_are_counted_by_reason(folder: Path, cache: Path) -> None:
@@ -298,118 +176,6 @@ def test_an_example_is_short_and_printable(folder: Path, cache: Path) -> None:
         dataset.find_photos(write(folder, "id,label", *rows), cache, FEW)
         .notes[0]
         .endswith(rf"1 without an image (line 10: \x1b[31m{'9' * 51}…).")
-    )
-
-
-@pytest.mark.parametrize("value", [r"images\{}.JPG", r".\images\{}.jpg", "{}.Jpg", "images/{}.JPG"])
-def test_windows_paths_are_found(value: str, folder: Path, cache: Path) -> None:
-    write(folder, "image,label", *of_two([value.format(i) for i in range(8)]))
-    assert labels_of(dataset.find_photos(folder, cache, FEW)) == {
-        f"images/{i}.jpg": ("boots", "hats")[i >= 4] for i in range(8)
-    }
-
-
-def test_a_name_without_a_suffix_finds_a_file_with_one_in_capitals(
-    folder: Path, cache: Path
-) -> None:
-    for i in range(8):
-        (folder / "images" / f"{i}.jpg").rename(folder / "images" / f"{i}.JPG")
-    write(folder, "id,label", *of_two([str(i) for i in range(8)]))
-    assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == {
-        f"images/{i}.JPG" for i in range(8)
-    }
-
-
-def test_an_exact_path_is_preferred(folder: Path, cache: Path) -> None:
-    names = [*(f"{i}.JPG" for i in range(4)), r"images\0.jpg", r"a\b.jpg", "c.jpg", "C.jpg"]
-    for i, name in enumerate(names):
-        shutil.copy(folder / "images" / f"{i}.jpg", folder / name)
-    write(folder, "image,label", *of_two(names))
-    assert set(labels_of(dataset.find_photos(folder, cache, FEW))) == set(names)
-
-
-def test_a_path_that_matches_several_files_is_left_out_and_named(folder: Path, cache: Path) -> None:
-    for name in ("19.JPG", "19.Jpg"):
-        shutil.copy(folder / "images" / "0.jpg", folder / "images" / name)
-    (folder / "images" / "19.jpg").unlink()
-    photos = dataset.find_photos(
-        write(folder, "image,label", *of_two([str(i) for i in range(8)]), "19.jpg,hats"), cache, FEW
-    )
-    assert photos.notes[0].endswith(
-        "left out: 1 whose image has several spellings on the disk (line 10: 19.jpg)."
-    )
-
-
-@pytest.mark.parametrize(
-    "value",
-    [r"..\outside.jpg", r"images\..\..\outside.jpg", r"\outside.jpg", r"..\data\images\0.jpg"],
-)
-def test_backslashes_do_not_lead_out_of_the_folder_either(
-    value: str, folder: Path, cache: Path
-) -> None:
-    shutil.copy(folder / "images" / "0.jpg", folder.parent / "outside.jpg")
-    photos = dataset.find_photos(
-        write(folder, "image,label", *of_two([str(i) for i in range(8)]), f"{value},hats"),
-        cache,
-        FEW,
-    )
-    assert photos.notes[0].endswith(
-        f"left out: 1 with a path out of the folder (line 10: {value})."
-    )
-
-
-@pytest.mark.parametrize("first", ["sep=;", "SEP=;\r", '"sep=;"'])
-def test_a_first_line_may_name_the_separator(first: str, folder: Path, cache: Path) -> None:
-    rows = [
-        row.replace(",", ";", 1) for row in of_two([str(i) for i in range(8)], ("a, b, c", "d"))
-    ]
-    write(folder, first, "id,1;label", *rows, "99;d")
-    photos = dataset.find_photos(folder, cache, Columns("id,1", min_count=3))
-    assert labels_of(photos) == {f"images/{i}.jpg": ("a, b, c", "d")[i >= 4] for i in range(8)}
-    assert photos.notes[0].endswith("1 without an image (line 11: 99)."), (
-        "lines are counted from the first one"
-    )
-    write(folder, first, "id,1;label", *rows, '"9')
-    assert "line 11 is not valid CSV" in refused(folder, Columns("id,1", min_count=3))
-
-
-@pytest.mark.parametrize(
-    ("labels", "said"),
-    [
-        (("1", "1.0"), "'1' and '1.0'"),
-        (("eyewear", "EYEWEAR"), "'EYEWEAR' and 'eyewear'"),
-        (("flip flops", "flip\u00a0 flops"), "'flip flops' and 'flip\u00a0 flops'"),
-    ],
-)
-def test_similar_class_names_are_noted_and_stay_separate(
-    labels: tuple[str, str], said: str, folder: Path, cache: Path
-) -> None:
-    photos = dataset.find_photos(
-        write(
-            folder,
-            "id,label",
-            *of_two([str(i) for i in range(8)], labels),
-            "9,10",
-            "10,100",
-            "11,1234567",
-            "12,1234568",
-        ),
-        cache,
-        FEW,
-    )
-    assert set(photos.class_names) == set(labels)
-    assert (
-        photos.notes[1]
-        == f"Similar class names: {said}. They count as different classes; if they are the same, give them one name."
-    )
-
-
-def test_a_similar_class_name_with_too_few_photos_is_noted_too(folder: Path, cache: Path) -> None:
-    photos = dataset.find_photos(
-        write(folder, "id,label", *of_two([str(i) for i in range(8)]), "9,Hats"), cache, FEW
-    )
-    assert photos.class_names == ("boots", "hats") and photos.notes[1].startswith(
-        "Similar class names: 'Hats' and 'hats'."
     )
 
 
@@ -500,9 +266,6 @@ def test_class_folders_take_precedence_over_a_table(folder: Path, cache: Path) -
     assert dataset.find_photos(folder, cache).class_names == ("a", "b")
 
 
-# --- splits
-
-
 def test_new_rows_move_no_photo_to_another_split(folder: Path, cache: Path) -> None:
     rows = of_two([str(i) for i in range(12)])
     splitter = Splitter()
@@ -585,37 +348,6 @@ def test_every_command_sees_the_same_photos(
     assert flags.parse(script.Settings, []) == settings
 
 
-# --- strangers
-
-
-OUT = [
-    "../outside.jpg",
-    "/etc/passwd",
-    "images/../../outside.jpg",
-    "..",
-    "../data/images/1.jpg",
-    "away/outside.jpg",
-    "{folder}/images/1.jpg",
-]
-
-
-def test_paths_that_lead_out_of_the_folder_are_never_followed(folder: Path, cache: Path) -> None:
-    shutil.copy(folder / "images" / "0.jpg", folder.parent / "outside.jpg")
-    (folder / "away").symlink_to("..")
-    (folder / "photos").symlink_to("images")
-    rows = [
-        *of_two([f"photos/{i}.jpg" for i in range(8)]),
-        *(f"{path.format(folder=folder)},hats" for path in OUT),
-    ]
-    photos = dataset.find_photos(
-        write(folder, "image,label", *rows), cache, Columns(label="label", min_count=3)
-    )
-    assert set(listed(photos)) == {f"photos/{i}.jpg" for i in range(8)}
-    assert photos.notes[0].endswith(
-        "8 photos of 15 rows; left out: 7 with a path out of the folder (line 10: ../outside.jpg)."
-    )
-
-
 def test_a_photo_that_links_out_of_the_folder_is_skipped_with_the_reason(
     folder: Path, cache: Path
 ) -> None:
@@ -647,6 +379,8 @@ def test_a_table_that_links_out_of_the_folder_is_refused(folder: Path) -> None:
 
 
 ROWS = of_two([str(i) for i in range(8)])
+
+
 REFUSED: dict[str, tuple[list[str], Columns, str]] = {
     "no column for the image": (["a,label,b", *ROWS], FEW, "table.csv: it is unclear which column is the image; choose one with --image-column: a, label, b"),
     "no column for the class": (["id,b", *ROWS], FEW, "table.csv: it is unclear which column is the label; choose one with --label-column: id, b"),
@@ -685,21 +419,6 @@ def test_at_most_thirty_columns_are_listed(columns: int, end: str, folder: Path)
     assert refused(write(folder, header)).endswith(
         "choose one with --image-column: " + ", ".join(f"c{i}" for i in range(30)) + end
     )
-
-
-@pytest.mark.parametrize(
-    ("size", "said"),
-    [
-        (500_000_000, "line 2 has more than 1,048,576 characters"),
-        (500_000_001, "500 megabytes, over the limit of 500"),
-    ],
-)
-def test_a_table_may_have_500_megabytes_and_not_a_byte_more(
-    size: int, said: str, folder: Path
-) -> None:
-    with write(folder, "id,label").joinpath("table.csv").open("a") as file:
-        file.truncate(size)
-    assert refused(folder).startswith(f"data/table.csv: {said}")
 
 
 def test_one_folder_without_a_table_is_one_class(folder: Path) -> None:
@@ -777,45 +496,3 @@ def test_whatever_a_table_holds_it_gives_photos_of_the_folder_or_one_line(
             path for classes in table.found.values() for paths in classes.values() for path in paths
         ]:
             assert (folder / path).resolve().is_relative_to(folder) and (folder / path).exists()
-
-
-def test_an_invalid_header_is_named_by_its_line(folder: Path) -> None:
-    assert "line 1 is not valid CSV" in refused(write(folder, 'id,"label', "0,hats"))
-
-
-def test_more_rows_cause_no_more_file_system_calls(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = Counter[str]()
-
-    def count(name: str) -> None:
-        ask = getattr(os, name)
-
-        def counting(path: Any, *arguments: Any, **options: Any) -> Any:
-            asked[name] += 1
-            return ask(path, *arguments, **options)
-
-        monkeypatch.setattr(os, name, counting)
-
-    def questions(*rows: str) -> Counter[str]:
-        file = write(folder, "id,label", *ROWS, *rows) / "table.csv"
-        asked.clear()
-        assert (
-            tables.read_table(file, FEW)
-            .notes[0]
-            .startswith(f"{file}: 8 photos of {8 + len(rows)} rows")
-        )
-        return Counter(asked)
-
-    for name in ("stat", "lstat", "scandir"):
-        count(name)
-    few = questions("100,hats", "a/b,hats")
-    assert few["scandir"] == 2, "of the folder itself and of images/"
-    assert questions(*(f"{i},hats" for i in range(100, 1100)), *["a/b,hats"] * 100) == few
-    assert questions("100,hats", "a/b,hats", *["a/" * 2100 + "b,hats", ",hats"] * 10) == few, (
-        "no file has a path so long"
-    )
-    deep = "/".join("abcdefgh" * 200)
-    assert questions("100,hats", f"{deep}/b,hats") == few, (
-        "a folder that is not there is one question, however deep it would be"
-    )

@@ -1,4 +1,4 @@
-"""What becomes of a split, and of the cache, while a project goes on: real runs on real photos."""
+"""A project over time: its split, its cache and its photos change between real runs."""
 
 import json
 import os

@@ -1,0 +1,109 @@
+"""model/split.json: written and read back, grown, changed and damaged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hogwear.data import dataset
+from hogwear.data.photos import Photos
+from hogwear.data.split_assignments import SplitAssignments
+from hogwear.data.splitting import Splitter
+from hogwear.system.artifacts import SPLIT
+from hogwear.system.errors import BadInput
+
+
+def find(data: Path, model: Path, assigns_new: bool = True) -> Photos:
+    """As train finds photos, or as eval does. The cache is beside the model folder."""
+    splitter = Splitter(SplitAssignments.read(model), assigns_new=assigns_new)
+    photos = dataset.find_photos(data, model.parent / "cache", splitter=splitter)
+    if assigns_new:
+        splitter.assignments.write(model)
+    return photos
+
+
+def copy(photo: Path, target: Path, quality: int = 60, side: int = 10_000) -> None:
+    """The photo once more, but of another quality and size."""
+    image = Image.open(photo).convert("RGB")
+    image.thumbnail((side, side))
+    image.save(target, quality=quality)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def tens(tmp_path: Path, photo_files: list[Path]) -> Path:
+    """{footwear,handbag}/i.jpg, ten different photos of each."""
+    for name in ("footwear", "handbag"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i, photo in enumerate(
+            [p for p in photo_files if p.parent.name == name and p.name.startswith(name)][:10]
+        ):
+            shutil.copy(photo, tmp_path / "data" / name / f"{i}.jpg")
+    return tmp_path / "data"
+
+
+def test_written_assignments_are_read_back(tens: Path, model: Path) -> None:
+    copy(tens / "handbag" / "0.jpg", tens / "handbag" / "0-worse.jpg", 50)
+    find(tens, model)
+    known = SplitAssignments.read(model)
+    assert known.to_json() == (model / SPLIT).read_bytes() and len(known) == 21
+    assert (
+        known.version()
+        == SplitAssignments.parse(known.to_json(), Path("there")).version()
+        == SplitAssignments.read(model).version()
+    )
+
+
+def test_a_grown_split_is_accepted_and_a_changed_one_is_refused(
+    tens: Path, model: Path, photo_files: list[Path]
+) -> None:
+    find(tens, model)
+    small = SplitAssignments.read(model)
+    shutil.copy(photo_files[0], tens / "footwear" / "more.jpg")
+    find(tens, model)
+    grown = SplitAssignments.read(model)
+    assert (
+        len(grown) == 21
+        and grown.require(small.version()) is grown
+        and grown.require(grown.version())
+    )
+    told = json.loads(grown.to_json())
+    first = next(iter(told["split"]))
+    changed = {
+        "changed": told
+        | {"split": told["split"] | {first: "val" if told["split"][first] != "val" else "test"}},
+        "another order": told | {"split": dict(reversed(told["split"].items()))},
+        "another group": told | {"group": {first: first}},
+        "shorter": told | {"split": dict(list(told["split"].items())[1:])},
+    }
+    for what, content in changed.items():
+        with pytest.raises(
+            BadInput, match=r"split\.json: changed since the checkpoint was trained"
+        ):
+            SplitAssignments.parse(json.dumps(content).encode(), model / SPLIT).require(
+                small.version()
+            )
+            pytest.fail(what)
+    with pytest.raises(BadInput, match=r"split\.json: missing since the checkpoint was trained"):
+        SplitAssignments.read(model / "elsewhere").require(small.version())
+
+
+@pytest.mark.parametrize("content", [
+    b" ", b"{", b"[]", b'"text"', b'{"format": 2, "split": {}, "group": {}}', b'{"format": 1, "split": {"00": "test"}, "group": {}}', b"\xff",
+    b'{"format": 1, "split": {"%b": "train"}, "group": {}}' % (b"x" * 32), b'{"format": 1, "split": {"%b": 7}, "group": {}}' % (b"0" * 32),
+    b'{"format": 1, "split": {"%b": "train"}, "group": {"%b": 7}}' % (b"0" * 32, b"0" * 32), b'{"format": 1, "split": [], "group": {}}',
+])  # fmt: skip
+def test_a_damaged_file_is_named_with_the_fix(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / SPLIT).write_bytes(content)
+    with pytest.raises(
+        BadInput,
+        match=r"split\.json: damaged \(.*\); restore it, or move it away and train with --fresh",
+    ) as error:
+        SplitAssignments.read(tmp_path)
+    assert "\n" not in str(error.value)
