@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from hogwear.data.cache_folder import CacheFolder
 from hogwear.data.cache_writer import CacheWriter
@@ -68,7 +68,8 @@ class DecodingJob:
         self.resources = ExitStack()  # the lock, and the workers
         self.writer: CacheWriter | None = None
         self.rows: Int64Array  # (k,), to be decoded
-        self.results: Iterator[tuple[int, Any]]  # of a chunk of rows: {row: why it is skipped}
+        # (start of a chunk, {row: why it is skipped})
+        self.results: Iterator[tuple[int, dict[int, str]]]
         self.is_blocked = not self.try_start()  # by another process
 
     def try_start(self) -> bool:

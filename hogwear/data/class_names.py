@@ -21,8 +21,10 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 def note_similar_names(class_names: Iterable[str]) -> list[str]:
-    """A note on classes that may be the same: names that differ only in case or spaces, or numbers
-    of equal value. Empty if there are none."""
+    """A note on classes that may be the same; empty if there are none.
+
+    Their names differ only in case or spaces, or are numbers of equal value.
+    """
     groups: dict[object, list[str]] = defaultdict(list)
     for name in sorted(class_names):
         plain = " ".join(name.casefold().split())

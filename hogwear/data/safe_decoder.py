@@ -151,8 +151,8 @@ def read_all(
             progress.update(len(results))
 
 
-def lower_limit(what: int, limit: int) -> None:
+def lower_limit(resource_id: int, limit: int) -> None:
     """Lower a resource limit of this process, unless it is lower already."""
-    soft, hard = resource.getrlimit(what)
+    soft, hard = resource.getrlimit(resource_id)
     if soft == resource.RLIM_INFINITY or soft > limit:
-        resource.setrlimit(what, (limit, hard))
+        resource.setrlimit(resource_id, (limit, hard))

@@ -36,8 +36,9 @@ Group = tuple[str, ...]  # hashes of photos that are near duplicates of each oth
 
 
 class Splitter:
-    """Splits photos as they are assigned. If it `assigns_new`, which only train may, it also
-    assigns new photos; otherwise they are left out.
+    """Splits photos as they are assigned.
+
+    If it `assigns_new`, which only train may, new photos are assigned; otherwise they are left out.
 
         splitter = Splitter(SplitAssignments.read(model_dir))
         splitter.split(photos, ("hats", "socks"), SHARES, data_dir)  # {"train": Split, ...}

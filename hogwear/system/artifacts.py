@@ -1,6 +1,6 @@
-"""The names of the files that Hogwear writes, each said once."""
+"""The names of the files that Hogwear writes."""
 
-# In the model folder.
+# In the model folder
 CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint.previous.pt"  # the last two saved
 SPLIT = "split.json"  # which photos belong to train, val and test
 METRICS = "metrics.csv"  # one row per epoch
@@ -8,7 +8,7 @@ EVALUATION, REPORT = "eval_results.json", "report.html"
 DOCTOR_REPORT = "doctor.json"
 ONNX_MODEL, MODEL_CARD = "model.onnx", "MODEL_CARD.md"
 
-# In the responses folder.
+# In the responses folder
 RESULTS = "results"  # the folder of the pictures
 CONTACT_SHEET = "contact_sheet"  # .png; with a number where there are several
 PREDICTIONS, PREDICTIONS_TABLE = "predictions.json", "predictions.csv"

@@ -179,8 +179,10 @@ def photograph(sheet: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def make_background(rng: np.random.Generator) -> Float32Array:
-    """(3, H, W) float32, from 0 to 255: white, a pale tint, or two as a gradient, a spotlight, a
-    rough wall, or a wall and a floor."""
+    """(3, H, W) float32, from 0 to 255.
+
+    White, a pale tint, or two as a gradient, a spotlight, a rough wall, or a wall and a floor.
+    """
     one, two = (
         mix(PALETTE[i], WHITE, rng.uniform(0.6, 0.9)) for i in rng.integers(len(PALETTE), size=2)
     )
