@@ -329,9 +329,17 @@ def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
 def test_a_learning_rate_that_is_far_too_high_is_halved(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
-    arch = "--arch", "tinyvgg", "--image-size", SIZE, "--batch-size", 8, "--epochs", 12
+    arch = "--arch", "tinyvgg", "--image-size", SIZE, "--batch-size", 4, "--epochs", 12
     script = start(
-        "train.py", *arch, "--lr", 9.9, "--workers", 1, *at(data, tmp_path, tmp_path / "cache")
+        "train.py",
+        *arch,
+        "--lr",
+        9.9,
+        "--momentum",
+        0.99,
+        "--workers",
+        1,
+        *at(data, tmp_path, tmp_path / "cache"),
     )
     assert script.code() in (0, 2), script.stderr
     assert re.search(
@@ -432,8 +440,8 @@ def test_memory_that_runs_out_ends_the_run_with_the_reason(
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 
-    large = "--image-size", 512, "--batch-size", 120, "--epochs", 1, "--workers", 1
+    large = "--image-size", 1024, "--batch-size", 120, "--epochs", 1, "--workers", 1
     script = start("train.py", *large, *at(data, tmp_path, tmp_path / "cache"), preexec_fn=limited)
     assert script.code() == 2
-    assert "memory ran out: use fewer --workers, a smaller --batch-size" in refusal(script.stderr)
+    assert "memory ran out: ulimit -v allows 6291456 KiB" in refusal(script.stderr)
     held("an allocation that fails in a worker", 1, "ended in one line with the reason and the fix")
