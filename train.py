@@ -52,32 +52,31 @@ if TYPE_CHECKING:
 # checkpoint. Nothing above may import it.
 
 
+def hyperparameter(name: str, help: str, **rules: Any) -> Any:
+    """A flag for one of the Hyperparameters. Its value is None until the user sets it."""
+    rules = {"default_help": str(getattr(Hyperparameters, name)), **RANGES.get(name, {}), **rules}
+    return flag(help, None, **rules)
+
+
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Train a classifier on the photos in data/ with Hogwild on all CPUs: model/checkpoint.pt.
+    """Train a classifier on the photos in data/ with Hogwild; write model/checkpoint.pt.
 
     An interrupted run resumes where it stopped; a finished one is trained for --epochs more.
     """
 
-    arch: str | None = flag(
-        "network architecture", None, choices=ARCHITECTURES, default_help=Hyperparameters.arch
+    arch: str | None = hyperparameter("arch", "network architecture", choices=ARCHITECTURES)
+    image_size: int | None = hyperparameter(
+        "image_size", "side length in pixels to which photos are scaled"
     )
-    image_size: int | None = flag(
-        "side length in pixels to which photos are scaled",
-        None,
-        **RANGES["image_size"],
-        default_help=str(Hyperparameters.image_size),
-    )
-    epochs: int | None = flag(
+    epochs: int | None = hyperparameter(
+        "epochs",
         "passes over the training photos, shared by all workers",
-        None,
-        **RANGES["epochs"],
         default_help="until each machine has seen 4,000 photos; tinyvgg: 20,000",
     )
-    time_budget: int | None = flag(
+    time_budget: int | None = hyperparameter(
+        "time_budget",
         "target duration in seconds, instead of --epochs; also chooses --image-size",
-        None,
-        **RANGES["time_budget"],
         default_help="none",
     )
     workers: int | None = flag(
@@ -88,23 +87,11 @@ class Settings(SharedSettings):
         below=1025,
         default_help="one per CPU",
     )
-    batch_size: int | None = flag(
-        "photos per step",
-        None,
-        **RANGES["batch_size"],
-        default_help=str(Hyperparameters.batch_size),
-    )
-    lr: float | None = flag(
-        "peak learning rate", None, **RANGES["lr"], default_help="depends on --arch"
-    )
-    momentum: float | None = flag(
-        "momentum of SGD", None, **RANGES["momentum"], default_help=str(Hyperparameters.momentum)
-    )
-    seed: int | None = flag(
-        "random seed for shuffling, augmentation and initial weights",
-        None,
-        **RANGES["seed"],
-        default_help=str(Hyperparameters.seed),
+    batch_size: int | None = hyperparameter("batch_size", "photos per step")
+    lr: float | None = hyperparameter("lr", "peak learning rate", default_help="depends on --arch")
+    momentum: float | None = hyperparameter("momentum", "momentum of SGD")
+    seed: int | None = hyperparameter(
+        "seed", "random seed for shuffling, augmentation and initial weights"
     )
     sync_every: int = flag(
         "under torchrun: photos, over all machines, between two averages of the weights",
@@ -173,7 +160,7 @@ def main(settings: Settings) -> None:
         sys.exit(128 + stop.signal)
     folder.release()
     print(cluster.summary(), end="")
-    print_result(trainer.state)
+    print(f"Done: best {trainer.state.history.describe_best()}. Next: eval, infer.")
 
 
 def join_cluster(settings: Settings) -> Rank | None:
@@ -249,7 +236,8 @@ def prepare(
     )
     val_of_best = None
     if saved:
-        print_changes(saved.photos, photo_sets)
+        if changes := "; ".join(photo_sets.changes_since(saved.photos)):
+            print(f"The photos have changed since the last run: {changes}.")
         best = saved.history.best
         if best and saved.photos.val != photo_sets.val:
             val_of_best = (
@@ -369,7 +357,7 @@ def plan_time(
 
     num_classes = len(photos.class_names)
     dtype = model.choose_dtype(settings.cache_dir)
-    net = model.build(hyperparameters.arch, num_classes, time_budget.PROBED_SIZE, dtype)
+    net = model.build(hyperparameters.arch, num_classes, time_budget.MEASURED_SIZE, dtype)
     speed = time_budget.measure_speed(net, photos.train, settings.limits, settings.num_workers)
     work = time_budget.Workload(
         train=len(photos.train),
@@ -451,11 +439,6 @@ def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64A
     return exclude_trained_on(loader.load(photos.val, image_size), trained_on, "val")
 
 
-def print_changes(before: PhotoSets, now: PhotoSets) -> None:
-    if changes := "; ".join(now.changes_since(before)):
-        print(f"The photos have changed since the last run: {changes}.")
-
-
 def create_trainer(
     settings: Settings, folder: ModelFolder, cluster: SingleMachine, prepared: Prepared
 ) -> "Trainer":
@@ -492,15 +475,6 @@ def create_trainer(
     else:
         net.load_pretrained()
     return Trainer(net, state, prepared.data, settings.num_workers, folder)
-
-
-def print_result(state: "RunState") -> None:
-    best = state.history.best
-    assert best
-    print(
-        f"Done: best validation accuracy {best.val_acc:.4f} (epoch {best.epoch}). "
-        "Next: eval, infer."
-    )
 
 
 if __name__ == "__main__":

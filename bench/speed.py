@@ -152,7 +152,7 @@ class Training:
             skipped={},
             all_signatures=nothing,
         )
-        schedule = Schedule(self.PHOTOS, BATCH, LR, 0, 0, LiveSettings(total_images=1 << 40))
+        schedule = Schedule(self.PHOTOS, BATCH, LR, 0, 0, LiveSettings.create(total_images=1 << 40))
         self.batches = Batches(photos, CROP, schedule)
         self.rule = hogwild.UpdateRule(MOMENTUM, hogwild.adaptive_clip_grad, torch.zeros(1))
 

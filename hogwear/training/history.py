@@ -134,7 +134,9 @@ class History:
             self.best = candidate()
 
     def describe_best(self) -> str:
-        return f"validation accuracy {self.best.val_acc:.4f}" if self.best else "no validation yet"
+        """Of a run with at least one epoch."""
+        assert self.best
+        return f"validation accuracy {self.best.val_acc:.4f} (epoch {self.best.epoch})"
 
     def describe_last(self, total_epochs: int) -> str:
         """The last epoch as a line to print."""

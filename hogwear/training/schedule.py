@@ -3,6 +3,7 @@
 Both depend only on the step and the seed, so a batch is the same whichever worker computes it.
 """
 
+import ctypes
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from torch import Tensor
 from hogwear.data.pixels import Pixels
 from hogwear.networks.network import Network
 from hogwear.system.arrays import Int64Array
+from hogwear.system.workers import FORK
 from hogwear.training.augment import augment
 from hogwear.training.hyperparameters import Hyperparameters
 
@@ -23,33 +25,20 @@ STEADY_WORKERS = (
 )
 
 
-class LiveSettings:
-    """The part of a schedule that changes during a run: two numbers in shared memory.
+class LiveSettings(ctypes.Structure):
+    """The part of a schedule that changes during a run.
 
-    The training process writes them, and the workers read them.
+    It lies in shared memory: the training process writes it, and the workers read it.
     """
 
-    def __init__(self, total_images: int, lr_scale: float = 1.0) -> None:
-        self._total_images = torch.tensor([total_images]).share_memory_()
-        self._lr_scale = torch.tensor([lr_scale], dtype=torch.float64).share_memory_()
+    total_images: int  # of the run, epoch after epoch; a time budget moves it
+    lr_scale: float  # factor of the learning rate, halved whenever training diverges
+    _fields_ = (("total_images", ctypes.c_int64), ("lr_scale", ctypes.c_double))
 
-    @property
-    def total_images(self) -> int:
-        """Images of the run, epoch after epoch; a time budget moves it."""
-        return int(self._total_images)
-
-    @total_images.setter
-    def total_images(self, value: int) -> None:
-        self._total_images[0] = value
-
-    @property
-    def lr_scale(self) -> float:
-        """Factor of the learning rate, halved whenever training diverges."""
-        return float(self._lr_scale)
-
-    @lr_scale.setter
-    def lr_scale(self, value: float) -> None:
-        self._lr_scale[0] = value
+    @classmethod
+    def create(cls, total_images: int, lr_scale: float = 1.0) -> "LiveSettings":
+        live: LiveSettings = FORK.RawValue(cls, total_images, lr_scale)
+        return live
 
 
 @dataclass(frozen=True)

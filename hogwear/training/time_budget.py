@@ -21,8 +21,8 @@ Sizes = tuple[tuple[int, float], ...]
 # Sides of photos, and the epochs that must fit into the time to make each worth its cost.
 SIZES: Sizes = ((224, 2.0), (192, 1.75), (160, 1.25), (128, 1.0), (96, 0.25))
 MIN_EPOCHS = 0.25  # at a size that the user has chosen
-PROBED_SIZE = 160
-PROBED_BATCH = 16
+MEASURED_SIZE = 160
+MEASURED_BATCH = 16
 MAX_DECODING_SECONDS = 1.0  # per photo while speed is measured; the cache has more patience
 MIN_IMAGES = 256  # trained on before the measured speed counts
 START_UP_SECONDS = 1.5  # of a run, besides what grows with the photos
@@ -31,7 +31,7 @@ SAVING_SECONDS = 0.3  # from the last validation to the exit
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds per photo with all workers busy; prediction and training at PROBED_SIZE."""
+    """Seconds per photo with all workers busy; prediction and training at MEASURED_SIZE."""
 
     decoding: float
     prediction: float
@@ -42,9 +42,11 @@ def measure_speed(net: Network, split: Split, limits: Limits, workers: int) -> S
     """Measure the speed of this machine with that many workers, in about a second."""
     torch.set_num_threads(1)  # as in training: the workers are forked from here
     decoding = measure_decoding(split, limits, workers)
-    images = torch.randint(0, 256, (PROBED_BATCH, PROBED_SIZE, PROBED_SIZE, 3), dtype=torch.uint8)
-    labels = torch.zeros(PROBED_BATCH, dtype=torch.int64)
-    crop = net.crop_size(PROBED_SIZE)
+    images = torch.randint(
+        0, 256, (MEASURED_BATCH, MEASURED_SIZE, MEASURED_SIZE, 3), dtype=torch.uint8
+    )
+    labels = torch.zeros(MEASURED_BATCH, dtype=torch.int64)
+    crop = net.crop_size(MEASURED_SIZE)
 
     def predict(item: int) -> None:
         with torch.inference_mode():
@@ -64,7 +66,7 @@ def measure_speed(net: Network, split: Split, limits: Limits, workers: int) -> S
                 started = time.perf_counter()
                 list(pool.run(job, range(2 * workers)))
                 rounds.append(time.perf_counter() - started)
-            return min(rounds) / (2 * workers * PROBED_BATCH)
+            return min(rounds) / (2 * workers * MEASURED_BATCH)
 
         return Speed(decoding, measure("predict"), measure("train"))
 
@@ -72,7 +74,7 @@ def measure_speed(net: Network, split: Split, limits: Limits, workers: int) -> S
 def measure_decoding(split: Split, limits: Limits, workers: int) -> float:
     """Seconds per photo with all workers busy."""
     limits = replace(limits, seconds=MAX_DECODING_SECONDS)
-    decoder = SafeDecoder(split.paths, PROBED_SIZE, limits, workers, [split.root])
+    decoder = SafeDecoder(split.paths, MEASURED_SIZE, limits, workers, [split.root])
 
     def decode(item: int) -> float | None:
         started = time.perf_counter()
@@ -121,7 +123,7 @@ def plan_run(speed: Speed, deadline: float, work: Workload, sizes: Sizes = SIZES
     decoding = (work.train + work.val) * speed.decoding
     left = deadline - time.monotonic() - START_UP_SECONDS - decoding
     for size, enough in sizes:
-        scale = (size / PROBED_SIZE) ** 2
+        scale = (size / MEASURED_SIZE) ** 2
         validation = scale * work.val * speed.prediction
         closed_form = scale * work.head * speed.prediction
         training = scale * work.train * speed.training

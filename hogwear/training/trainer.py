@@ -256,7 +256,7 @@ def create_schedule(
         peak_lr=choose_peak_lr(net, hyperparameters, workers, machines),
         seed=hyperparameters.seed,
         first_epoch=state.first_epoch,
-        live=LiveSettings(total_images, lr_scale=0.5**state.rollbacks),
+        live=LiveSettings.create(total_images, lr_scale=0.5**state.rollbacks),
     )
 
 

@@ -525,7 +525,7 @@ def test_a_time_budget_is_planned_despite_a_photo_that_hangs(
         folder,
         contents.read_contents(paths, folder, folder.parent / "cache", LIMITS),
     )
-    net = model.build("tinyvgg", 2, time_budget.PROBED_SIZE)
+    net = model.build("tinyvgg", 2, time_budget.MEASURED_SIZE)
     speed = ForkedCall(time_budget.measure_speed, net, split, LIMITS, 2).result()
     assert speed.decoding == 0.5 / 2, "of two workers, by what could be read"
     held("a photo that hangs, with --time-budget", 1, "the plan is made without it")

@@ -39,7 +39,9 @@ def photos(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
 @pytest.fixture
 def batches(photos: Pixels) -> Batches:
     """Two epochs of 120 photos; the last batch of each has 8 photos."""
-    return Batches(photos, SIZE, Schedule(120, 16, 0.01, 0, 0, LiveSettings(total_images=240)))
+    return Batches(
+        photos, SIZE, Schedule(120, 16, 0.01, 0, 0, LiveSettings.create(total_images=240))
+    )
 
 
 def create_network(arch: str) -> Network:

@@ -93,7 +93,7 @@ def test_a_finished_run_is_continued_at_the_size_of_its_best_weights(state: RunS
 
 
 def schedule_of(num_photos: int, total_images: int = 240) -> Schedule:
-    return Schedule(num_photos, 16, 0.01, 0, 0, LiveSettings(total_images))
+    return Schedule(num_photos, 16, 0.01, 0, 0, LiveSettings.create(total_images))
 
 
 def test_a_new_run_starts_with_the_first_step() -> None:

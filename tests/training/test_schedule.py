@@ -24,7 +24,7 @@ def schedule() -> Schedule:
         peak_lr=0.01,
         seed=0,
         first_epoch=0,
-        live=LiveSettings(total_images=240),
+        live=LiveSettings.create(total_images=240),
     )
 
 

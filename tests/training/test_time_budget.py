@@ -19,7 +19,7 @@ from hogwear.training import checkpoint, history, time_budget, trainer
 from hogwear.training.history import TrainingMetrics
 from hogwear.training.hogwild import StepResult
 from hogwear.training.time_budget import (
-    PROBED_SIZE,
+    MEASURED_SIZE,
     SIZES,
     Budget,
     Speed,
@@ -97,7 +97,7 @@ def test_what_the_first_photo_of_a_process_costs_is_no_part_of_the_speed(
         clock.now += 0.4 if len(calls) == 1 else 0.01
 
     monkeypatch.setattr(decoding, "decode", slow_at_first)
-    net = model.build("tinyvgg", 5, PROBED_SIZE)
+    net = model.build("tinyvgg", 5, MEASURED_SIZE)
     speed: Speed = ForkedCall(
         measure_speed, net, dataset.find_photos(data, tmp_path).train, LIMITS, 2
     ).result()
