@@ -69,7 +69,7 @@ class Recorder:
         tuple[list[Photo], list[Photo]]
     ]  # what fit was given to train on, and to validate with
     predicted: list[list[str]]  # contents
-    forbidden: set[str]  # paths that may not be opened
+    forbidden: set[int]  # inodes that may not be opened, as after chmod 000
     interrupts = False  # whether the next fit stops half-way
     cache: Path | None = None  # to remove while the next fit runs
 
@@ -127,7 +127,7 @@ class Recorder:
         return hashlib.sha256(f"{weights:g} {content}".encode()).digest()[0] % 2
 
     def open(self, path: Path, *others: Any, opened: Any = decoding.open_photo) -> Any:
-        if str(path) in self.forbidden:
+        if path.stat().st_ino in self.forbidden:
             raise PermissionError(13, os.strerror(13), str(path))
         return opened(path, *others)
 
@@ -211,6 +211,8 @@ class Life(RuleBasedStateMachine):
     def a_photo_goes(self, draw: st.DataObject) -> None:
         file = draw.draw(st.sampled_from(self.photos()))
         if len([other for other in self.photos() if other.parent == file.parent]) > 1:
+            if self.recorder:
+                self.recorder.forbidden.discard(file.stat().st_ino)
             file.unlink()
             del self.files[file]
 
@@ -253,8 +255,6 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def the_data_folder_is_renamed(self) -> None:
-        if self.recorder:
-            self.forbid([])
         self.named += 1
         moved = self.data.rename(self.folder / f"data{self.named}")
         self.files = {
@@ -275,9 +275,10 @@ class Life(RuleBasedStateMachine):
     def forbid(self, files: list[Path]) -> None:
         """Let these photos be unreadable, and no others; as with any chmod, their ctime changes."""
         assert self.recorder
-        before, self.recorder.forbidden = self.recorder.forbidden, set(map(str, files))
+        before = self.recorder.forbidden
+        self.recorder.forbidden = {file.stat().st_ino for file in files}
         for file in self.photos():
-            if (str(file) in before) != (str(file) in self.recorder.forbidden):
+            if file.stat().st_ino in before ^ self.recorder.forbidden:
                 file.chmod(file.stat().st_mode)
 
     @rule(
@@ -349,7 +350,7 @@ class Life(RuleBasedStateMachine):
         return {
             (content_of(self.files[file]), file.parent.name)
             for file in self.photos()
-            if str(file) not in self.recorder.forbidden
+            if self.can_be_read(file)
         }
 
     def side_of(self, photo: Photo) -> str | None:
@@ -362,9 +363,7 @@ class Life(RuleBasedStateMachine):
         ]
         if len(self.places) == len(CLASSES):
             return self.sides.get(photo[0])
-        folders = {
-            file.parent.parent.name for file in files if str(file) not in self.recorder.forbidden
-        }
+        folders = {file.parent.parent.name for file in files if self.can_be_read(file)}
         return folders.pop() if len(folders) == 1 else None
 
     @rule()
@@ -393,7 +392,7 @@ class Life(RuleBasedStateMachine):
             assert sorted(self.recorder.predicted[-1]) == sorted(unseen)
 
     def can_be_read(self, file: Path) -> bool:
-        return self.recorder is None or str(file) not in self.recorder.forbidden
+        return self.recorder is None or file.stat().st_ino not in self.recorder.forbidden
 
     def is_in_test(self, file: Path) -> bool:
         """Whether it counts as a test photo; in class folders, only one that can be read has a split."""
