@@ -1,4 +1,4 @@
-"""What a checkpoint says of photos holds for those photos: what train, eval and infer do when there are others."""
+"""What train, eval and infer do with a checkpoint when the photos have changed."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def stopped(folder: Path, *arguments: object, data: Path, cache: Path, batches: 
 
 @pytest.fixture(scope="module")
 def of_the_sample(empty: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder, interrupted on the built-in sample."""
+    """The model folder of a run on the built-in sample that was interrupted."""
     return stopped(
         tmp_path_factory.mktemp("sample"), *TINY, "--epochs", 2, data=empty, cache=cache, batches=3
     )
@@ -98,7 +98,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("script", [train, eval, infer])
 @pytest.mark.parametrize("which", ["finished", pytest.param("interrupted", marks=pytest.mark.long)])
-def test_an_empty_data_folder_is_no_place_for_a_checkpoint_of_real_photos(
+def test_an_empty_data_folder_is_refused_for_a_checkpoint_of_real_photos(
     which: str, script: Any, trained: Trained, interrupted: Path, empty: Path, call: Call, copied: Callable[[Path], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -114,10 +114,10 @@ def test_an_empty_data_folder_is_no_place_for_a_checkpoint_of_real_photos(
         and "--data-dir" in said
     )
     assert files(folder) == before and not (tmp_path / "responses").exists()
-    assert answer.stdout == "", "nothing is drawn, and nothing promised"
+    assert answer.stdout == "", "no photo is drawn, no plan is printed"
 
 
-def test_photos_of_ones_own_are_predicted_without_a_data_folder(
+def test_given_photos_are_predicted_without_a_data_folder(
     trained: Trained, empty: Path, photo_files: list[Path], call: Call, tmp_path: Path
 ) -> None:
     for data in empty, tmp_path / "nowhere":
@@ -133,7 +133,7 @@ def test_photos_of_ones_own_are_predicted_without_a_data_folder(
 
 
 @pytest.mark.long
-def test_a_run_on_the_built_in_sample_goes_on_with_it(
+def test_a_run_on_the_built_in_sample_resumes_with_it(
     of_the_sample: Path, empty: Path, cache: Path, call: Call, copied: Callable[[Path], Path]
 ) -> None:
     folder = copied(of_the_sample)
@@ -198,7 +198,7 @@ def one_epoch(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("script", [eval, infer])
-def test_a_network_that_knows_the_sample_only_is_not_measured_on_real_photos(
+def test_a_network_trained_on_the_sample_is_not_evaluated_on_real_photos(
     script: Any,
     of_the_sample: Path,
     data: Path,
@@ -222,7 +222,7 @@ def test_a_network_that_knows_the_sample_only_is_not_measured_on_real_photos(
 
 @pytest.fixture
 def corrected(data: Path, tmp_path: Path) -> Path:
-    """The same photos, but those of two classes have exchanged their labels. There is no test split, so eval measures val."""
+    """The same photos with two classes exchanged. Without a test split, eval measures val."""
     folder = without_test(data, tmp_path / "corrected")
     for split in ("train", "val"):
         one, other, aside = (folder / split / name for name in ("eyewear", "topwear", "aside"))
@@ -246,7 +246,7 @@ def evaluate(call: Call, cache: Path) -> Callable[[Path, Path], float]:
 Evaluate = Callable[[Path, Path], float]
 
 
-def test_after_labels_were_corrected_the_result_is_what_eval_measures(
+def test_after_labels_were_corrected_train_and_eval_report_the_same_accuracy(
     trained: Trained,
     corrected: Path,
     cache: Path,
@@ -256,7 +256,7 @@ def test_after_labels_were_corrected_the_result_is_what_eval_measures(
 ) -> None:
     folder = copied(trained.model)
     was, now = saved(folder)["best"]["val_acc"], evaluate(corrected, folder)
-    assert now < was - 0.2, "the old weights know the old labels"
+    assert now < was - 0.2, "the old weights have learned the old labels"
     answer = call(train, *SMALL_RUN, "--workers", 1, *at(corrected, folder, cache))
     assert answer.code == 0, answer
     assert (
@@ -264,7 +264,7 @@ def test_after_labels_were_corrected_the_result_is_what_eval_measures(
         in answer.stdout
     )
     best = saved(folder)["best"]
-    assert best["epoch"] > 6 and best["val_acc"] > now, "worse weights lose, as ever"
+    assert best["epoch"] > 6 and best["val_acc"] > now, "the better weights win"
     assert (
         evaluate(corrected, folder) == best["val_acc"]
         and f"Done: best validation accuracy {best['val_acc']:.4f} (epoch {best['epoch']})"
@@ -273,7 +273,7 @@ def test_after_labels_were_corrected_the_result_is_what_eval_measures(
 
 
 @pytest.mark.long
-def test_better_old_weights_stay_with_figures_of_the_photos_there_are_now(
+def test_better_old_weights_are_kept_with_figures_of_the_present_photos(
     trained: Trained,
     data: Path,
     cache: Path,
@@ -282,7 +282,7 @@ def test_better_old_weights_stay_with_figures_of_the_photos_there_are_now(
     copied: Callable[[Path], Path],
     tmp_path: Path,
 ) -> None:
-    """And are measured at their own image size."""
+    """They are evaluated at their own image size."""
     folder, photos = copied(trained.model), without_test(data, tmp_path / "fewer")
     for name in CLASSES:
         sorted((photos / "val" / name).iterdir())[0].unlink()
@@ -305,7 +305,7 @@ def test_better_old_weights_stay_with_figures_of_the_photos_there_are_now(
     )
 
 
-def test_an_interrupted_run_goes_on_with_its_own_weights_and_not_with_the_best(
+def test_an_interrupted_run_resumes_with_its_last_weights_not_its_best(
     interrupted: Path,
     corrected: Path,
     cache: Path,
@@ -325,7 +325,7 @@ def test_an_interrupted_run_goes_on_with_its_own_weights_and_not_with_the_best(
     assert best.val_acc == measured != state["best"]["val_acc"]
 
 
-# --- and train says so
+# --- train names the changes
 
 
 def fewer(folder: Path) -> None:
@@ -368,7 +368,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize(
     ("said", "change"), CHANGES.items(), ids=[change.__name__ for change in CHANGES.values()]
 )
-def test_train_says_in_one_line_which_photos_have_changed(
+def test_train_prints_in_one_line_which_photos_have_changed(
     said: str,
     change: Callable[[Path], None],
     which: str,

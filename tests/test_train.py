@@ -1,4 +1,4 @@
-"""train.py as its users run it: real processes that are interrupted, killed and started again."""
+"""train.py as users run it: real processes that are interrupted and started again."""
 
 import csv
 import ctypes
@@ -46,14 +46,14 @@ def copy_of(folder: Path, name: Path) -> Path:
     return Path(shutil.copytree(folder, name / "model"))
 
 
-# --- a run to its end
+# --- a whole run
 
 
 @pytest.fixture(scope="module")
 def twin(
     data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The model folder of the same run once more."""
+    """The model folder of the same run, a second time."""
     folder = tmp_path_factory.mktemp("twin")
     start("train.py", *SMALL_RUN, "--workers", 1, *at(data, folder, trained.cache)).ok()
     return folder
@@ -77,7 +77,7 @@ def test_another_seed_gives_another_run(
     assert first[0]["train_loss"] != second[0]["train_loss"]
 
 
-def test_a_run_learns_and_says_a_line_an_epoch(trained: Trained) -> None:
+def test_a_run_learns_and_prints_one_line_per_epoch(trained: Trained) -> None:
     history = saved(trained.model)["history"]
     assert (
         history[-1]["val_acc"] > 0.5 and history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
@@ -102,7 +102,7 @@ def test_the_plan_is_printed(trained: Trained) -> None:
         assert part in trained.stdout
 
 
-def test_the_checkpoint_has_all_that_eval_and_infer_need(trained: Trained) -> None:
+def test_the_checkpoint_has_everything_that_eval_and_infer_need(trained: Trained) -> None:
     state = saved(trained.model)
     choices = state["hyperparameters"]
     assert (choices["arch"], state["class_names"], choices["image_size"]) == (
@@ -124,7 +124,7 @@ def test_the_best_epoch_is_kept_beside_the_last(trained: Trained) -> None:
         assert torch.equal(weight, state["best"]["weights"][name].to(weight.dtype)), name
 
 
-def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
+def test_metrics_csv_has_one_row_per_epoch(trained: Trained) -> None:
     with (trained.model / "metrics.csv").open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert rows == saved(trained.model)["history"]
@@ -133,7 +133,7 @@ def test_metrics_csv_has_a_row_an_epoch(trained: Trained) -> None:
     } == {120}
 
 
-def test_nothing_but_the_last_two_checkpoints_the_split_and_the_metrics_is_in_the_model_folder(
+def test_the_model_folder_holds_two_checkpoints_the_split_and_the_metrics_only(
     twin: Path,
 ) -> None:
     assert {file.name for file in twin.iterdir()} == {
@@ -145,23 +145,23 @@ def test_nothing_but_the_last_two_checkpoints_the_split_and_the_metrics_is_in_th
     }
 
 
-# --- interrupted and gone on with
+# --- interrupted and resumed
 
 
 @dataclass(frozen=True)
 class Interrupted:
     code: int
     stdout: str
-    before: Path  # model/ as the interruption left it
-    after: Path  # model/ at the end
-    rest: str  # what the process said that went on
+    before: Path  # the model folder after the interruption
+    after: Path  # the model folder at the end
+    rest: str  # the output of the process that resumed
 
 
 @pytest.fixture(scope="module")
 def interrupted(
     data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory
 ) -> Interrupted:
-    """The run of `trained` again, interrupted with Ctrl-C, then gone on with."""
+    """The run of `trained` again, interrupted with Ctrl-C and then resumed."""
     folder = tmp_path_factory.mktemp("interrupted")
     arguments = *SMALL_RUN, "--workers", 1, *at(data, folder / "model", trained.cache)
     script = start("train.py", *arguments)
@@ -196,7 +196,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 @dataclass(frozen=True)
 class Stopped:
     code: int
-    bar: str  # what a terminal showed of a long epoch, until it was stopped
+    bar: str  # what the terminal showed until the run was stopped
     stdout: str
     model: Path
 
@@ -205,7 +205,7 @@ class Stopped:
 def stopped(
     data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory
 ) -> Stopped:
-    """A run on a terminal, terminated when its bar has begun to move: in its first epoch, of 120 steps."""
+    """A run on a terminal, stopped when its bar has moved: in its first epoch of 120 steps."""
     folder, bar = tmp_path_factory.mktemp("stopped"), bytearray()
     terminal, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
@@ -272,10 +272,10 @@ def test_an_interrupted_run_refuses_other_settings(
     assert "--fresh" in answer.stderr and (folder / "checkpoint.pt").read_bytes() == before
 
 
-def test_an_interrupted_run_comes_to_an_end_when_most_photos_were_deleted(
+def test_an_interrupted_run_finishes_or_is_refused_when_most_photos_were_deleted(
     interrupted: Interrupted, data: Path, trained: Trained, call: Call, tmp_path: Path
 ) -> None:
-    """It has seen more images than the whole run has now: it must finish or say what to do, and not stop again."""
+    """It has seen more images than the whole run has now. It must not stop again and again."""
     folder, few = copy_of(interrupted.before, tmp_path), without_test(data, tmp_path / "data")
     shutil.rmtree(few / "train")
     for name in CLASSES:
@@ -297,7 +297,7 @@ Result = tuple[Path, Script]  # model/, and the process that wrote it
 def second_runs(
     data: Path, trained: Trained, start: Start, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Result, Result]:
-    """`continued` and `fresh`, at the same time."""
+    """The processes of `continued` and `fresh`, which run at the same time."""
     folder = tmp_path_factory.mktemp("second")
     models = [copy_of(trained.model, folder / name) for name in ("continued", "fresh")]
     photos = without_test(data, folder / "data")
@@ -347,7 +347,7 @@ def test_a_finished_run_trains_more_and_its_history_grows(
         assert len(list(csv.DictReader(file))) == 7
 
 
-def test_a_finished_run_goes_on_from_its_best_weights(
+def test_a_finished_run_is_trained_further_from_its_best_weights(
     trained: Trained, data: Path, call: Call, tmp_path: Path
 ) -> None:
     folder = copy_of(trained.model, tmp_path)
@@ -377,7 +377,7 @@ def test_the_better_weights_are_kept_when_training_further_makes_it_worse(
     assert not torch.equal(flat(after["weights"]), flat(before["weights"]))
 
 
-def test_the_checkpoint_is_evaluated_at_the_size_its_best_weights_were_measured_at(
+def test_the_best_weights_are_evaluated_at_the_image_size_they_were_validated_at(
     data: Path, trained: Trained, call: Call, tmp_path: Path
 ) -> None:
     folder, photos = copy_of(trained.model, tmp_path), without_test(data, tmp_path / "data")
@@ -399,10 +399,10 @@ def test_the_checkpoint_is_evaluated_at_the_size_its_best_weights_were_measured_
     assert model.load(folder, FAST).image_size == (32 if best.get("epoch") == 7 else SIZE)
 
 
-# --- fresh, and from scratch
+# --- --fresh, and training from scratch
 
 
-def test_fresh_starts_over_and_keeps_the_old_checkpoint_beside(
+def test_fresh_starts_a_new_run_and_keeps_the_old_checkpoint_beside_it(
     fresh: Result, trained: Trained
 ) -> None:
     folder, script = fresh
@@ -414,7 +414,7 @@ def test_fresh_starts_over_and_keeps_the_old_checkpoint_beside(
     assert len(saved(folder)["history"]) == 1
 
 
-def test_a_fresh_start_that_is_refused_leaves_the_checkpoint_in_its_place(
+def test_a_new_run_that_is_refused_leaves_the_checkpoint_in_place(
     trained: Trained, data: Path, call: Call, tmp_path: Path
 ) -> None:
     folder, photos = copy_of(trained.model, tmp_path), without_test(data, tmp_path / "data")
@@ -439,7 +439,7 @@ def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
 
 @pytest.fixture
 def well_sorted(tmp_path: Path) -> Path:
-    """40 real photos of each class to train on and 16 to validate with (the built-in sample's where there are none), each in its own class."""
+    """Per class 40 real photos for training and 16 for validation, all labelled correctly."""
     source = FASHION5 if FASHION5.is_dir() else generate.ensure_sample(tmp_path / "sample")
     for split, count in {"train": 40, "val": 16}.items():
         for name in CLASSES:
@@ -466,11 +466,11 @@ def test_two_workers_learn_from_scratch_what_real_photos_show(
     )
     script.ok()
     assert saved(tmp_path / "model")["best"]["val_acc"] > 0.8, (
-        f"of five classes; chance is 0.2\n{script.stdout}"
+        f"five classes, so chance is 0.2\n{script.stdout}"
     )
 
 
-def test_the_first_weights_of_a_network_from_scratch_come_from_the_seed(
+def test_initial_weights_depend_on_the_seed_only(
     fresh: Result, trained: Trained, data: Path, call: Call, tmp_path: Path
 ) -> None:
     again = "--arch", "tinyvgg", "--image-size", SIZE, "--epochs", 1, "--workers", 1
@@ -489,7 +489,7 @@ def test_the_test_split_is_never_read(fresh: Result) -> None:
     assert "broken" not in script.stdout + script.stderr and script.stderr == ""
 
 
-def test_another_image_size_of_a_network_that_cannot_change_it_is_refused(
+def test_another_image_size_is_refused_for_a_network_that_cannot_change_it(
     fresh: Result, data: Path, call: Call, tmp_path: Path
 ) -> None:
     folder = copy_of(fresh[0], tmp_path)
@@ -539,7 +539,7 @@ def test_other_classes_are_refused_naming_both(
 
 
 def lose_the_right_to_write_everywhere() -> None:
-    """For root: without CAP_DAC_OVERRIDE (1) in the bounding set, a folder's mode holds for it too."""
+    """Drop CAP_DAC_OVERRIDE (1): without it, the mode of a folder binds root as well."""
     pr_capbset_drop = 24
     ctypes.CDLL(None).prctl(pr_capbset_drop, 1, 0, 0, 0)
 

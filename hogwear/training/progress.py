@@ -26,7 +26,7 @@ class TrainingBar:
         )
 
     def advance(self, images: int, metrics: RunningMetrics) -> None:
-        """This machine has trained on so many more images."""
+        """This machine has trained on more images; `metrics` are those of the epoch."""
         if metrics.seconds:
             speed = metrics.images * self.machines / metrics.seconds
             train_loss = metrics.loss / metrics.images

@@ -1,4 +1,4 @@
-"""Several machines train one model."""
+"""Several machines, started by torchrun, train one model."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def test_two_machines_train_one_model_and_rank_0_saves_it(
     for number in range(2):
         cluster.start(number, nnodes="2")
     cluster.wait_for("epoch 1/")
-    assert cluster.listening() == {LOOPBACK}, "on the interface named, never on all"
+    assert cluster.listening() == {LOOPBACK}, "on the chosen interface, never on all of them"
     assert set(cluster.codes(120).values()) == {0}, cluster.output()
     [folder] = cluster.folder.glob("model-*/checkpoint.pt")
     state = cluster.result()
@@ -55,7 +55,7 @@ def test_two_machines_train_one_model_and_rank_0_saves_it(
         "val_acc"
     ] >= 0.7
     assert re.search(r"Averaging: 12 times, \d+\.\d MB sent per machine", cluster.output())
-    assert cluster.output().count("Done: ") == 1, "the others say nothing"
+    assert cluster.output().count("Done: ") == 1, "the other machines print nothing"
     cluster.require_nothing_left()
     monkeypatch.setenv(
         "TORCHELASTIC_RUN_ID", "test"
@@ -69,10 +69,10 @@ def test_two_machines_train_one_model_and_rank_0_saves_it(
 
 
 @pytest.mark.long
-def test_machines_go_on_from_real_photos_only_and_measure_the_best_weights_again_on_those_there_are(
+def test_machines_resume_from_real_photos_only_and_evaluate_the_best_weights_again(
     cluster: Cluster, trained: Trained, call: Call, tmp_path: Path
 ) -> None:
-    """One has a newer checkpoint of the built-in sample; the other one's was trained before a photo was removed from val."""
+    """One has a newer checkpoint of the built-in sample, the other one of val with one more photo."""
     cluster.data = without_test(cluster.data, tmp_path / "fewer")
     for name in CLASSES:
         sorted((cluster.data / "val" / name).iterdir())[0].unlink()
@@ -102,7 +102,7 @@ def test_machines_go_on_from_real_photos_only_and_measure_the_best_weights_again
 
 
 @pytest.mark.long
-def test_machines_whose_data_folder_is_empty_leave_a_checkpoint_of_real_photos_alone(
+def test_machines_with_an_empty_data_folder_keep_a_checkpoint_of_real_photos(
     cluster: Cluster, trained: Trained, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -142,17 +142,19 @@ def refuse(call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return refuse
 
 
-def test_several_processes_of_one_machine_are_refused(refuse: Refuse) -> None:
+def test_several_torchrun_processes_on_one_machine_are_refused(refuse: Refuse) -> None:
     assert "--nproc-per-node=1" in refuse(RANK=0, WORLD_SIZE=4, LOCAL_WORLD_SIZE=2)
 
 
 @pytest.mark.parametrize("flags", [("--fresh",), ("--time-budget", 60)])
-def test_what_is_for_one_machine_only_is_refused(refuse: Refuse, flags: tuple[object, ...]) -> None:
+def test_flags_for_a_single_machine_are_refused_in_a_cluster(
+    refuse: Refuse, flags: tuple[object, ...]
+) -> None:
     assert str(flags[0]) in refuse(*flags, RANK=0, WORLD_SIZE=2, LOCAL_WORLD_SIZE=1)
 
 
-def test_a_single_machine_imports_nothing_for_it() -> None:
-    """torch imports a part of torch.distributed by itself."""
+def test_a_single_machine_does_not_import_torch_distributed() -> None:
+    """None of it, that is, which torch does not import by itself."""
     code = """
 import sys, torch
 def distributed(): return {name for name in sys.modules if name.startswith("torch.distributed")}

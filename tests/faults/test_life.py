@@ -1,4 +1,4 @@
-"""The life of a project: photos come, go and change, and train, eval and infer are called, in any order.
+"""The life of a project: photos come, go and change; train, eval and infer run, in any order.
 
 Whatever happens, no file of the user's changes, no figure is of other photos than it says, and no photo that is tested was trained on.
 Once with a trainer that only takes down what it is given, and once with real processes.
@@ -62,7 +62,7 @@ Photo = tuple[str, str]  # its content, as hexadecimal digits, and its class
 
 @dataclass
 class Recorder:
-    """In place of training and of the network: it takes down the photos that they were given."""
+    """Stands in for training and for the network, and records the photos that they get."""
 
     pixels: dict[str, UInt8Array]  # {content: (SIZE, SIZE, 3)}, of all photos there are
     fitted: list[
@@ -96,7 +96,7 @@ class Recorder:
         trainer.save()
 
     def photos(self, state: RunState, pixels: Pixels) -> list[Photo]:
-        """Sorted; copies are counted."""
+        """The photos of a split, sorted; each copy is listed."""
         images = pixels.images[pixels.rows]
         contents = [bytes(content).hex() for content in pixels.hashes]
         for content, image in zip(contents, images, strict=True):
@@ -109,7 +109,7 @@ class Recorder:
     def predict(
         self, net: Any, images: ArrayFile | UInt8Array, rows: Any, *others: object
     ) -> Float32Array:
-        """Answers that depend on the weights and on the photo, and on nothing else."""
+        """Logits that depend on the weights and on the photo only."""
         known = {image.tobytes(): content for content, image in self.pixels.items()}
         contents = [known[image.tobytes()] for image in images[rows]]
         self.predicted.append(contents)
@@ -123,7 +123,7 @@ class Recorder:
 
     @staticmethod
     def answer(weights: float, content: str) -> int:
-        """The class that these weights say."""
+        """The class that these weights predict."""
         return hashlib.sha256(f"{weights:g} {content}".encode()).digest()[0] % 2
 
     def open(self, path: Path, *others: Any, opened: Any = decoding.open_photo) -> Any:
@@ -133,7 +133,7 @@ class Recorder:
 
 
 class Life(RuleBasedStateMachine):
-    """`pool`: photos that are still to come; `command`: calls a script; `recorder`: where there is no training."""
+    """`pool`: photos to add; `command`: runs a script; `recorder`: replaces training, if given."""
 
     pool: list[bytes]
     command: Command
@@ -164,7 +164,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize(divided=st.booleans())
     def begin(self, divided: bool) -> None:
-        """With class folders that we divide, or with the user's own train, val and test."""
+        """Start with class folders to be split, or with the user's own train, val and test."""
         self.places = (
             [Path(split, name) for split in SPLITS for name in CLASSES]
             if divided
@@ -218,7 +218,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(draw=st.data())
     def a_photo_is_moved(self, draw: st.DataObject) -> None:
-        """To another class or split, or only to another name."""
+        """To another class or split, or to another name only."""
         file, place = (
             draw.draw(st.sampled_from(self.photos())),
             draw.draw(st.sampled_from(self.places)),
@@ -229,7 +229,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(draw=st.data())
     def two_folders_are_exchanged(self, draw: st.DataObject) -> None:
-        """All their files have the same names, sizes and times afterwards, where they had so many."""
+        """Afterwards their files have the same names, sizes and times, as far as there were as many."""
         one, other = draw.draw(
             st.lists(st.sampled_from(self.places), min_size=2, max_size=2, unique=True)
         )
@@ -292,7 +292,7 @@ class Life(RuleBasedStateMachine):
         )
     )
     def a_picture_is_put_where_results_are_written(self, name: str) -> None:
-        """Or what is there is changed."""
+        """Add a picture, or change the one that is there."""
         self.write(self.responses / name, self.to_come[0][:500])
 
     # --- what the user calls
@@ -354,7 +354,7 @@ class Life(RuleBasedStateMachine):
         }
 
     def side_of(self, photo: Photo) -> str | None:
-        """Where it is to be: None where that depends on which of several copies is read."""
+        """Its split; None if that depends on which of several copies is read."""
         assert self.recorder
         files = [
             file
@@ -461,7 +461,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def pool(photo_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """Real photos, each of the same size in bytes."""
+    """Real photos, all with the same number of bytes."""
     folder = tmp_path_factory.mktemp("pool")
     photos: dict[bytes, None] = {}
     for file in photo_files:
@@ -474,7 +474,7 @@ def pool(photo_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> l
 def live(
     pool: list[bytes], command: Command, recorder: Recorder | None, sequences: int, steps: int
 ) -> dict[str, int]:
-    """How often each command has succeeded in so many lives."""
+    """How often each command has succeeded in several lives."""
     succeeded: dict[str, int] = {}
     life = type(
         "ALife",
@@ -501,7 +501,7 @@ def live(
     return succeeded
 
 
-def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
+def test_whatever_happens_no_photo_is_lost_and_no_test_photo_was_trained_on(
     pool: list[bytes], call: Call, times: Times, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pixels = {}
@@ -526,7 +526,9 @@ def test_no_photo_is_lost_and_none_tested_was_trained_on_whatever_happens(
     assert min(succeeded.get(script, 0) for script in ("train", "eval", "infer")) >= times(1, 50)
 
 
-def test_a_project_goes_on_whatever_happens(pool: list[bytes], start: Start, times: Times) -> None:
+def test_whatever_happens_every_command_works_or_says_why_not(
+    pool: list[bytes], start: Start, times: Times
+) -> None:
     def command(script: Any, *arguments: object) -> Completed:
         running = start(f"{script.__name__}.py", *arguments)
         code = running.code()

@@ -1,4 +1,4 @@
-"""Machines of a cluster that die, come late, are slow or are cut off. Training ends, as well as without, and leaves nothing."""
+"""Machines of a cluster that die, start late, are slow or are cut off: training still finishes."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(photos: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """The accuracy of one machine."""
+    """The validation accuracy of a single machine."""
     folder = tmp_path_factory.mktemp("alone")
     start(
         "train.py", *FLAGS, "--epochs", EPOCHS, *at(photos, folder / "model", folder / "cache")
@@ -79,7 +79,7 @@ def test_a_machine_that_is_killed_is_left_behind(
     require_a_good_end(cluster, alone)
 
 
-def test_a_machine_that_comes_late_joins(cluster: Cluster, alone: float) -> None:
+def test_a_machine_that_starts_late_joins(cluster: Cluster, alone: float) -> None:
     more = 3 * EPOCHS  # it takes seconds to join
     cluster.start(0, "--epochs", more)
     cluster.wait_for("epoch 1/")

@@ -1,4 +1,4 @@
-"""Runs whose processes are killed, whose weights are spoilt, or that are started twice: training goes on, or ends with the reason."""
+"""Runs that are killed, corrupted or started twice: training continues, or ends with the reason."""
 
 import os
 import random
@@ -39,7 +39,7 @@ from hogwear.training.hyperparameters import MAX_ROLLBACKS
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill -9: images saved before it and after it, and what the run had started and mapped."""
+    """A run that was killed: images saved before and after, its processes and shared memory."""
 
     before: int
     after: int
@@ -49,15 +49,15 @@ class Kill:
 
 
 def shared_memory(pids: set[int]) -> set[str]:
-    """Files in /dev/shm that these processes have mapped."""
+    """The files in /dev/shm that these processes have mapped."""
     maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids if is_running(pid))
     return set(re.findall(r"/dev/shm/\S+", maps))
 
 
-def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
+def test_a_run_killed_at_any_moment_resumes_with_any_number_of_workers(
     data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
 ) -> None:
-    """Runs of 1 and 2 workers into one checkpoint; the last is terminated, and saves."""
+    """Runs with 1 and 2 workers, one after the other; the last is terminated, so it saves."""
     kills: list[Kill] = []
     tries = times(1, 100)
     for number in range(tries + 1):
@@ -87,7 +87,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_any_number_of_workers(
     assert kills[0].resumed_from is None
     assert all(0 < kill.before <= kill.after for kill in kills)
     assert [kill.resumed_from for kill in kills[1:]] == [kill.after for kill in kills[:-1]], (
-        "never goes back"
+        "no run starts from an earlier image"
     )
     assert kills[-1].after > kills[0].after
     held(
@@ -106,7 +106,7 @@ INTERRUPTIONS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 
 
 @pytest.mark.long
-def test_one_worker_interrupted_many_times_ends_in_the_same_weights(
+def test_one_worker_interrupted_many_times_ends_with_the_same_weights(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
     tries, done = 10, 0
@@ -189,7 +189,7 @@ def finished(model_dir: Path) -> bool:
 # --- workers are killed
 
 
-def test_killed_workers_are_replaced_and_the_run_comes_to_its_end(
+def test_killed_workers_are_replaced_and_the_run_finishes(
     data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
 ) -> None:
     tries = times(2, 50)
@@ -217,7 +217,7 @@ def test_killed_workers_are_replaced_and_the_run_comes_to_its_end(
         "every image of every epoch counted once"
     )
     assert [row["images"] for row in state["history"]] == [120] * epochs
-    assert state["best"]["val_acc"] >= 0.7, "and what was learnt was kept"
+    assert state["best"]["val_acc"] >= 0.7, "and what was learned was kept"
     assert len(killed) == tries and not any(map(is_running, killed))
     held(
         "SIGKILL of a worker at a random moment",
@@ -264,11 +264,11 @@ def test_three_deaths_in_a_row_end_the_run_with_the_reason_and_a_checkpoint(
     )
 
 
-# --- training comes apart
+# --- training diverges
 
 
 def spoil_weights(pid: int, bytes_of_weights: int) -> None:
-    """Write NaN into the weights that a running train and its workers share."""
+    """Write NaN into the shared weights of a running train."""
     page = os.sysconf("SC_PAGESIZE")
     size = -(-bytes_of_weights // page) * page
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
@@ -278,7 +278,7 @@ def spoil_weights(pid: int, bytes_of_weights: int) -> None:
                 memory.seek(first + bytes_of_weights // 8 * 4)
                 memory.write(np.full(1000, np.nan, np.float32).tobytes())
             return
-    raise AssertionError("no weights in its shared memory")
+    raise AssertionError("no weights in shared memory")
 
 
 def weights_size() -> int:
@@ -286,7 +286,7 @@ def weights_size() -> int:
 
 
 @pytest.mark.long
-def test_weights_that_are_no_numbers_are_noticed_and_training_goes_back(
+def test_weights_that_are_nan_are_noticed_and_training_rolls_back(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
     arguments = (
@@ -350,7 +350,7 @@ def test_a_learning_rate_that_is_far_too_high_is_halved(
     held("a learning rate of 9.9", 1, "noticed within an epoch, and halved")
 
 
-# --- two at once
+# --- two at the same time
 
 
 def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_lock(
@@ -393,7 +393,7 @@ def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_
 
 
 @pytest.mark.long
-def test_a_disk_that_fails_ends_the_run_with_the_reason_and_the_next_goes_on(
+def test_a_disk_that_fails_ends_the_run_with_the_reason_and_the_next_run_resumes(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
     script = start(
@@ -435,7 +435,7 @@ def test_a_disk_that_fails_ends_the_run_with_the_reason_and_the_next_goes_on(
 def test_memory_that_runs_out_ends_the_run_with_the_reason(
     data: Path, start: Start, tmp_path: Path, held: Held
 ) -> None:
-    """By a limit of address space, which torch alone takes gigabytes of; those of containers are in test_containers.py."""
+    """Under a limit of address space. The memory limits of containers are in test_containers.py."""
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))

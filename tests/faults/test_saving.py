@@ -1,4 +1,4 @@
-"""Whatever happens to a save or to the file afterwards, a good checkpoint is found, or the loss is said aloud."""
+"""Whatever happens to a save or to its file, a good checkpoint is found or the loss is reported."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ def state(number: int, size: int = 1000) -> dict[str, Any]:
 
 
 def number_in(folder: Path) -> int:
-    """Of the checkpoint there, which is whole."""
+    """The number in the checkpoint of a folder, which must be complete."""
     loaded = checkpoint.load(folder).state
     assert (loaded["w"] == loaded["number"]).all()
     return int(loaded["number"])
@@ -52,7 +52,7 @@ def forked(function: Callable[[], object]) -> Any:
 
 
 def save_three(folder: Path) -> None:
-    """In a process that stops first, so that it can be watched from the next system call on. Exit code 7: refused."""
+    """Save in a process that first stops itself, so that strace can attach. Exit code 7: refused."""
     os.kill(os.getpid(), signal.SIGSTOP)
     try:
         checkpoint.save(folder, state(3))
@@ -63,7 +63,7 @@ def save_three(folder: Path) -> None:
 
 @pytest.fixture
 def strace(tmp_path: Path, times: Times) -> Strace:
-    """strace(folder, *options): save number 3 over 1 and 2 under strace; what that has logged, and the exit code."""
+    """strace(folder, *options): save number 3 after 1 and 2 under strace -> (log, exit code)."""
     if not shutil.which("strace") and not times(0, 1):
         pytest.skip("NO STRACE: the failing of system calls was not tested")
 
@@ -90,7 +90,7 @@ def strace(tmp_path: Path, times: Times) -> Strace:
 
 
 def calls_of_a_save(strace: Strace, folder: Path) -> list[tuple[str, int]]:
-    """(system call, which one of its name), in order; of those that touch the folder, and a few of Python's own."""
+    """The system calls of a save in order, as (name, how many times so far)."""
     log, code = strace(folder, "-e", f"trace={SAVING}")
     assert code == 0 and number_in(folder) == 3
     names, counts = re.findall(r"^(\w+)\(", log, re.MULTILINE), Counter[str]()
@@ -230,10 +230,10 @@ def test_a_save_killed_at_a_random_moment_leaves_the_old_one_or_the_new_one(
 # --- damaged files
 
 
-def test_any_changed_byte_and_any_cut_is_noticed(
+def test_any_changed_byte_and_any_truncation_is_noticed(
     trained: Trained, tmp_path: Path, times: Times, held: Held
 ) -> None:
-    """In a real checkpoint. Cuts at multiples of 4 KiB, where file systems lose the end of a file."""
+    """In a real checkpoint. File systems lose the end of a file at multiples of 4 KiB."""
     content = bytearray((trained.model / CHECKPOINT).read_bytes())
     file, random_ = tmp_path / CHECKPOINT, random.Random(0)
     places = [0, 1, len(content) - 1, *random_.sample(range(len(content)), times(20, 500))]
@@ -244,7 +244,7 @@ def test_any_changed_byte_and_any_cut_is_noticed(
             with pytest.raises(checkpoint.Damaged):
                 checkpoint.read(file)
             os.pwrite(damaged.fileno(), content[place : place + 1], place)
-        assert checkpoint.read(file).state["finished"], "put back, it is good"
+        assert checkpoint.read(file).state["finished"], "valid again once it is restored"
         cuts = range(0, len(content), 4096)
         cuts = cuts[:: max(1, len(cuts) // times(20, len(cuts)))]
         for cut in reversed(cuts):
@@ -263,14 +263,14 @@ def flip_a_bit(file: Path) -> None:
 
 @pytest.fixture
 def model_dir(trained: Trained, tmp_path: Path) -> Path:
-    """Of a run that has saved more than once."""
+    """A run that has saved more than once."""
     return Path(shutil.copytree(trained.model, tmp_path / "model"))
 
 
 @pytest.mark.parametrize(
     "damage", [flip_a_bit, pytest.param(Path.unlink, marks=pytest.mark.long)], ids=["bit", "gone"]
 )
-def test_train_goes_on_from_the_checkpoint_before_a_damaged_one_which_it_keeps(
+def test_train_resumes_from_the_checkpoint_before_a_damaged_one_and_keeps_both(
     damage: Callable[[Path], object],
     model_dir: Path,
     data: Path,
@@ -298,7 +298,7 @@ def test_train_goes_on_from_the_checkpoint_before_a_damaged_one_which_it_keeps(
     )
 
 
-def test_eval_measures_the_checkpoint_before_a_damaged_one(
+def test_eval_uses_the_checkpoint_before_a_damaged_one(
     model_dir: Path, data: Path, trained: Trained, call: Call, held: Held
 ) -> None:
     flip_a_bit(model_dir / CHECKPOINT)
@@ -313,7 +313,7 @@ def test_eval_measures_the_checkpoint_before_a_damaged_one(
     )
 
 
-def test_with_no_good_checkpoint_left_nothing_is_deleted_or_started_over(
+def test_with_no_readable_checkpoint_nothing_is_deleted_and_no_run_starts(
     model_dir: Path, data: Path, trained: Trained, call: Call, held: Held
 ) -> None:
     for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
@@ -335,7 +335,7 @@ def test_with_no_good_checkpoint_left_nothing_is_deleted_or_started_over(
 
 
 class Payload:
-    """Unpickled carelessly, this makes a file."""
+    """Creates a file when it is unpickled without care."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""The checkpoint file: whole or not at all, verified to the last byte, and nothing in it ever runs."""
+"""The checkpoint file: complete or absent, verified to the last byte, and never executed."""
 
 import hashlib
 import io
@@ -47,7 +47,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_what_a_killed_save_left_is_cleared_away_and_a_file_of_the_user_with_a_like_name_is_not(
+def test_files_of_a_killed_save_are_deleted_and_a_users_file_with_a_similar_name_is_not(
     tmp_path: Path,
 ) -> None:
     for name in ("backup", "unfinished-x1_abcde", "unfinished-previous"):
@@ -74,7 +74,7 @@ def test_a_new_checkpoint_replaces_the_old_one_and_its_hash(tmp_path: Path) -> N
     )
 
 
-def test_whoever_reads_the_old_checkpoint_reads_it_to_its_end(tmp_path: Path) -> None:
+def test_a_reader_of_the_old_checkpoint_can_read_all_of_it(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state(1))
     content = (tmp_path / "checkpoint.pt").read_bytes()
     with (tmp_path / "checkpoint.pt").open("rb") as reader:
@@ -82,7 +82,7 @@ def test_whoever_reads_the_old_checkpoint_reads_it_to_its_end(tmp_path: Path) ->
         assert reader.read() == content
 
 
-def test_others_may_read_the_checkpoint(tmp_path: Path) -> None:
+def test_other_users_may_read_the_checkpoint(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state())
     assert (tmp_path / "checkpoint.pt").stat().st_mode & 0o777 == 0o644
 
@@ -113,7 +113,7 @@ CUTS: list[Damage] = [
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_cut_or_longer_file_is_refused(tmp_path: Path, cut: Damage) -> None:
+def test_a_truncated_or_longer_file_is_refused(tmp_path: Path, cut: Damage) -> None:
     checkpoint.save(tmp_path, state())
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(cut(file.read_bytes()))
@@ -126,7 +126,7 @@ def test_a_cut_or_longer_file_is_refused(tmp_path: Path, cut: Damage) -> None:
     [{"format": 0}, {"weights": {}}, [1, 2], torch.zeros(3)],
     ids=["old", "foreign", "list", "tensor"],
 )
-def test_a_file_of_another_kind_is_refused_though_its_checksum_is_right(
+def test_other_content_is_refused_though_its_checksum_is_right(
     tmp_path: Path, content: object
 ) -> None:
     body = io.BytesIO()
@@ -175,7 +175,7 @@ def test_bytes_that_torch_cannot_read_are_refused_though_their_checksum_is_right
         checkpoint.load(tmp_path)
 
 
-def test_no_checkpoint_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_has_its_own_exit_code(tmp_path: Path) -> None:
     with pytest.raises(
         NoCheckpoint, match=r"checkpoint\.pt: no checkpoint; run train first"
     ) as error:

@@ -1,4 +1,4 @@
-"""A checkpoint whose digest is right and whose content is odd is refused in one line, whatever is odd about it."""
+"""A checkpoint with a valid digest and invalid content is refused in one line."""
 
 import copy
 import hashlib
@@ -52,7 +52,7 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class Written:
-    """What a real run of TinyVGG has written."""
+    """The checkpoints that a real run of TinyVGG has written."""
 
     cache: Path
     states: dict[str, State]
@@ -63,7 +63,7 @@ class Written:
 
 @pytest.fixture(scope="module")
 def written(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """Interrupted in its second epoch, and gone on with to its end."""
+    """A run that is interrupted in its second epoch, then resumed to its end."""
     folder, states = tmp_path_factory.mktemp("written"), {}
     small = (
         "--arch",
@@ -93,7 +93,7 @@ def inner(state: Any, key: Key) -> Any:
 
 
 def changed(state: State, key: Key, value: object) -> State:
-    """The state itself, with another value there, or none, or with one more key in what is there."""
+    """Change a value of the state in place, remove it, or add a key to it; returns the state."""
     if value is REMOVED:
         del inner(state, key[:-1])[key[-1]]
     elif value is EXTRA:
@@ -104,7 +104,7 @@ def changed(state: State, key: Key, value: object) -> State:
 
 
 def keys(value: Any, way: Key = ()) -> Iterator[Key]:
-    """All keys of a state, and of what is in it."""
+    """All keys of a state, at every depth."""
     inside: Any = (
         value.items()
         if isinstance(value, dict)
@@ -117,8 +117,8 @@ def keys(value: Any, way: Key = ()) -> Iterator[Key]:
         yield from keys(part, (*way, key))
 
 
-def odd_values(state: State, key: Key) -> Iterator[Any]:
-    """What no run writes there."""
+def invalid_values(state: State, key: Key) -> Iterator[Any]:
+    """Values that train never writes there."""
     was = inner(state, key)
     for value in NEVER:
         inside = dict if value is EXTRA else object
@@ -133,7 +133,7 @@ def odd_values(state: State, key: Key) -> Iterator[Any]:
 
 
 def problem(state: State) -> str:
-    """Why it is refused; empty where it is not."""
+    """Why it is refused; empty if it is accepted."""
     try:
         model.validate_checkpoint(Checkpoint(Path("model/checkpoint.pt"), state, ""))
     except BadInput as error:
@@ -146,18 +146,16 @@ def problem(state: State) -> str:
 
 
 @pytest.mark.parametrize("name", ["finished", "interrupted"])
-def test_what_a_run_has_written_is_accepted(name: str, written: Written) -> None:
+def test_what_train_has_written_is_accepted(name: str, written: Written) -> None:
     state = written.state(name)
     assert problem(state) == "" and state["finished"] == (name == "finished")
 
 
 @pytest.mark.parametrize("name", ["finished", "interrupted"])
-def test_whatever_is_odd_about_any_key_of_a_checkpoint_is_noticed_and_named(
-    name: str, written: Written
-) -> None:
+def test_an_invalid_value_of_any_key_is_noticed_and_named(name: str, written: Written) -> None:
     state, tried, missed = written.state(name), 0, []
     for key in [key for key in keys(state) if key != ("format",)]:
-        for value in odd_values(state, key):
+        for value in invalid_values(state, key):
             said = problem(changed(copy.deepcopy(state), key, value))
             tried += 1
             if str(key[-1]) not in said and str(key[0]) not in said:
@@ -258,26 +256,26 @@ def test_a_value_out_of_range_is_named_with_what_was_expected(
 
 
 @pytest.mark.parametrize(("said", "change"), INTERRUPTED.items(), ids=list(INTERRUPTED))
-def test_so_is_one_of_an_interrupted_run(
+def test_a_value_out_of_range_in_an_interrupted_run_is_named_too(
     said: str, change: Callable[[State], object], written: Written
 ) -> None:
     change(state := written.state("interrupted"))
     assert said in problem(state)
 
 
-# --- and so do the scripts
+# --- the commands
 
 
 def write(state: Any, folder: Path) -> Path:
-    """As a checkpoint, its digest right."""
+    """Write it as a checkpoint with a valid digest."""
     folder.mkdir()
     torch.save(state, body := io.BytesIO())
     (folder / CHECKPOINT).write_bytes(body.getvalue() + hashlib.sha256(body.getvalue()).digest())
     return folder
 
 
-def of_the_issue(written: Written) -> dict[str, State]:
-    """{what is odd: the state}: a value for each key, and what was seen to go wrong."""
+def invalid_states(written: Written) -> dict[str, State]:
+    """{description: invalid state}: each key removed, and each value of FINISHED."""
     states: dict[str, State] = {}
     for name in ("finished", "interrupted"):
         state = written.state(name)
@@ -296,11 +294,11 @@ def of_the_issue(written: Written) -> dict[str, State]:
     return states
 
 
-def test_train_eval_and_infer_refuse_an_odd_checkpoint_in_one_line_that_names_it(
+def test_train_eval_and_infer_refuse_an_invalid_checkpoint_in_one_line_that_names_it(
     written: Written, data: Path, photo_files: list[Path], call: Call, tmp_path: Path
 ) -> None:
     wrong = []
-    for number, (what, state) in enumerate(of_the_issue(written).items()):
+    for number, (what, state) in enumerate(invalid_states(written).items()):
         folder = write(state, tmp_path / str(number))
         places = at(data, folder, written.cache)
         for script, more in (
@@ -316,7 +314,7 @@ def test_train_eval_and_infer_refuse_an_odd_checkpoint_in_one_line_that_names_it
             ):
                 wrong.append((what, script.__name__, answer))
         assert [file.name for file in folder.iterdir() if file.name != ".lock"] == [CHECKPOINT], (
-            "nothing is moved, nothing written"
+            "no file is moved or written"
         )
     assert not wrong, wrong[:5]
 
@@ -345,7 +343,7 @@ def test_any_changed_byte_under_a_right_digest_is_refused_or_does_no_harm(
 
 
 @pytest.mark.parametrize("script", [eval, infer, train])
-def test_weights_so_large_that_no_answer_is_a_number_are_refused(
+def test_weights_so_large_that_outputs_overflow_are_refused(
     script: Any,
     written: Written,
     data: Path,

@@ -1,4 +1,4 @@
-"""--time-budget: what fits into the time, and a run that ends with it."""
+"""--time-budget: a plan that fits into the time, and a run that ends with it."""
 
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ SPEED = Speed(decoding=0.001, prediction=0.002, training=0.008)
 
 
 class Clock:
-    """The module `time`, with a clock that stands still unless it is moved."""
+    """The module `time` with a clock that stands still unless the test moves it."""
 
     now = 1000.0
 
@@ -47,7 +47,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """What train and its budget take the time from."""
+    """The clock of train and of its budget."""
     clock = Clock()
     for module in (time_budget, trainer, history, checkpoint, train):
         monkeypatch.setattr(module, "time", clock)
@@ -59,7 +59,7 @@ Plan = Callable[..., Budget]
 
 @pytest.fixture
 def planned(clock: Clock) -> Plan:
-    """planned(60): the plan for so many seconds from now on."""
+    """planned(60): the plan for the next 60 seconds."""
     return lambda seconds, photos=1000, sizes=SIZES: plan_run(
         SPEED, clock.now + seconds, Workload(photos, photos // 4, 500), sizes
     )
@@ -86,13 +86,13 @@ def test_speed_is_measured_with_one_thread_per_worker_as_in_training(
 
 
 @pytest.mark.long
-def test_what_the_first_photo_of_a_process_costs_is_no_part_of_the_speed(
+def test_the_first_photo_of_a_process_does_not_count_in_the_speed(
     data: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Path] = []  # each worker has its own, and its own clock
 
     def slow_at_first(path: Path, *rest: object) -> None:
-        """As Pillow is, which imports its decoders then."""
+        """Like Pillow, which imports its decoders with the first photo."""
         calls.append(path)
         clock.now += 0.4 if len(calls) == 1 else 0.01
 
@@ -101,7 +101,7 @@ def test_what_the_first_photo_of_a_process_costs_is_no_part_of_the_speed(
     speed: Speed = ForkedCall(
         measure_speed, net, dataset.find_photos(data, tmp_path).train, LIMITS, 2
     ).result()
-    assert speed.decoding == pytest.approx(0.01 / 2), "of two workers"
+    assert speed.decoding == pytest.approx(0.01 / 2), "with two workers"
 
 
 def test_more_time_buys_larger_photos_and_more_epochs(planned: Plan) -> None:
@@ -122,11 +122,11 @@ def test_a_budget_that_is_too_short_is_refused(planned: Plan) -> None:
         planned(4)
 
 
-def test_a_size_that_was_asked_for_stays(planned: Plan) -> None:
+def test_a_chosen_image_size_is_kept(planned: Plan) -> None:
     assert planned(60, sizes=((64, 0.25),)).image_size == 64
 
 
-def test_what_is_left_to_do_follows_the_speed_and_leaves_time_to_validate(clock: Clock) -> None:
+def test_the_images_left_follow_the_speed_and_leave_time_to_validate(clock: Clock) -> None:
     budget = Budget(clock.now + 100, 128, 5000, validation_seconds=10)
     assert budget.images_left(images=100, seconds=1, per_epoch=1000) is None, "too few to judge by"
     slow, fast = (
@@ -141,7 +141,7 @@ def test_what_is_left_to_do_follows_the_speed_and_leaves_time_to_validate(clock:
     )
 
 
-def test_a_run_goes_on_until_its_time_is_over(
+def test_a_run_ends_when_its_time_is_over(
     data: Path, call: Call, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine that was measured to be eight times faster than it then is."""

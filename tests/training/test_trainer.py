@@ -54,7 +54,7 @@ def project(tmp_path: Path) -> Project:
 
 
 class StopAfter(Stop):
-    """A stop that is requested once so many steps are done."""
+    """A stop that is requested after a number of steps."""
 
     def __init__(self, trainer: Trainer, steps: int) -> None:
         super().__init__()
