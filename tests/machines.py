@@ -66,10 +66,10 @@ class Cluster:
         self.seen: set[int] = set()  # all processes of all machines so far
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.endpoint = f"{self.address(0)}:{free.getsockname()[1]}"
-        self.rendezvous = self.run(
-            0, "-m", "hogwear.commands.rendezvous", self.endpoint, cwd=ROOT, stdout=subprocess.PIPE
-        )
+            host, port = self.address(0), free.getsockname()[1]
+        self.endpoint = f"{host}:{port}"
+        command = ("-m", "hogwear.commands.rendezvous", "--address", host, "--port", port)
+        self.rendezvous = self.run(0, *command, cwd=ROOT, stdout=subprocess.PIPE)
         assert self.rendezvous.stdout
         assert self.rendezvous.stdout.readline() == f"Rendezvous: {self.endpoint}\n"
 

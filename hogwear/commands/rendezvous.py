@@ -1,22 +1,43 @@
 """The key-value store through which the machines of a cluster find each other; runs until stopped.
 
-    python -m hogwear.commands.rendezvous [ADDRESS[:PORT]]
+    python -m hogwear.commands.rendezvous --address 10.0.0.1
 
 On each machine, then: torchrun --rdzv-endpoint=ADDRESS:29400 --rdzv-conf=is_host=false ...
 Without this process, torchrun puts the store on the first machine, and the cluster ends with that
-machine. ADDRESS is the interface to listen on, by default that of this machine's host name.
+machine.
 """
 
 import signal
 import socket
-import sys
+from dataclasses import dataclass
 
 from hogwear.cluster import membership
+from hogwear.system import command
+from hogwear.system.errors import BadInput
+from hogwear.system.flags import flag
 
-PORT = 29400  # torchrun's default
+
+@dataclass(frozen=True)
+class Settings:
+    """Let the machines of a cluster find each other, until Ctrl-C."""
+
+    address: str | None = flag("address to listen on", None, default_help="of the host name")
+    port: int = flag("port to listen on", 29400, kind=int, at_least=1, below=65536)
+
+
+def main(settings: Settings) -> None:
+    host = settings.address or socket.gethostname()
+    try:
+        store = membership.open_store(host, settings.port)
+    except OSError as error:
+        raise BadInput(
+            f"--address: cannot listen on {host}:{settings.port} ({error.strerror}); "
+            "give an address of this machine and a free port"
+        ) from None
+    print(f"Rendezvous: {socket.gethostbyname(host)}:{settings.port}", flush=True)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    del store
+
 
 if __name__ == "__main__":
-    host, _, port = (sys.argv[1] if len(sys.argv) > 1 else socket.gethostname()).partition(":")
-    store = membership.open_store(host, int(port or PORT))
-    print(f"Rendezvous: {socket.gethostbyname(host)}:{port or PORT}", flush=True)
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    command.run(main, Settings)

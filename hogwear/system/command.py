@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from hogwear.system import errors, flags, streams
@@ -27,7 +26,7 @@ def run(main: Callable[[S], None], settings: type[S]) -> NoReturn:
 def exit_on_interrupt(signum: int, frame: object) -> NoReturn:
     """Ctrl-C when there is nothing to save. KeyboardInterrupt could get lost in an import."""
     with suppress(OSError):
-        os.write(sys.stderr.fileno(), f"{command_name()}: interrupted\n".encode())
+        os.write(sys.stderr.fileno(), f"{flags.command_name()}: interrupted\n".encode())
     os._exit(130)
 
 
@@ -55,9 +54,5 @@ def exit_code(main: Callable[[S], None], settings: type[S]) -> int:
         else:
             message = f"{streams.OUTPUT}: {error.strerror}; write it elsewhere"
         code = 2
-    print(f"{command_name()}: {escape(message)}", file=sys.stderr, flush=True)
+    print(f"{flags.command_name()}: {escape(message)}", file=sys.stderr, flush=True)
     return code
-
-
-def command_name() -> str:
-    return Path(sys.argv[0]).name

@@ -14,6 +14,7 @@ Each field is a flag, an environment variable HOGWEAR_<FIELD>, and an entry of -
 import argparse
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
@@ -62,12 +63,19 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message} (see {self.prog} --help)")
 
 
+def command_name() -> str:
+    """What messages call this process: train.py, or doctor for hogwear.commands.doctor."""
+    file = Path(sys.argv[0])
+    return file.stem if file.parent.name == "commands" else file.name
+
+
 def parse(settings: type[S], arguments: list[str] | None = None) -> S:
     """Read flags first, then the environment, then the defaults. BadInput for an invalid value.
 
     An empty variable counts as unset.
     """
     parser = Parser(
+        prog=command_name(),
         description=inspect.cleandoc(settings.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
