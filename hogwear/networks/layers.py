@@ -57,14 +57,14 @@ class FrozenDepthwise(torch.autograd.Function):
         return F.conv2d(spread, weight, groups=channels).permute(0, 2, 3, 1), None
 
 
-# What operands were packed for, and the operands.
-Packed = tuple[tuple[object, ...], Operands]
+PACKED_SIZES = 4  # of inputs, that a layer keeps packed operands for; training alternates between 2
+
+# Packed operands by the kernel, the dtype and size of the input, and the version of the weights.
+Packed = dict[tuple[object, ...], Operands]
 
 
 class Conv(nn.Module):
     """A frozen convolution with "same" padding, followed by ReLU6."""
-
-    packed: Packed | None = None
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, groups: int = 1
@@ -74,6 +74,7 @@ class Conv(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(out_channels), requires_grad=False)
         self.kernel_size, self.stride, self.groups = kernel_size, stride, groups
+        self.packed: Packed = {}
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = FrozenDepthwise.apply(x, self)
@@ -84,7 +85,10 @@ class Pointwise(nn.Linear):
     """A 1x1 convolution, in the dtype of its input. With gradients it is a matrix product."""
 
     kernel_size, stride, groups = 1, 1, 1
-    packed: Packed | None = None
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.packed: Packed = {}
 
     def forward(self, input: Tensor, relu6: bool = False, residual: Tensor | None = None) -> Tensor:
         if not torch.is_grad_enabled():
@@ -101,24 +105,25 @@ def fused_conv(
     """A layer followed by ReLU6 or the sum with `residual`, without gradients."""
     kernel_size, stride, groups = layer.kernel_size, layer.stride, layer.groups
     x = x.permute(0, 3, 1, 2)  # (B, C, H, W), channels_last
+    kernel = kernels.convolution if x.dtype in kernels.FUSED_DTYPES else PlainConvolution
+    version = layer.weight.data_ptr(), layer.weight._version
+    key = *version, kernel, x.dtype, x.shape[2:]
     (top, bottom), (left, right) = (same_padding(size, kernel_size, stride) for size in x.shape[2:])
     zeros = 0, 0
     if groups > 1:  # zeros before the kernel are cheaper than a padded copy of x
         zeros = right - left, bottom - top
     elif (top, left) != (bottom, right):
         x, bottom, right = F.pad(x, (left, right, top, bottom)), 0, 0
-    kernel = kernels.convolution if x.dtype in kernels.FUSED_DTYPES else PlainConvolution
-    key = x.dtype, (bottom, right), zeros, kernel, layer.weight.data_ptr(), layer.weight._version
-    if layer.packed is not None and layer.packed[0] == key:
-        operands = layer.packed[1]
-    else:
+    operands = layer.packed.get(key)
+    if operands is None:
         weight = layer.weight if layer.weight.dim() == 4 else layer.weight[:, :, None, None]
         weight = F.pad(weight.to(x.dtype), (zeros[0], 0, zeros[1], 0))
         weight = weight.contiguous(memory_format=torch.channels_last)
         operands = Operands(weight, layer.bias.to(x.dtype), (bottom, right), stride, groups)
-        if not layer.weight.requires_grad:  # frozen: packed once, until the weight changes
+        if not layer.weight.requires_grad:  # frozen: packed once per size, until the weight changes
             operands = kernel.pack(operands, x.shape)
-            layer.packed = key, operands
+            kept = [item for item in layer.packed.items() if item[0][:2] == version]
+            layer.packed = dict([*kept[1 - PACKED_SIZES :], (key, operands)])
     if residual is not None:
         residual = residual.permute(0, 3, 1, 2)
     return kernel.apply(x, operands, relu6, residual).permute(0, 2, 3, 1)

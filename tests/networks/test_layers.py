@@ -1,5 +1,6 @@
 """The layers: gradients equal to autograd's, and packed weights that follow the weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers import FAST, ForkedCall, decode_some, pretrained_network
 
-from hogwear.networks import layers
+from hogwear.networks import kernels, layers
 
 
 def depthwise_case(stride: int, kernel: int, height: int, width: int) -> tuple[Any, Any, Any]:
@@ -66,7 +67,41 @@ def test_packed_weights_of_frozen_layers_follow_the_weights(photo_files: list[Pa
     other.load_state_dict({name: 0.9 * p for name, p in net.state_dict().items()})
     fresh = [pretrained_network(5, FAST) for _ in range(2)]
     with torch.inference_mode():
-        assert torch.equal(net(small), fresh[0](small)) and net.last.packed is not None
+        assert torch.equal(net(small), fresh[0](small)) and net.last.packed
         assert torch.equal(net(large), fresh[1](large)), "another padding"
         net.load_state_dict(other.state_dict())
         assert torch.equal(net(small), other(small))
+
+
+def test_frozen_weights_are_packed_once_for_each_input_size(
+    photo_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN wants another layout for another size, and reorders a wrong one in every call."""
+    packed_for: list[tuple[int, ...]] = []
+    pack = kernels.convolution.pack
+
+    def count(operands: kernels.Operands, input_shape: Sequence[int]) -> kernels.Operands:
+        packed_for.append(tuple(input_shape))
+        return pack(operands, input_shape)
+
+    monkeypatch.setattr(kernels.convolution, "pack", count)
+    net = pretrained_network(5, FAST)
+    net.requires_grad_(False)
+    images = {size: torch.from_numpy(decode_some(photo_files, 1, size)) for size in (64, 96, 128)}
+    with torch.inference_mode():
+        for size in (64, 96, 64, 128, 96, 64):
+            net(images[size])
+    assert len(packed_for) == 3 * sum(
+        isinstance(layer, layers.Conv | layers.Pointwise) for layer in net.modules()
+    )
+
+
+def test_a_layer_keeps_packed_weights_for_a_few_sizes_only() -> None:
+    layer = layers.Conv(4, 4, 3, 1, groups=4)
+    with torch.inference_mode():
+        for size in range(1, 20):
+            layer(torch.zeros(1, size, size, 4))
+        assert len(layer.packed) == layers.PACKED_SIZES
+        layer.weight.data = layer.weight.data.clone()
+        layer(torch.zeros(1, 1, 1, 4))
+        assert len(layer.packed) == 1, "of other weights, none are kept"
