@@ -6,7 +6,7 @@ a shadow, light and grain.
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 from hogwear.system.arrays import Float32Array
 
@@ -16,30 +16,11 @@ SHEET = 2 * SIZE  # drawn at twice the size and then reduced, because Pillow's e
 Colour = tuple[int, ...]
 Point = tuple[float, float]
 WHITE, BLACK, BRASS, LEATHER = (255, 255, 255), (24, 22, 28), (214, 178, 94), (142, 92, 56)
-BLUES_AND_GREENS = [
-    (38, 50, 84),
-    (72, 110, 164),
-    (142, 184, 214),
-    (36, 116, 116),
-    (126, 168, 140),
-    (96, 104, 60),
-]
-WARM_AND_VIOLET = [
-    (232, 184, 76),
-    (222, 122, 62),
-    (198, 72, 64),
-    (130, 38, 58),
-    (226, 148, 156),
-    (124, 92, 150),
-]
-BROWN_TO_GREY = [
-    (128, 88, 62),
-    (202, 172, 134),
-    (236, 226, 208),
-    (150, 152, 158),
-    (58, 58, 64),
-]
-PALETTE = BLUES_AND_GREENS + WARM_AND_VIOLET + BROWN_TO_GREY
+BLUES_AND_GREENS = "#263254 #486ea4 #8eb8d6 #247474 #7ea88c #60683c"
+WARM_AND_VIOLET = "#e8b84c #de7a3e #c64840 #82263a #e2949c #7c5c96"
+BROWN_TO_GREY = "#80583e #caac86 #ece2d0 #96989e #3a3a40"
+HEX_COLOURS = f"{BLUES_AND_GREENS} {WARM_AND_VIOLET} {BROWN_TO_GREY}".split()
+PALETTE: list[Colour] = [ImageColor.getrgb(colour) for colour in HEX_COLOURS]
 Y, X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)  # (H, W) each
 
 
@@ -51,6 +32,10 @@ def mirror(*right: Point) -> list[Point]:
 def ellipse(x: float, y: float, rx: float, ry: float) -> Float32Array:
     angle = np.linspace(0, 2 * np.pi, 28, endpoint=False, dtype=np.float32)
     return np.stack((x + rx * np.cos(angle), y + ry * np.sin(angle)), axis=1)
+
+
+def rectangle(left: float, top: float, right: float, bottom: float) -> list[Point]:
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
 def grow(outline: ArrayLike, factor: float) -> Float32Array:
@@ -87,9 +72,7 @@ class Canvas:
         self.rng = rng
         self.pose = draw_random_pose(rng)
         self.main, *others = (PALETTE[i] for i in rng.permutation(len(PALETTE)))
-        self.accent = next(
-            colour for colour in others if abs(np.mean(colour) - np.mean(self.main)) > 50
-        )
+        self.accent = next(c for c in others if abs(np.mean(c) - np.mean(self.main)) > 50)
         self.trim = self.main if self.maybe() else self.accent
         self.belt = LEATHER if self.maybe() else self.accent
         self.dark, self.ink = mix(self.main, BLACK, 0.4), mix(self.main, BLACK, 0.72)
@@ -115,18 +98,15 @@ class Canvas:
             down, across, dots = (
                 (2000 * step * (wave - gap)).clip(0, 255) for wave in (u, v, u + v - 0.7)
             )
-            share = {"down": down, "across": across, "checks": (down + across) / 2, "dots": dots}[
-                pattern
-            ]
-            cloth.paste(self.accent, mask=Image.fromarray(share.astype(np.uint8)))
+            shares = {"down": down, "across": across, "checks": (down + across) / 2, "dots": dots}
+            cloth.paste(self.accent, mask=Image.fromarray(shares[pattern].astype(np.uint8)))
         return cloth.resize((SHEET, SHEET), Image.Resampling.NEAREST)  # which photograph() undoes
 
     def to_pixels(self, outline: Float32Array) -> list[Point]:
         """The article's coordinates in pixels of the sheet."""
         x, y, depth = (a * outline[:, 0] + b * outline[:, 1] + c for a, b, c in self.pose)
-        return list(
-            zip(((x / depth + 1) * SIZE).tolist(), ((y / depth + 1) * SIZE).tolist(), strict=True)
-        )
+        pixels = np.stack((x / depth + 1, y / depth + 1), axis=1) * SIZE
+        return list(map(tuple, pixels.tolist()))
 
     def part(self, outline: ArrayLike, paint: Colour | None = None, roundness: float = 0.2) -> None:
         """A piece of cloth, or of one colour, with an outline in ink."""

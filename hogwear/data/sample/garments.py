@@ -1,7 +1,4 @@
-"""The articles in the built-in sample: each kind is a short function that draws on a Canvas.
-
-The canvas decides about colours, cloth and pose.
-"""
+"""The articles of the built-in sample: a function for each kind, which draws on a Canvas."""
 
 from collections.abc import Callable
 
@@ -13,12 +10,12 @@ from hogwear.data.sample.canvas import (
     BRASS,
     WHITE,
     Canvas,
-    Point,
     ellipse,
     grow,
     mirror,
     mix,
     photograph,
+    rectangle,
     round_corners,
 )
 from hogwear.system.arrays import Float32Array
@@ -36,18 +33,8 @@ def legs(c: Canvas, length: float, wide: float) -> None:
     """Trousers that reach down to y = `length` and are `wide` there."""
     waist, hip = c.vary(0.32, 0.38), c.vary(0.42, 0.48)
     out = hip + (length + 0.5) * c.vary(0, 0.1)
-    c.part(
-        mirror(
-            (0, -0.8),
-            (waist, -0.8),
-            (hip, -0.4),
-            (out, length),
-            (out - wide, length),
-            (0.02, -0.12),
-        ),
-        None,
-        0.12,
-    )
+    leg = [(hip, -0.4), (out, length), (out - wide, length), (0.02, -0.12)]
+    c.part(mirror((0, -0.8), (waist, -0.8), *leg), None, 0.12)
     for side in (1, -1):
         c.strap([(out * side, length), ((out - wide) * side, length)], c.trim, 0.05)
         c.line([(0.2 * side, -0.7), (0.22 * side, -0.48), ((hip - 0.02) * side, -0.46)], c.ink)
@@ -76,42 +63,26 @@ def round_glasses(c: Canvas) -> None:
 
 def square_glasses(c: Canvas) -> None:
     y = c.vary(0.2, 0.28)
-    glasses(
-        c, round_corners([(0.13, -y), (0.82, -y), (0.78, y), (0.18, y)], c.vary(0.25, 0.6)), -0.1
-    )
+    lens = [(0.13, -y), (0.82, -y), (0.78, y), (0.18, y)]
+    glasses(c, round_corners(lens, c.vary(0.25, 0.6)), -0.1)
 
 
 def aviators(c: Canvas) -> None:
-    tear = [
-        (0.12, -0.22),
-        (0.45, -0.28),
-        (0.84, -0.24),
-        (0.82, 0.2),
-        (0.52, c.vary(0.42, 0.56)),
-        (0.2, 0.22),
-    ]
+    low = c.vary(0.42, 0.56)
+    tear = [(0.12, -0.22), (0.45, -0.28), (0.84, -0.24), (0.82, 0.2), (0.52, low), (0.2, 0.22)]
     glasses(c, round_corners(tear, 0.9), -0.22, -0.05)
 
 
 def cat_eyes(c: Canvas) -> None:
-    wing = [
-        (0.12, -0.2),
-        (0.5, -0.26),
-        (0.98, c.vary(-0.46, -0.36)),
-        (0.84, 0.12),
-        (0.5, 0.3),
-        (0.16, 0.16),
-    ]
+    tip = c.vary(-0.46, -0.36)
+    wing = [(0.12, -0.2), (0.5, -0.26), (0.98, tip), (0.84, 0.12), (0.5, 0.3), (0.16, 0.16)]
     glasses(c, round_corners(wing, 0.75), -0.1)
 
 
 def glasses(c: Canvas, lens: Float32Array, *bridges: float) -> None:
     """Arms, bridges at these heights, and a rim around the right `lens` and its mirror image."""
-    tint, opacity, rim = (
-        c.accent if c.maybe() else BLACK,
-        int(c.rng.integers(50, 230)),
-        c.vary(1.12, 1.28),
-    )
+    tint = c.accent if c.maybe() else BLACK
+    opacity, rim = int(c.rng.integers(50, 230)), c.vary(1.12, 1.28)
     for y in bridges:
         c.strap([(-0.2, y + 0.05), (0, y - 0.06), (0.2, y + 0.05)], c.main, 0.05)
     for side in np.array([(1, 1), (-1, 1)], np.float32):
@@ -125,9 +96,8 @@ def glasses(c: Canvas, lens: Float32Array, *bridges: float) -> None:
 
 def sneaker(c: Canvas) -> None:
     top = c.vary(-0.6, -0.3)
-    c.part(
-        [(-0.3, top - 0.05), (-0.05, top - 0.12), (0.1, -0.1), (-0.2, 0.1)], c.accent, 0.3
-    )  # the tongue
+    tongue = [(-0.3, top - 0.05), (-0.05, top - 0.12), (0.1, -0.1), (-0.2, 0.1)]
+    c.part(tongue, c.accent, 0.3)
     ankle = [(-0.84, 0.4), (-0.84, top), (-0.6, top - 0.06), (-0.3, top + 0.05), (-0.1, top + 0.02)]
     c.part([*ankle, (0.15, -0.08), (0.6, 0.05), (0.92, 0.18), (0.9, 0.4)], None, 0.5)
     c.part([(0.55, 0.42), (0.52, 0.2), (0.66, 0.06), (0.9, 0.18), (0.9, 0.42)], c.trim, 0.5)
@@ -141,26 +111,11 @@ def sneaker(c: Canvas) -> None:
 
 def boot(c: Canvas) -> None:
     top = c.vary(-0.9, -0.55)
-    c.part(
-        [
-            (-0.62, 0.5),
-            (-0.6, top),
-            (0.02, top),
-            (0, -0.1),
-            (0.35, 0.05),
-            (0.82, 0.15),
-            (0.86, 0.5),
-        ],
-        None,
-        0.4,
-    )
-    c.part(
-        [(-0.62, top - 0.03), (0.04, top - 0.03), (0.04, top + 0.13), (-0.62, top + 0.13)], c.trim
-    )
-    c.part(
-        [(-0.66, 0.46), (0.9, 0.46), (0.88, 0.58), (-0.12, 0.58), (-0.16, 0.74), (-0.64, 0.74)],
-        c.ink,
-    )
+    shaft, foot = [(-0.62, 0.5), (-0.6, top), (0.02, top)], [(0.35, 0.05), (0.82, 0.15)]
+    c.part([*shaft, (0, -0.1), *foot, (0.86, 0.5)], None, 0.4)
+    c.part(rectangle(-0.62, top - 0.03, 0.04, top + 0.13), c.trim)
+    heel = [(-0.12, 0.58), (-0.16, 0.74), (-0.64, 0.74)]
+    c.part([(-0.66, 0.46), (0.9, 0.46), (0.88, 0.58), *heel], c.ink)
     for y in np.linspace(top + 0.25, 0, 4).tolist():
         c.strap([(-0.22, y + 0.02), (0, y - 0.02)], c.accent, 0.03)
 
@@ -168,42 +123,30 @@ def boot(c: Canvas) -> None:
 def heel(c: Canvas) -> None:
     y = c.vary(-0.4, -0.1)
     c.part([(-0.8, y), (-0.5, y + 0.1), (-0.62, 0.6), (-0.72, 0.6)], c.dark)
-    back, toe = (
-        [(-0.82, y - 0.32), (-0.66, y - 0.34), (-0.3, y + 0.18)],
-        [(0.15, 0.22), (0.36, 0.1), (0.94, 0.5)],
-    )
+    back = [(-0.82, y - 0.32), (-0.66, y - 0.34), (-0.3, y + 0.18)]
+    toe = [(0.15, 0.22), (0.36, 0.1), (0.94, 0.5)]
     sole = [(0.9, 0.6), (0.4, 0.6), (-0.05, 0.44), (-0.5, y + 0.2), (-0.8, y + 0.08)]
     c.part([*back, *toe, *sole], None, 0.6)
     c.line(sole, c.ink, 0.035)
     if c.maybe():
-        c.part(
-            [(0.37, 0.17), (0.24, 0.06), (0.28, 0.26), (0.37, 0.17), (0.46, 0.08), (0.5, 0.28)],
-            c.accent,
-            0.3,
-        )
+        bow = [(0.37, 0.17), (0.24, 0.06), (0.28, 0.26), (0.37, 0.17), (0.46, 0.08), (0.5, 0.28)]
+        c.part(bow, c.accent, 0.3)
 
 
 def sandals(c: Canvas) -> None:
-    outside, inside = (
-        [(0.62, -0.9), (0.74, -0.45), (0.62, 0.1), (0.66, 0.6), (0.5, 0.88)],
-        [(0.26, 0.84), (0.2, 0.4)],
-    )
-    sole = np.array([(0.3, -0.92), *outside, *inside, (0.12, -0.3)])
+    outside = [(0.62, -0.9), (0.74, -0.45), (0.62, 0.1), (0.66, 0.6), (0.5, 0.88)]
+    sole = np.array([(0.3, -0.92), *outside, (0.26, 0.84), (0.2, 0.4), (0.12, -0.3)])
+    strap = [(0.18, 0.02), (0.2, -0.35), (0.38, -0.56), (0.6, -0.35), (0.6, 0.06)]
     for side in np.array([(1, 1), (-1, 1)]):
         c.part(side * sole, c.ink, 0.9)
         c.part(side * grow(sole, 0.9), None, 0.9)
-        c.strap(
-            side * [(0.18, 0.02), (0.2, -0.35), (0.38, -0.56), (0.6, -0.35), (0.6, 0.06)], c.accent
-        )
+        c.strap(side * strap, c.accent)
 
 
 def tote(c: Canvas) -> None:
     wide, low, reach = c.vary(0.5, 0.6), c.vary(0.52, 0.7), c.vary(-0.95, -0.7)
-    c.strap(
-        [(-0.26, -0.3), (-0.26, reach - 0.06), (0.26, reach - 0.06), (0.26, -0.3)],
-        mix(c.belt, BLACK, 0.3),
-        0.06,
-    )
+    rear = [(-0.26, -0.3), (-0.26, reach - 0.06), (0.26, reach - 0.06), (0.26, -0.3)]
+    c.strap(rear, mix(c.belt, BLACK, 0.3), 0.06)
     c.part(mirror((0, -0.34), (wide - 0.02, -0.37), (wide, -0.2)), c.dark)
     c.part(mirror((0, -0.28), (wide, -0.3), (low, 0.8), (0, 0.82)), None, 0.1)
     c.strap([(-0.3, -0.1), (-0.3, reach), (0.3, reach), (0.3, -0.1)], c.belt, 0.06)
@@ -214,17 +157,11 @@ def satchel(c: Canvas) -> None:
     low, flap = c.vary(0.6, 0.75), c.vary(0.05, 0.3)
     c.strap([(-0.25, -0.3), (-0.25, -0.72), (0.25, -0.72), (0.25, -0.3)], c.belt)
     c.part(mirror((0, -0.35), (0.7, -0.35), (0.76, low), (0, low)), None, 0.3)
-    c.part(
-        mirror((0, -0.42), (0.74, -0.42), (0.78, flap - 0.1), (0.5, flap + 0.05), (0, flap + 0.1)),
-        None,
-        0.4,
-    )
+    edge = [(0.78, flap - 0.1), (0.5, flap + 0.05), (0, flap + 0.1)]
+    c.part(mirror((0, -0.42), (0.74, -0.42), *edge), None, 0.4)
     for x in (-0.4, 0.4):
         c.strap([(x, -0.38), (x, flap + 0.22)], c.belt, 0.09)
-        c.part(
-            [(x - 0.09, flap), (x + 0.09, flap), (x + 0.09, flap + 0.14), (x - 0.09, flap + 0.14)],
-            BRASS,
-        )
+        c.part(rectangle(x - 0.09, flap, x + 0.09, flap + 0.14), BRASS)
 
 
 def clutch(c: Canvas) -> None:
@@ -238,27 +175,24 @@ def clutch(c: Canvas) -> None:
 
 def hobo(c: Canvas) -> None:
     c.strap([(-0.62, -0.1), (-0.5, -0.9), (0.5, -0.9), (0.62, -0.1)], c.belt)
-    c.part(
-        mirror((0, -0.02), (0.4, -0.06), (0.72, -0.32), (0.92, 0.3), (0.5, 0.82), (0, 0.84)),
-        None,
-        0.7,
-    )
+    body = mirror((0, -0.02), (0.4, -0.06), (0.72, -0.32), (0.92, 0.3), (0.5, 0.82), (0, 0.84))
+    c.part(body, None, 0.7)
     c.strap([(-0.6, -0.12), (0, 0.14), (0.6, -0.12)], BRASS, 0.03)
 
 
 def t_shirt(c: Canvas) -> None:
-    neckline(c, top(c, (c.vary(0.7, 0.78), c.vary(-0.2, -0.05))), c.vary(0.15, 0.3))
+    neckline(c, top(c, c.vary(0.7, 0.78), c.vary(-0.2, -0.05)), c.vary(0.15, 0.3))
     if c.maybe():
         c.part(ellipse(0, -0.05, 0.2, 0.2), c.accent)
 
 
 def pullover(c: Canvas) -> None:
-    neckline(c, top(c, (c.vary(0.62, 0.8), c.vary(0.35, 0.6))), 0.15)
+    neckline(c, top(c, c.vary(0.62, 0.8), c.vary(0.35, 0.6)), 0.15)
 
 
 def hoodie(c: Canvas) -> None:
     c.part(mirror((0, -1.02), (0.3, -0.95), (0.4, -0.6), (0, -0.5)), None, 0.8)
-    top(c, (c.vary(0.62, 0.8), c.vary(0.35, 0.6)))
+    top(c, c.vary(0.62, 0.8), c.vary(0.35, 0.6))
     c.part(mirror((0, -0.98), (0.26, -0.88), (0.27, -0.6), (0, -0.38)), None, 0.9)
     c.part(mirror((0, -0.9), (0.17, -0.8), (0.2, -0.6), (0, -0.46)), c.dark, 0.9)
     c.part(mirror((0, 0.25), (0.2, 0.25), (0.34, 0.62), (0, 0.62)))
@@ -266,19 +200,15 @@ def hoodie(c: Canvas) -> None:
         c.line([(x, -0.48), (1.2 * x, -0.3), (x, -0.1)], WHITE, 0.03)
 
 
-def top(c: Canvas, cuff: Point) -> float:
-    """A body and two sleeves, the right one with its cuff here. Returns half the neck's width."""
-    x, y = cuff
+def top(c: Canvas, x: float, y: float) -> float:
+    """A body and two sleeves, the right cuff at (x, y). Returns half the width of the neck."""
     neck, hem = c.vary(0.17, 0.24), c.vary(0.42, 0.52)
+    cuff = [(x + 0.12, y - 0.05), (x - 0.12, y + 0.06)]
     for side in np.array([(1, 1), (-1, 1)]):
-        c.part(
-            side
-            * [(0.3, -0.7), (0.44, -0.6), (x + 0.12, y - 0.05), (x - 0.12, y + 0.06), (0.4, -0.12)]
-        )
+        c.part(side * [(0.3, -0.7), (0.44, -0.6), *cuff, (0.4, -0.12)])
         c.strap(side * [(x + 0.11, y - 0.05), (x - 0.11, y + 0.06)], c.trim, 0.05)
-    c.part(
-        mirror((0, -0.72), (neck + 0.02, -0.74), (0.46, -0.6), (0.42, -0.1), (hem, 0.8), (0, 0.83))
-    )
+    flank = [(0.46, -0.6), (0.42, -0.1), (hem, 0.8), (0, 0.83)]
+    c.part(mirror((0, -0.72), (neck + 0.02, -0.74), *flank))
     c.line([(-hem, 0.73), (0, 0.76), (hem, 0.73)], c.ink)
     return neck
 
@@ -308,7 +238,6 @@ KINDS: dict[str, tuple[Callable[[Canvas], None], ...]] = {
 
 def draw(class_name: str, index: int, rng: np.random.Generator) -> Image.Image:
     """One RGB picture. The kinds of a class take turns, so that every split has all of them."""
-    kinds = KINDS[class_name]
-    canvas = Canvas(rng)
+    canvas, kinds = Canvas(rng), KINDS[class_name]
     kinds[index % len(kinds)](canvas)
     return photograph(canvas.sheet, rng)
