@@ -180,7 +180,7 @@ def sample_test_photos(
     photos = find_photos(settings, trained)
     responses.require_no_photos(photos)
     split = photos.evaluated
-    is_new = ~np.isin(shorten_hashes(split.contents.hashes), trained.trained_on.numpy())
+    is_new = ~np.isin(shorten_hashes(split.hashes), trained.trained_on.numpy())
     if not is_new.any():
         raise BadInput(
             f"all {len(split)} photos in {split.name} were used for training; "

@@ -203,8 +203,8 @@ def make_split(
 ) -> Split:
     """Photos in one folder as a split; the cache is beside the folder."""
     paths, root = Paths(files), files[0].parent
-    hashes = read_contents(paths, root, root.parent / "cache", limits)
-    return Split("train", paths, np.array(labels or [0] * len(files)), root, hashes)
+    contents = read_contents(paths, root, root.parent / "cache", limits)
+    return Split("train", paths, np.array(labels or [0] * len(files)), root, *contents)
 
 
 def open_pixels(files: list[Path], cache: Path) -> Pixels:

@@ -50,7 +50,7 @@ class CacheFolder:
     def locate(cls, cache_dir: Path, split: Split, size: int, limits: Limits) -> "CacheFolder":
         """The folder with these contents, even if the data folder has moved, or where to put it."""
         recipe = hashlib.sha256(f"{CACHE_VERSION} {size} {limits}".encode()).hexdigest()[:8]
-        key = hashlib.sha256(split.contents.hashes.tobytes()).hexdigest()[:24]
+        key = hashlib.sha256(split.hashes.tobytes()).hexdigest()[:24]
         slot = hashlib.sha256(os.fsencode(split.root.resolve())).hexdigest()[:12]
         path = cache_dir / "pixels" / f"{split.name}-{size}-{slot}" / f"{recipe}-{key}"
         if not path.exists():
@@ -64,7 +64,7 @@ class CacheFolder:
     def missing_rows(self, decoded: BoolArray, part: slice) -> Int64Array:
         """The rows of a part that can be read and are not decoded, (k,)."""
         wanted = np.zeros(len(self.split), bool)
-        wanted[part] = self.split.contents.hashes[part].any(axis=1)
+        wanted[part] = self.split.hashes[part].any(axis=1)
         return np.flatnonzero(wanted & ~decoded)
 
     def is_complete(self, part: slice) -> bool:
@@ -80,7 +80,7 @@ class CacheFolder:
         Raises BadInput for a class without a readable photo, if the part is the whole split.
         """
         split, wanted = self.split, np.arange(len(self.split))[part]
-        reasons = read_reasons(self.path) | split.contents.unread | (unread or {})
+        reasons = read_reasons(self.path) | split.unread | (unread or {})
         skipped = {row: reasons[row] for row in wanted.tolist() if row in reasons}
         rows = np.setdiff1d(wanted, list(skipped))
         labels = split.labels[rows]
@@ -95,7 +95,7 @@ class CacheFolder:
             ArrayFile(self.path / PIXELS),
             rows,
             labels,
-            split.contents.hashes[rows],
+            split.hashes[rows],
             {split.paths[row]: why for row, why in skipped.items()},
             ArrayFile(self.path / SIGNATURES),
         )
@@ -104,7 +104,7 @@ class CacheFolder:
         """Write the files with no row decoded. The folder counts as ours once the last is there."""
         self.path.mkdir(exist_ok=True)
         count = len(self.split)
-        np.save(self.path / HASHES, self.split.contents.hashes)
+        np.save(self.path / HASHES, self.split.hashes)
         for name, row_shape in row_shapes(self.size).items():
             if name != HASHES:  # the header, and holes
                 np.lib.format.open_memmap(self.path / name, "w+", np.uint8, (count, *row_shape))

@@ -39,7 +39,7 @@ class CacheWriter:
     """A folder that is being filled."""
 
     def __init__(self, folder: CacheFolder) -> None:
-        self.folder, self.hashes = folder, folder.split.contents.hashes
+        self.folder, self.hashes = folder, folder.split.hashes
         self.decoded = self.open_or_create()  # (N,)
         reasons = read_reasons(folder.path)
         self.skipped = {row: why for row, why in reasons.items() if self.decoded[row]}
@@ -136,4 +136,4 @@ def find_earlier_versions(folder: CacheFolder) -> Iterator[EarlierVersion]:
     for other in folder.others():
         if other.name.startswith(f"{recipe}-"):
             with suppress(*DAMAGE):
-                yield EarlierVersion(other, folder.size, folder.split.contents.hashes)
+                yield EarlierVersion(other, folder.size, folder.split.hashes)

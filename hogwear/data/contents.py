@@ -1,8 +1,8 @@
 """The content hash of each photo, by which the split and the cache recognise it under any name.
 
-The index contents-<folder>.npy in the cache keeps the hashes while nothing about the files changes:
-(n, 32) uint8, each row a key (a hash of a file's path and status) and the content hash. Without the
-index, all photos are hashed again, but none is decoded again.
+The index contents-<folder>.npy in the cache keeps the hashes of files that do not change: (n, 32)
+uint8, each row a key (a hash of a file's path and status) and the content hash. Without the index,
+all photos are hashed again, but none is decoded again.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import struct
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,22 +29,13 @@ from hogwear.system.text import escape
 SETTLED_SECONDS = 2.0
 
 
-@dataclass(frozen=True, eq=False)
-class Contents:
-    """The content hashes of some photos."""
+def read_contents(
+    paths: Paths, root: Path, cache_dir: Path, limits: Limits
+) -> tuple[UInt8Array, dict[int, str]]:
+    """Hash the photos in the folder `root`; only those that the index does not know are read.
 
-    hashes: UInt8Array  # (n, HASH_SIZE); zeros for a photo that could not be read
-    unread: dict[int, str]  # {row: why it could not be read}
-
-    def where(self, mask: BoolArray) -> "Contents":
-        """Those of the photos where the mask, (n,), is true."""
-        rows = np.cumsum(mask) - 1
-        unread = {int(rows[row]): why for row, why in self.unread.items() if mask[row]}
-        return Contents(self.hashes[mask], unread)
-
-
-def read_contents(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> Contents:
-    """Hash the photos in the folder `root`; only those that the index does not know are read."""
+    Returns the hashes, (n, HASH_SIZE), and {row: why it cannot be read}, where they are zeros.
+    """
     folder = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
     index = cache_dir / f"contents-{folder}.npy"
     known = read_index(index)
@@ -54,10 +44,8 @@ def read_contents(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> 
     is_known = rows >= 0
     hashes, unread = np.zeros((len(paths), HASH_SIZE), np.uint8), {}
     hashes[is_known] = known[rows[is_known], HASH_SIZE:]
-    missing = np.flatnonzero(~is_known)
-    for i, result in safe_decoder.read_all(
-        paths.where(~is_known), root, limits, hash_file, "reading"
-    ):
+    new, missing = paths.where(~is_known), np.flatnonzero(~is_known)
+    for i, result in safe_decoder.read_all(new, root, limits, hash_file, "reading"):
         if isinstance(result, str):
             unread[int(missing[i])] = result
         else:
@@ -67,7 +55,7 @@ def read_contents(paths: Paths, root: Path, cache_dir: Path, limits: Limits) -> 
         np.save(content := io.BytesIO(), kept)
         with suppress(OSError):  # a cache that is not writable: they are read again the next time
             write_atomically(index, content.getvalue())
-    return Contents(hashes, unread)
+    return hashes, unread
 
 
 def hash_file(file: BinaryIO) -> bytes:
@@ -99,9 +87,9 @@ def read_index(file: Path) -> UInt8Array:
     """The rows of an index; none, with a warning, if it is damaged."""
     try:
         rows: UInt8Array = np.load(file)
-        if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 2 * HASH_SIZE:
-            raise ValueError("another shape")
-        return rows
+        if rows.dtype == np.uint8 and rows.shape[1:] == (2 * HASH_SIZE,):
+            return rows
+        raise ValueError("another shape")
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError):
@@ -131,9 +119,8 @@ def read_status(path: str) -> tuple[bytes, float]:
             status.append(Path(path).stat())
     except OSError:
         return b"", 0.0
-    fields = [
-        # times may lie before 1970 and after 2500
-        (s.st_dev, s.st_ino, s.st_size, s.st_mode, s.st_mtime_ns % 2**64, s.st_ctime_ns % 2**64)
-        for s in status
-    ]
-    return b"".join(struct.pack("6Q", *one) for one in fields), max(s.st_ctime for s in status)
+    fields: list[int] = []
+    for s in status:
+        times = s.st_mtime_ns % 2**64, s.st_ctime_ns % 2**64  # may lie before 1970 and after 2500
+        fields += s.st_dev, s.st_ino, s.st_size, s.st_mode, *times
+    return struct.pack(f"{len(fields)}Q", *fields), max(s.st_ctime for s in status)

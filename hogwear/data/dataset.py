@@ -8,8 +8,8 @@ data/ is empty      the built-in sample
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,13 @@ from hogwear.system.text import plural
 Labelled = tuple[Paths, Int64Array]  # photos and their labels
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The photos by name, before any of them is opened."""
 
     class_names: tuple[str, ...]
     splits: dict[str | None, Labelled]  # under None: not split yet
     folder: Path  # of the photos that are to be split, for messages
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
 
 def find_photos(
@@ -69,10 +68,8 @@ def find_photos(
     else:
         listing = list_class_folders(data)
     if len(listing.class_names) < 2:
-        raise BadInput(
-            f"{data.path}: only one class ({listing.class_names[0]}); a classifier needs at least "
-            "two"
-        )
+        only = listing.class_names[0]
+        raise BadInput(f"{data.path}: only one class ({only}); a classifier needs at least two")
     splitter = splitter or Splitter()
     splits = make_splits(listing, data.path, cache_dir, splitter)
     train, val, test = splits["train"], splits["val"], splits.get("test")
@@ -104,13 +101,13 @@ def list_split_folders(data: DataFolder, folders: dict[str, Path]) -> Listing:
         split: label_photos(folders[split], (classes.get(name, Paths()) for name in class_names))
         for split, classes in found.items()
     }
-    return Listing(class_names, splits, folders["train"], tuple(note_similar_names(class_names)))
+    return Listing(class_names, splits, folders["train"], note_similar_names(class_names))
 
 
 def list_class_folders(data: DataFolder) -> Listing:
     found = data.find_classes(data.path)
     labelled = label_photos(data.path, found.values())
-    return Listing(tuple(found), {None: labelled}, data.path, tuple(note_similar_names(found)))
+    return Listing(tuple(found), {None: labelled}, data.path, note_similar_names(found))
 
 
 def list_table(table: Table, data_dir: Path) -> Listing:
@@ -133,17 +130,16 @@ def make_splits(
     listing: Listing, root: Path, cache_dir: Path, splitter: Splitter
 ) -> dict[str, Split]:
     """{split: its photos}; test only if there is one. Reads photos that the cache does not know."""
-    paths = Paths.joined(paths for paths, _ in listing.splits.values())
-    labels = np.concatenate([labels for _, labels in listing.splits.values()])
-    hashes = contents.read_contents(paths, root, cache_dir, splitter.limits)
-    whole = Split("all", paths, labels, root, hashes)
+    parts = listing.splits.values()
+    paths = Paths.joined(paths for paths, _ in parts)
+    labels = np.concatenate([labels for _, labels in parts])
+    hashes, unread = contents.read_contents(paths, root, cache_dir, splitter.limits)
+    whole = Split("all", paths, labels, root, hashes, unread)
     if None in listing.splits:
         return splitter.split(whole, listing.class_names, SHARES, listing.folder)
-    sizes = [len(labels) for _, labels in listing.splits.values()]
-    split_of = np.repeat(np.arange(len(sizes)), sizes)
-    splits = {
-        str(name): whole.where(split_of == i, str(name)) for i, name in enumerate(listing.splits)
-    }
+    names = [str(name) for name in listing.splits]
+    split_of = np.repeat(names, [len(labels) for _, labels in parts])
+    splits = {name: whole.where(split_of == name, name) for name in names}
     if "val" not in splits:
         shares = {"val": SHARES["val"]}
         splits |= splitter.split(splits["train"], listing.class_names, shares, listing.folder)
@@ -154,7 +150,7 @@ def note_conflicting_labels(splits: list[Split], root: Path) -> Iterator[str]:
     """A note if the same file is in two classes, where one of them must be wrong."""
     paths = Paths.joined(split.paths for split in splits)
     labels = np.concatenate([split.labels for split in splits])
-    hashes = np.concatenate([split.contents.hashes for split in splits])
+    hashes = np.concatenate([split.hashes for split in splits])
     order = np.lexsort((labels, contents.view_as_keys(hashes)))
     labels, hashes = labels[order], hashes[order]
     is_same = (hashes[1:] == hashes[:-1]).all(axis=1) & hashes[1:].any(axis=1)

@@ -1,4 +1,4 @@
-"""The photos of a data folder and of its splits: paths, classes and contents."""
+"""The photos of a data folder and of its splits: paths, classes and hashes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hogwear.data.contents import Contents
-from hogwear.system.arrays import BoolArray, Int64Array
+from hogwear.system.arrays import BoolArray, Int64Array, UInt8Array
 from hogwear.system.paths import Paths
 
 
@@ -19,16 +18,22 @@ class Split:
     paths: Paths
     labels: Int64Array  # (n,) indices into class_names
     root: Path  # the folder that no link of a photo may lead out of
-    contents: Contents
+    hashes: UInt8Array  # (n, HASH_SIZE), of their contents; zeros for a photo that cannot be read
+    unread: dict[int, str]  # {row: why it cannot be read}
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def is_readable(self) -> BoolArray:
+        return np.asarray(self.hashes.any(axis=1))
+
     def where(self, mask: BoolArray, name: str) -> "Split":
         """The photos where the mask, (n,), is true, as a split of this name."""
-        return Split(
-            name, self.paths.where(mask), self.labels[mask], self.root, self.contents.where(mask)
-        )
+        rows = np.cumsum(mask) - 1
+        unread = {int(rows[row]): why for row, why in self.unread.items() if mask[row]}
+        paths, labels, hashes = self.paths.where(mask), self.labels[mask], self.hashes[mask]
+        return Split(name, paths, labels, self.root, hashes, unread)
 
     def count_per_class(self, class_names: Iterable[str]) -> dict[str, int]:
         """{class: number of photos}."""

@@ -98,20 +98,19 @@ class Splitter:
 
         A photo of a split that is not asked for now is in train.
         """
-        splits = self.assignments.splits_of(photos.contents.hashes)
+        splits = self.assignments.splits_of(photos.hashes)
         allowed = [UNASSIGNED, *(SPLITS.index(split) for split in ("train", *shares))]
-        is_readable = photos.contents.hashes.any(axis=1)
-        splits[~np.isin(splits, allowed) | ~is_readable] = SPLITS.index("train")
+        splits[~np.isin(splits, allowed) | ~photos.is_readable] = SPLITS.index("train")
         return splits
 
     def assign_new(
         self, photos: Split, class_names: tuple[str, ...], shares: dict[str, float], folder: Path
     ) -> None:
         """Assign the photos without a split. Raises BadInput for a class with too few photos."""
-        hashes = to_hex(photos.contents.hashes)
+        hashes = to_hex(photos.hashes)
         classes: dict[str, dict[str, None]] = {name: {} for name in class_names}
         rows: dict[str, int] = {}  # {photo: its first row}
-        for row in np.flatnonzero(photos.contents.hashes.any(axis=1)).tolist():
+        for row in np.flatnonzero(photos.is_readable).tolist():
             classes[class_names[photos.labels[row]]][hashes[row]] = None
             rows.setdefault(hashes[row], row)
         for name, different in classes.items():

@@ -12,6 +12,7 @@ import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hogwear.data.class_names import MAX_NAME, MAX_NAMES, SPLIT_NAMES, note_similar_names
 from hogwear.data.csv_rows import read_rows
@@ -30,33 +31,10 @@ FASHION = {  # subCategory -> class; rows of other subcategories have no class
     "Flip Flops": "footwear",
 }
 NO_VALUE = ("", "NA", "nan")  # how Kaggle and pandas write a missing value
+IMAGE_NAMES = "image imagepath imagefile imagename filename filepath file path photo picture img"
+LABEL_NAMES = "label labels labelname class classname category categoryname target type"
 # Usual names of columns without case and punctuation, the most reliable first
-IMAGE_COLUMNS = [
-    "image",
-    "imagepath",
-    "imagefile",
-    "imagename",
-    "filename",
-    "filepath",
-    "file",
-    "path",
-    "photo",
-    "picture",
-    "img",
-    "imageid",
-    "id",
-]
-LABEL_COLUMNS = [
-    "label",
-    "labels",
-    "labelname",
-    "class",
-    "classname",
-    "category",
-    "categoryname",
-    "target",
-    "type",
-]
+USUAL_NAMES = {"image": f"{IMAGE_NAMES} imageid id".split(), "label": LABEL_NAMES.split()}
 MAX_CLASS_NAME = 255  # the longest name that a folder may have
 MAX_COLUMNS, MAX_COLUMN_NAMES = 30, 500  # in a message: columns, and characters in total
 
@@ -79,12 +57,11 @@ class Columns:
 GUESSED = Columns()
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """The photos in a table."""
 
     found: Found  # paths within the folder, sorted
-    notes: tuple[str, ...]  # for people: how many rows gave a photo, and why others did not
+    notes: list[str]  # for people: how many rows gave a photo, and why others did not
 
 
 def find_table(folder: Path, entries: list[os.DirEntry[str]], columns: Columns) -> Path | None:
@@ -128,10 +105,9 @@ class Layout:
         label_column = "subCategory" if is_fashion else columns.label
         image = find_column(names, columns.image, "image", file)
         label = find_column(names, label_column, "label", file)
-        splits = [
-            i for i, name in enumerate(names) if name.lower() == "split" and i not in (image, label)
-        ]
-        return cls(file, image, label, splits[0] if splits else None, is_fashion)
+        others = [name.lower() if i not in (image, label) else "" for i, name in enumerate(names)]
+        split = others.index("split") if "split" in others else None
+        return cls(file, image, label, split, is_fashion)
 
     def read_label(self, row: list[str]) -> str:
         """The class of a row. Raises SkippedRow if it has none."""
@@ -160,9 +136,8 @@ def find_column(names: list[str], wanted: str | None, kind: str, file: Path) -> 
         return names.index(wanted)
     if wanted is None:
         simple = ["".join(filter(str.isalnum, name)).lower() for name in names]
-        for usual in IMAGE_COLUMNS if kind == "image" else LABEL_COLUMNS:
-            if usual in simple:
-                return simple.index(usual)
+        if usual := next((name for name in USUAL_NAMES[kind] if name in simple), None):
+            return simple.index(usual)
     shown = ", ".join(filter(None, names[:MAX_COLUMNS])) + ", ..." * (len(names) > MAX_COLUMNS)
     problem = f"no column {wanted!r}" if wanted else f"it is unclear which column is the {kind}"
     raise BadInput(
@@ -173,24 +148,6 @@ def find_column(names: list[str], wanted: str | None, kind: str, file: Path) -> 
 
 def read_cell(row: list[str], column: int) -> str:
     return row[column].strip() if column < len(row) else ""
-
-
-class RowCounter:
-    """How many rows gave no photo, why, and an example of each reason."""
-
-    def __init__(self) -> None:
-        self.rows: Counter[str] = Counter()  # {reason: rows}
-        self.examples: dict[str, str] = {}  # {reason: the first}
-
-    def add(self, reason: str, example: str, rows: int = 1) -> None:
-        self.rows[reason] += rows
-        self.examples.setdefault(reason, example)
-
-    def summarize(self, file: Path, photos: int) -> str:
-        rows = plural(photos + self.rows.total(), "row")
-        reasons = [f"{n} {why} ({self.examples[why]})" for why, n in sorted(self.rows.items())]
-        left_out = f"; left out: {', '.join(reasons)}" if reasons else ""
-        return f"{file}: {plural(photos, 'photo')} of {rows}{left_out}"
 
 
 def read_table(file: Path, columns: Columns) -> Table:
@@ -206,13 +163,15 @@ def read_table(file: Path, columns: Columns) -> Table:
     equal: dict[tuple[str | None, str], tuple[str | None, str]] = {}  # saves memory
     repeated: Counter[str] = Counter()  # {path: further rows with it}
     conflicts: dict[str, str] = {}  # {path: the first row that gives it another class}
-    skipped = RowCounter()
+    skipped: Counter[str] = Counter()  # {reason: rows}
+    examples: dict[str, str] = {}  # {reason: the first row}
     for line, row in rows:
         try:
             path, name = files.find(read_cell(row, layout.image)), layout.read_label(row)
         except SkippedRow as error:
             value = shorten(error.value, MAX_NAME) or "empty"
-            skipped.add(error.reason, f"line {line}: {value}")
+            skipped[error.reason] += 1
+            examples.setdefault(error.reason, f"line {line}: {value}")
             continue
         if path not in photos:
             photo = layout.read_split(row, line), name
@@ -224,13 +183,18 @@ def read_table(file: Path, columns: Columns) -> Table:
             conflicts.setdefault(path, f"line {line}: {shown}")
     for path, example in conflicts.items():
         del photos[path]
-        skipped.add(CONFLICT, example, 1 + repeated.pop(path))
+        skipped[CONFLICT] += 1 + repeated.pop(path)
+        examples.setdefault(CONFLICT, example)
     if repeated:
-        skipped.add(DUPLICATE, shorten(next(iter(repeated)), MAX_NAME), repeated.total())
+        skipped[DUPLICATE] = repeated.total()
+        examples[DUPLICATE] = shorten(next(iter(repeated)), MAX_NAME)
     found: Found = defaultdict(lambda: defaultdict(list))
     for path, (split, name) in photos.items():
         found[split][name].append(path)
-    return select_classes(found, columns.min_count, skipped.summarize(file, len(photos)), file)
+    of_rows = f"{plural(len(photos), 'photo')} of {plural(len(photos) + skipped.total(), 'row')}"
+    reasons = ", ".join(f"{n} {why} ({examples[why]})" for why, n in sorted(skipped.items()))
+    summary = f"{file}: {of_rows}{'; left out: ' * bool(reasons)}{reasons}"
+    return select_classes(found, columns.min_count, summary, file)
 
 
 def select_classes(found: Found, min_count: int, summary: str, file: Path) -> Table:
@@ -256,21 +220,15 @@ def select_classes(found: Found, min_count: int, summary: str, file: Path) -> Ta
                 f"{file}: no photo of class {name} is in split train; move some there, or raise "
                 "--min-count"
             )
-    notes = [f"{summary}.", *note_similar_names(counts), *note_small_classes(counts, min_count)]
+    notes = [f"{summary}.", *note_similar_names(counts)]
+    if small := [item for item in counts.most_common() if item[1] < min_count]:
+        shown = [f"{escape(name)[:MAX_CLASS_NAME]} {count}" for name, count in small]
+        notes.append(
+            f"{sum(count for _, count in small)} of these photos are left out, because their "
+            f"classes have fewer than {min_count} (--min-count): {join_some(shown, MAX_NAMES)}."
+        )
     kept = {
         split: {name: sorted(classes[name]) for name in names if name in classes}
         for split, classes in found.items()
     }
-    return Table({split: classes for split, classes in kept.items() if classes}, tuple(notes))
-
-
-def note_small_classes(counts: Counter[str], min_count: int) -> list[str]:
-    """A note on the classes that are left out; empty if there are none."""
-    small = [(name, count) for name, count in counts.most_common() if count < min_count]
-    if not small:
-        return []
-    shown = [f"{escape(name)[:MAX_CLASS_NAME]} {count}" for name, count in small]
-    return [
-        f"{sum(count for _, count in small)} of these photos are left out, because their classes "
-        f"have fewer than {min_count} (--min-count): {join_some(shown, MAX_NAMES)}."
-    ]
+    return Table({split: classes for split, classes in kept.items() if classes}, notes)

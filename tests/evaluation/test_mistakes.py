@@ -8,7 +8,6 @@ import torch
 from helpers import CLASSES, SIZE, decode_some, pixels_of
 
 import model
-from hogwear.data.contents import Contents
 from hogwear.data.photos import Split
 from hogwear.data.pixels import Pixels
 from hogwear.evaluation.evaluation import Evaluation
@@ -33,7 +32,7 @@ def pixels(photo_files: list[Path]) -> Pixels:
 def find(net: Network, pixels: Pixels, logits: FloatArray) -> list[Mistake]:
     hashes = np.zeros((20, 16), np.uint8)
     paths = Paths([f"{row}.jpg" for row in range(20)])
-    split = Split("test", paths, LABELS, Path(), Contents(hashes, {}))
+    split = Split("test", paths, LABELS, Path(), hashes, {})
     return find_worst_mistakes(net, Evaluation(CLASSES, logits, LABELS, 2.0, 0.5), pixels, split)
 
 

@@ -523,7 +523,7 @@ def test_a_time_budget_is_planned_despite_a_photo_that_hangs(
         paths,
         np.zeros(4, np.int64),
         folder,
-        contents.read_contents(paths, folder, folder.parent / "cache", LIMITS),
+        *contents.read_contents(paths, folder, folder.parent / "cache", LIMITS),
     )
     net = model.build("tinyvgg", 2, time_budget.MEASURED_SIZE)
     speed = ForkedCall(time_budget.measure_speed, net, split, LIMITS, 2).result()
