@@ -157,8 +157,8 @@ def files_in(folder: Path) -> list[Path]:
 def decode_and_hash(file: BinaryIO, size: int, limits: Limits) -> tuple[UInt8Array, bytes]:
     """An open photo, (size, size, 3), and the hash of its content. Raises as decoding.decode."""
     content = decoding.read_content(file)
-    image = decoding.decode_image(io.BytesIO(content), size, limits).image
-    return decoding.letterbox(image, size), decoding.hash_content(content)
+    image = decoding.decode(io.BytesIO(content), size, limits)
+    return image, decoding.hash_content(content)
 
 
 def warn_of_training_photos(trained: "TrainedModel", hashes: list[bytes]) -> None:

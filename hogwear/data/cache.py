@@ -1,4 +1,4 @@
-"""The cache of photos: each is decoded once, by all CPUs, while the program does other work.
+"""The cache of photos: each is decoded once, on all CPUs, while the program does other work.
 
 decoding = cache.start(photos.train, 160)  # forks the workers
 import model                               # takes seconds
@@ -19,13 +19,12 @@ from hogwear.data.cache_writer import CacheWriter
 from hogwear.data.decoding import LIMITS, Limits
 from hogwear.data.photos import Split
 from hogwear.data.pixels import ALL_ROWS, Pixels
-from hogwear.data.safe_decoder import SafeReader
+from hogwear.data.safe_decoder import SafeReader, chunk_size
 from hogwear.system import machine
 from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import naming
-from hogwear.system.workers import MAX_IN_FLIGHT
 
-MAX_PHOTOS_PER_ITEM = 512  # a worker may take seconds for that many
+MAX_PHOTOS_PER_ITEM = 512  # which may take a worker seconds
 SECONDS_BETWEEN_TRIES = 0.2  # while another process decodes the same photos
 
 OnProgress = Callable[[int], object]
@@ -94,14 +93,11 @@ class DecodingJob:
         self.writer = writer = CacheWriter(folder)
         self.rows = rows = folder.missing_rows(writer.decoded, self.part)
         reader = SafeReader(split.paths, cache.limits, cache.processes, within=[split.root])
-        items = MAX_IN_FLIGHT * cache.processes
-        self.chunk = chunk = max(1, min(MAX_PHOTOS_PER_ITEM, -(-len(rows) // items)))
+        self.chunk = chunk = chunk_size(len(rows), cache.processes, MAX_PHOTOS_PER_ITEM)
 
         def decode_chunk(start: int) -> dict[int, str]:
-            results = {
-                row: writer.decode(row, reader) for row in rows[start : start + chunk].tolist()
-            }
-            return {row: why for row, why in results.items() if why is not None}
+            chunk_rows = rows[start : start + chunk].tolist()
+            return {row: why for row in chunk_rows if (why := writer.decode(row, reader))}
 
         workers = resources.enter_context(reader.workers({"decode": decode_chunk}))
         self.results = workers.run("decode", range(0, len(rows), chunk))

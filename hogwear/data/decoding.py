@@ -1,6 +1,6 @@
-"""Decode one photo from an untrusted file, within limits of size and memory, or say why not.
+"""Decode one photo from an untrusted file, or say why it cannot be decoded.
 
-safe_decoder.py runs this in worker processes, which adds limits of time and survives crashes.
+safe_decoder.py runs this in worker processes, with limits of time and memory, and survives crashes.
 The reasons behind it: docs/decisions/hostile-photos.md.
 """
 
@@ -51,17 +51,14 @@ class TransientReason(str):
     """
 
 
-def decode(
-    path: Path, size: int, limits: Limits = LIMITS, within: frozenset[str] | None = None
-) -> UInt8Array:
-    """Decode a photo to (size, size, 3) uint8 RGB.
+def decode(photo: Path | IO[bytes], size: int, limits: Limits = LIMITS) -> UInt8Array:
+    """Decode a photo, from an open file if it is untrusted, to (size, size, 3) uint8 RGB.
 
     The photo is upright, transparency is white, the longer side is `size`, and white bars fill the
-    square. Of an animation, it is the first frame. Links may lead only to the real paths `within`
-    or into them; None: anywhere. An unreadable photo may raise any exception: see `describe_error`.
+    square. Of an animation, it is the first frame. An unreadable photo may raise any exception: see
+    `describe_error`.
     """
-    with open_photo(path, limits, within) as file:
-        return letterbox(decode_image(file, size, limits).image, size)
+    return letterbox(decode_image(photo, size, limits).image, size)
 
 
 def decode_verified(file: BinaryIO, size: int, limits: Limits, expected_hash: bytes) -> UInt8Array:
@@ -71,7 +68,7 @@ def decode_verified(file: BinaryIO, size: int, limits: Limits, expected_hash: by
         raise OSError(
             errno.ESTALE, "changed while the photos were read; it is read again the next time"
         )
-    return letterbox(decode_image(io.BytesIO(content), size, limits).image, size)
+    return decode(io.BytesIO(content), size, limits)
 
 
 def hash_content(content: bytes) -> bytes:
@@ -99,9 +96,9 @@ class DecodedImage(NamedTuple):
     was_turned: bool  # by EXIF
 
 
-def decode_image(file: IO[bytes], size: int, limits: Limits) -> DecodedImage:
-    """Decode an open photo, and resize it so that its longer side is `size`."""
-    image: Image.Image = Image.open(file, formats=FORMATS)
+def decode_image(photo: Path | IO[bytes], size: int, limits: Limits) -> DecodedImage:
+    """Decode a photo, and resize it so that its longer side is `size`."""
+    image: Image.Image = Image.open(photo, formats=FORMATS)
     if (megapixels := image.width * image.height / 1e6) > limits.megapixels:
         raise RejectedPhoto(
             f"{megapixels:.1f} megapixels, over the limit of {limits.megapixels} (--max-megapixels)"
@@ -113,13 +110,11 @@ def decode_image(file: IO[bytes], size: int, limits: Limits) -> DecodedImage:
     was_turned = turn_upright(image)
     image = flatten_onto_white(image)
     scale = size / max(image.size)
-    resized = image.resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
-        Image.Resampling.BILINEAR,
-    )
+    resized_to = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(resized_to, Image.Resampling.BILINEAR)
     if format == "MPO":  # a JPEG with several pictures
         format = "JPEG"
-    return DecodedImage(resized, format or "", shorter_side, was_turned)
+    return DecodedImage(image, format or "", shorter_side, was_turned)
 
 
 def turn_upright(image: Image.Image) -> bool:
@@ -151,11 +146,12 @@ def flatten_onto_white(image: Image.Image) -> Image.Image:
     return flat
 
 
-def open_photo(path: Path, limits: Limits, within: frozenset[str] | None) -> BinaryIO:
-    """Open a photo's file. It is checked once it is open, so that nobody can exchange it between.
+def open_photo(path: Path, limits: Limits, within: frozenset[str]) -> BinaryIO:
+    """Open a photo's file. It is checked once it is open, so nobody can exchange it in between.
 
-    Raises RejectedPhoto for a link that leads out of `within`, for what is not a file, and for an
-    empty or too large one; OSError for a file that cannot be opened.
+    A link may lead only to the real paths `within`, or into them. Raises RejectedPhoto if it does
+    not, for what is not a file, and for an empty or too large one; OSError for a file that cannot
+    be opened.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a FIFO would wait for a writer
     try:
@@ -164,10 +160,9 @@ def open_photo(path: Path, limits: Limits, within: frozenset[str] | None) -> Bin
         if error.errno != errno.ELOOP:
             raise
         target = os.path.realpath(path)
-        if within is not None and within.isdisjoint((target, *map(str, Path(target).parents))):
-            raise RejectedPhoto(
-                "a link that leads out of the folder; put the photo itself there"
-            ) from None
+        if within.isdisjoint((target, *map(str, Path(target).parents))):
+            reason = "a link that leads out of the folder; put the photo itself there"
+            raise RejectedPhoto(reason) from None
         descriptor = os.open(target, flags)
     try:
         require_readable(os.fstat(descriptor), limits)

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from hogwear.data.class_names import MAX_NAMES, SPLIT_NAMES
@@ -14,9 +15,9 @@ from hogwear.system.text import is_safe, join_some, normalize
 
 
 class DataFolder:
-    """A data folder, without hidden entries and without folders that Hogwear itself writes to.
+    """A data folder, without hidden entries and without folders that Hogwear writes to.
 
-    The latter are the `output_folders`, folders with a checkpoint, and those with infer's results.
+    These are the `output_folders`, folders with a checkpoint, and those with infer's results.
     """
 
     def __init__(self, path: Path, output_folders: Iterable[Path]) -> None:
@@ -25,10 +26,9 @@ class DataFolder:
         self.output_folders = frozenset(map(os.path.realpath, (*output_folders, *written)))
         self.entries = self.list_visible(path)
         self.folders = sorted(entry.name for entry in self.entries if entry.is_dir())
-        self.notes: tuple[str, ...] = ()  # on folders that are not used, for people
-        ignored = sorted(entry.name for entry in list_visible(path) if self.is_output(entry))
-        if ignored:
-            self.notes = (f"Not classes, because Hogwear writes to them: {', '.join(ignored)}.",)
+        self.notes: list[str] = []  # on folders that are not used, for people
+        if ignored := sorted(entry.name for entry in list_visible(path) if self.is_output(entry)):
+            self.notes.append(f"Not classes, because Hogwear writes to them: {', '.join(ignored)}.")
 
     def list_visible(self, folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in list_visible(folder) if not self.is_output(entry)]
@@ -49,7 +49,7 @@ class DataFolder:
             split: [name for name in self.folders if SPLIT_NAMES.get(name.lower()) == split]
             for split in dict.fromkeys(SPLIT_NAMES.values())
         }
-        names = [name for several in found.values() for name in several]
+        names = list(chain(*found.values()))
         others = [name for name in self.folders if name not in names]
         if names and others and not any(map(self.has_folders, names)):
             raise BadInput(
@@ -64,14 +64,11 @@ class DataFolder:
                     f"the {split} split"
                 )
         if names and not found["train"]:
-            raise BadInput(
-                f"{self.path}: found {', '.join(names)} but no train; expected train/CLASS/*"
-            )
+            some = ", ".join(names)
+            raise BadInput(f"{self.path}: found {some} but no train; expected train/CLASS/*")
         if names and others:
-            self.notes += (
-                f"Not used, because they are beside {', '.join(names)}: "
-                f"{join_some(others, MAX_NAMES)}.",
-            )
+            unused = join_some(others, MAX_NAMES)
+            self.notes.append(f"Not used, because they are beside {', '.join(names)}: {unused}.")
         folders = {split: self.path / several[0] for split, several in found.items() if several}
         for folder in folders.values():
             require_inside(folder, self.path)
@@ -89,18 +86,15 @@ class DataFolder:
         folders: dict[str, list[str]] = defaultdict(list)
         for name in sorted(entry.name for entry in self.list_visible(folder) if entry.is_dir()):
             if not is_safe(name):
-                raise BadInput(
-                    f"{folder}: the name of the class folder {name!r} cannot be printed; rename it"
-                )
+                problem = f"the name of the class folder {name!r} cannot be printed"
+                raise BadInput(f"{folder}: {problem}; rename it")
             require_inside(folder / name, self.path)
             folders[normalize(name)].append(name)
         if not folders:
             raise BadInput(f"{folder}: no class folders in it; expected {folder}/CLASS/*.jpg")
         return {
-            name: Paths(
-                f"{each}/{file}" for each in folders[name] for file in list_photos(folder / each)
-            )
-            for name in sorted(folders)
+            name: Paths(f"{each}/{file}" for each in names for file in list_photos(folder / each))
+            for name, names in sorted(folders.items())
         }
 
 

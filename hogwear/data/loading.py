@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from hogwear.data.cache import DecodingJob, PhotoCache
 from hogwear.data.contents import shorten_hashes
 from hogwear.data.photos import Split
 from hogwear.data.pixels import ALL_ROWS, Pixels
+from hogwear.data.safe_decoder import show_progress
 from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.text import escape, plural
@@ -42,14 +42,9 @@ class Loader:
     def finish(self, decoding: DecodingJob) -> Pixels:
         """Wait for a job with a progress bar. Raises like DecodingJob.finish."""
         split = decoding.folder.split
-        with tqdm(
-            total=len(range(len(split))[self.part]),
-            desc=f"decoding {split.name}",
-            unit=" photos",
-            disable=None if self.shows_progress else True,
-            delay=0.5,
-            leave=False,
-        ) as bar:
+        count = len(range(len(split))[self.part])
+        disable = None if self.shows_progress else True
+        with show_progress(count, f"decoding {split.name}", disable) as bar:
 
             def on_progress(count: int) -> None:
                 bar.update(count)

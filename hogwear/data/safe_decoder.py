@@ -1,4 +1,4 @@
-"""Read photos in worker processes, which a hostile photo may crash or hang, but not the run."""
+"""Read photos in worker processes: a hostile photo may crash or hang a worker, but not the run."""
 
 import mmap
 import os
@@ -7,9 +7,8 @@ import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NoReturn, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from hogwear.system.workers import MAX_IN_FLIGHT, Jobs, Workers
 BYTES_PER_PIXEL, MIN_BYTES = 24, 512 << 20  # memory for a photo; valid ones take at most 18
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 IDLE = -1  # in place of a row: this worker is not reading a photo
-PHOTOS_PER_ITEM = 64  # at most, where photos are read but not decoded into the cache
+MAX_PHOTOS_PER_ITEM = 64  # where photos are read but not decoded into the cache
 
 tqdm.monitor_interval = 0  # its thread is the only thing that would make forking unsafe
 
@@ -33,10 +32,10 @@ Reader = Callable[[BinaryIO], T]
 
 
 class SafeReader:
-    """Reads photos in forked workers. One that crashes or blocks its worker is rejected, no more.
+    """Reads photos in forked workers. A photo that crashes or blocks its worker is rejected.
 
-    A rejected photo costs at most `limits.seconds`, and the other items of its worker are done
-    again. A worker that was killed in another way is not the photo's fault: Workers counts it.
+    It costs at most `limits.seconds`, and the other items of its worker are done again. A worker
+    that was killed in another way is not the photo's fault: Workers counts it.
     """
 
     def __init__(
@@ -46,8 +45,8 @@ class SafeReader:
         self.within = frozenset(map(os.path.realpath, within))
         self.rank = IDLE  # in a worker: its rank
         self.rejected: dict[int, str] = {}  # {row: reason}; a new worker inherits it
-        shared = mmap.mmap(-1, 8 * processes)
-        self.current_rows = np.frombuffer(shared, np.int64)  # (processes,) what each is reading
+        # (processes,), shared: what each is reading
+        self.current_rows = np.frombuffer(mmap.mmap(-1, 8 * processes), np.int64)
         self.current_rows[:] = IDLE
 
     def workers(self, jobs: Jobs) -> Workers:
@@ -69,22 +68,14 @@ class SafeReader:
 
     def read(self, row: int, reader: Reader[T]) -> T | str:
         """In a worker: what the reader returns for the photo's open file, or the reason why not."""
-
-        def open_and_read() -> T:
-            with decoding.open_photo(self.paths[row], self.limits, self.within) as file:
-                return reader(file)
-
-        return self.guard(row, open_and_read)
-
-    def guard(self, row: int, function: Callable[[], T]) -> T | str:
-        """In a worker: call the function within the limit of time, and catch what it raises."""
         if row in self.rejected:
             return self.rejected[row]
         self.current_rows[self.rank] = row
         # The signal ends the process; a handler in Python would wait for a decoder in C to return
         signal.setitimer(signal.ITIMER_PROF, self.limits.seconds)
         try:
-            return function()
+            with decoding.open_photo(self.paths[row], self.limits, self.within) as file:
+                return reader(file)
         except Exception as error:  # a decoder fed with hostile files may raise anything
             reason = decoding.describe_error(error)
             return TransientReason(reason) if decoding.is_transient(error) else reason
@@ -120,9 +111,8 @@ class SafeDecoder(SafeReader):
         self.size = size
 
     def decode(self, row: int) -> UInt8Array | str:
-        """In a worker: the photo as decoding.decode gives it, or the reason why not."""
-        path = self.paths[row]
-        return self.guard(row, lambda: decoding.decode(path, self.size, self.limits, self.within))
+        """In a worker: the photo as decoding.decode returns it, or the reason why not."""
+        return self.read(row, lambda file: decoding.decode(file, self.size, self.limits))
 
 
 def read_all(
@@ -130,25 +120,36 @@ def read_all(
 ) -> Iterator[tuple[int, T | str]]:
     """Call the reader with each open photo, on all CPUs and with a progress bar.
 
-    Yields (row, result or the reason why not) in the order of completion. Links may lead only to
-    within `root`.
+    Yields (row, result or the reason why not) in the order of completion. Links may not lead out of
+    `root`.
     """
     if not len(paths):
         return
     safe = SafeReader(paths, limits, min(machine.cpus(), len(paths)), within=[root])
-    chunk = min(PHOTOS_PER_ITEM, -(-len(paths) // (MAX_IN_FLIGHT * safe.processes)))
+    chunk = chunk_size(len(paths), safe.processes, MAX_PHOTOS_PER_ITEM)
 
     def read_chunk(start: int) -> list[T | str]:
         return [safe.read(row, reader) for row in range(start, min(start + chunk, len(paths)))]
 
-    bar = partial(tqdm, unit=" photos", disable=None, delay=0.5, leave=False)
     with (
         safe.workers({"read": read_chunk}) as workers,
-        bar(total=len(paths), desc=description) as progress,
+        show_progress(len(paths), description, None) as bar,
     ):
         for start, results in workers.run("read", range(0, len(paths), chunk)):
             yield from enumerate(results, start)
-            progress.update(len(results))
+            bar.update(len(results))
+
+
+def show_progress(photos: int, description: str, disable: bool | None) -> "tqdm[NoReturn]":
+    """A progress bar; `disable` None shows it only on a terminal."""
+    return tqdm(
+        total=photos, desc=description, unit=" photos", disable=disable, delay=0.5, leave=False
+    )
+
+
+def chunk_size(photos: int, processes: int, most: int) -> int:
+    """The number of photos per item of work, so that each process gets some."""
+    return max(1, min(most, -(-photos // (MAX_IN_FLIGHT * processes))))
 
 
 def lower_limit(resource_id: int, limit: int) -> None:

@@ -1,15 +1,15 @@
 """model/split.json: which photo belongs to train, val or test.
 
 Photos are known by their content. An entry never changes, whatever photos are added, renamed, moved
-or relabelled, and new photos are appended. So a checkpoint can tell, from the number of entries and
-a hash over them, whether this is still the split that it was trained with.
+or relabelled, and new photos are appended. So the number of entries and a hash over them tell
+whether this is still the split that a checkpoint was trained with.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class SplitAssignments:
         if not content:
             return NO_ASSIGNMENTS.extended({}, {}, file)
         try:
-            parsed: Any = json.loads(content)
+            parsed = json.loads(content)
             if parsed["format"] != FORMAT:
                 raise ValueError(f"format {parsed['format']}")
             return NO_ASSIGNMENTS.extended(parsed["split"], parsed["group"], file)
@@ -68,19 +68,10 @@ class SplitAssignments:
 
     def to_json(self) -> bytes:
         """The content of the file: one line per photo."""
-        photos, groups = to_hex(self.hashes), to_hex(self.groups)
-        split = ",\n".join(
-            f'"{photo}": "{SPLITS[i]}"'
-            for photo, i in zip(photos, self.splits.tolist(), strict=True)
-        )
-        group = ",\n".join(
-            f'"{photo}": "{key}"'
-            for photo, key in zip(photos, groups, strict=True)
-            if key != NO_GROUP
-        )
-        return (
-            f'{{"format": {FORMAT}, "split": {{\n{split}\n}}, "group": {{\n{group}\n}}}}\n'.encode()
-        )
+        splits = (SPLITS[i] for i in self.splits.tolist())
+        split = dict(zip(to_hex(self.hashes), splits, strict=True))
+        content = {"format": FORMAT, "split": split, "group": self.groups_by_photo()}
+        return json.dumps(content, separators=(",\n", ": ")).encode() + b"\n"
 
     def write(self, model_dir: Path) -> None:
         """Write the file into the model folder, unless it is there already."""
@@ -92,7 +83,7 @@ class SplitAssignments:
         return self.version_of_first(len(self))
 
     def version_of_first(self, count: int) -> SplitVersion:
-        """The version when there were only the first `count` photos."""
+        """The version that had only the first `count` photos."""
         digest = hashlib.sha256()
         for entries in self.hashes, self.splits, self.groups:
             digest.update(entries[:count].tobytes())
@@ -101,10 +92,10 @@ class SplitAssignments:
     def require(self, version: SplitVersion) -> "SplitAssignments":
         """These assignments; BadInput if they are not this version, or one with more photos."""
         if self.version_of_first(version["count"]) != version:
+            problem = "changed" if len(self) else "missing"
             raise BadInput(
-                f"{self.file}: {'changed' if len(self) else 'missing'} since the checkpoint was "
-                "trained, so it is unknown which photos it has not seen; restore it, or train with "
-                "--fresh"
+                f"{self.file}: {problem} since the checkpoint was trained, so it is unknown which "
+                "photos it has not seen; restore it, or train with --fresh"
             )
         return self
 

@@ -6,14 +6,19 @@ A photo that has a split (see split_assignments.py) keeps it. Only new ones are 
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from hogwear.data import decoding, near_duplicates
+from hogwear.data import decoding
 from hogwear.data.decoding import LIMITS, Limits
+from hogwear.data.near_duplicates import (
+    SIGNATURE_SIZE,
+    compute_signature,
+    find_pairs,
+    group_pairs,
+)
 from hogwear.data.photos import Split
 from hogwear.data.safe_decoder import read_all
 from hogwear.data.split_assignments import (
@@ -53,7 +58,7 @@ class Splitter:
     ) -> None:
         self.initial = self.assignments = assignments
         self.limits, self.assigns_new = limits, assigns_new
-        self.notes: tuple[str, ...] = ()  # for people
+        self.notes: list[str] = []  # for people
 
     def split(
         self, photos: Split, class_names: tuple[str, ...], shares: dict[str, float], folder: Path
@@ -68,17 +73,15 @@ class Splitter:
         if self.assigns_new and (splits == UNASSIGNED).any():
             self.assign_new(photos, class_names, shares, folder)
             splits = self.current_splits(photos, shares)
-        parts = {
-            split: photos.where(splits == SPLITS.index(split), split)
-            for split in ("train", *shares)
-        }
+        names = "train", *shares
+        parts = {name: photos.where(splits == SPLITS.index(name), name) for name in names}
         if self.assigns_new:
-            labels = set(range(len(class_names)))
-            if missing := labels - set(parts["train"].labels.tolist()):
-                raise BadInput(
-                    f"{folder / class_names[min(missing)]}: all its photos to train on are gone; "
-                    f"add some, or move {self.assignments.file} away and train with --fresh"
-                )
+            for name, count in parts["train"].count_per_class(class_names).items():
+                if not count:
+                    raise BadInput(
+                        f"{folder / name}: all its photos to train on are gone; add some, or move "
+                        f"{self.assignments.file} away and train with --fresh"
+                    )
         elif unassigned := int((splits == UNASSIGNED).sum()):
             some = f"{unassigned} of {plural(len(photos), 'photo')} in {folder}"
             left_out = f"{some} not in {self.assignments.file} yet"
@@ -87,16 +90,14 @@ class Splitter:
                     f"{left_out}; run train, which assigns them to a split, or put photos to "
                     f"evaluate in {folder}/test/CLASS/"
                 )
-            print(
-                escape(f"Warning: {left_out}, ignored; run train to assign them to a split"),
-                file=sys.stderr,
-            )
+            warning = f"Warning: {left_out}, ignored; run train to assign them to a split"
+            print(escape(warning), file=sys.stderr)
         return parts
 
     def current_splits(self, photos: Split, shares: dict[str, float]) -> Int8Array:
         """(n,), indices into SPLITS or UNASSIGNED.
 
-        A photo of a split that is not asked for now is in train.
+        A photo of a split that has no share is in train.
         """
         splits = self.assignments.splits_of(photos.hashes)
         allowed = [UNASSIGNED, *(SPLITS.index(split) for split in ("train", *shares))]
@@ -125,7 +126,12 @@ class Splitter:
         assigned = Assigner(old, groups, shares).assign_all(list(map(list, classes.values())))
         new = {photo: split for photo, split in assigned.items() if photo not in old}
         self.extend(new, old, groups)
-        self.note_groups(groups, assigned)
+        if groups:
+            whole = sum(len({assigned[photo] for photo in group}) == 1 for group in groups)
+            self.notes.append(
+                f"Near duplicates: {plural(sum(map(len, groups)), 'photo')} in "
+                f"{plural(len(groups), 'group')}; {whole} of the groups are kept in one split."
+            )
         joining = [
             escape(str(photos.paths[rows[photo]]))
             for group in groups
@@ -134,24 +140,27 @@ class Splitter:
             if photo in new
         ]
         if joining:
-            self.notes += (
+            self.notes.append(
                 "Near duplicates of photos in two splits go to train: "
-                f"{plural(len(joining), 'new photo')}, {join_some(joining, MAX_NAMES)}.",
+                f"{plural(len(joining), 'new photo')}, {join_some(joining, MAX_NAMES)}."
             )
 
     def find_groups(self, photos: Split, rows: dict[str, int]) -> list[Group]:
         """Groups of near duplicates among different photos, {photo: row}, that can be decoded."""
+
+        def sign(file: BinaryIO) -> UInt8Array:
+            return compute_signature(decoding.decode(file, COMPARED_SIZE, self.limits))
+
         hashes, mask = list(rows), np.zeros(len(photos), bool)
         mask[list(rows.values())] = True
-        signatures = np.zeros((len(hashes), near_duplicates.SIGNATURE_SIZE), np.uint8)
+        signatures = np.zeros((len(hashes), SIGNATURE_SIZE), np.uint8)
         is_decoded = np.zeros(len(hashes), bool)
-        paths, reader = photos.paths.where(mask), partial(compute_signature, limits=self.limits)
-        for i, result in read_all(paths, photos.root, self.limits, reader, "comparing"):
+        paths = photos.paths.where(mask)
+        for i, result in read_all(paths, photos.root, self.limits, sign, "comparing"):
             if not isinstance(result, str):
                 signatures[i], is_decoded[i] = result, True
         decoded = np.flatnonzero(is_decoded).tolist()
-        pairs = near_duplicates.find_pairs(signatures[is_decoded])
-        groups = near_duplicates.group_pairs(len(decoded), pairs)
+        groups = group_pairs(len(decoded), find_pairs(signatures[is_decoded]))
         return [tuple(hashes[decoded[i]] for i in group) for group in groups]
 
     def extend(self, new: dict[str, str], old: dict[str, str], groups: list[Group]) -> None:
@@ -160,23 +169,7 @@ class Splitter:
         for group in groups:
             member = next((photo for photo in group if photo in old), group[0])
             keys.update(dict.fromkeys(group, old_keys.get(member, member)))
-        self.assignments = self.assignments.extended(
-            new, {photo: key for photo, key in keys.items() if photo in new}
-        )
-
-    def note_groups(self, groups: list[Group], assigned: dict[str, str]) -> None:
-        if groups:
-            whole = sum(len({assigned[photo] for photo in group}) == 1 for group in groups)
-            self.notes += (
-                f"Near duplicates: {plural(sum(map(len, groups)), 'photo')} in "
-                f"{plural(len(groups), 'group')}; {whole} of the groups are kept in one split.",
-            )
-
-
-def compute_signature(file: BinaryIO, limits: Limits) -> UInt8Array:
-    """In a worker: the signature of an open photo."""
-    image = decoding.decode_image(file, COMPARED_SIZE, limits).image
-    return near_duplicates.compute_signature(decoding.letterbox(image, COMPARED_SIZE))
+        self.assignments = self.assignments.extended(new, keys)
 
 
 class Assigner:

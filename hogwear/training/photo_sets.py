@@ -20,8 +20,7 @@ from hogwear.system.arrays import Int64Array
 
 def add_photos(trained_on: Int64Array | None, train: Split) -> Int64Array:
     """`trained_on`, (k,), the shortened hashes of all photos trained on, with those of a split."""
-    hashes = train.hashes
-    readable = shorten_hashes(hashes[hashes.any(axis=1)])
+    readable = shorten_hashes(train.hashes[train.is_readable])
     return np.unique(readable) if trained_on is None else np.union1d(trained_on, readable)
 
 
