@@ -48,7 +48,7 @@ def main(settings: Settings) -> None:
     split = choose_split(photos)
     started = time.perf_counter()
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
-    pixels = loading.exclude_trained_on(decoded, trained.trained_on.numpy(), split.name)
+    pixels = loading.exclude_trained_on(decoded, trained.trained_on, split.name)
     if train := settings.cache.open_if_complete(photos.train, trained.image_size):
         leakage.warn_about_leakage(train, pixels, split.name)
     logits = predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())

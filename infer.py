@@ -48,15 +48,10 @@ class Settings(SharedSettings):
 
     responses_dir: Path = flag("folder for pictures and predictions", Path("responses"), kind=Path)
     images: tuple[Path, ...] = flag(
-        "photos, folders or glob patterns to predict, instead of random test photos",
-        (),
-        kind=Path,
+        "photos, folders or glob patterns to predict, instead of random test photos", (), kind=Path
     )
     pictures: int = flag(
-        "draw pictures and contact sheets of the first N photos only",
-        100,
-        kind=int,
-        at_least=0,
+        "draw pictures and contact sheets of the first N photos only", 100, kind=int, at_least=0
     )
     num_images: int = flag("number of random test photos", 5, kind=int, at_least=1)
     seed: int | None = flag(
@@ -164,7 +159,7 @@ def decode_and_hash(file: BinaryIO, size: int, limits: Limits) -> tuple[UInt8Arr
 def warn_of_training_photos(trained: "TrainedModel", hashes: list[bytes]) -> None:
     """Warn if the network was trained on photos whose contents have these hashes."""
     rows = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)
-    seen = int(np.isin(shorten_hashes(rows), trained.trained_on.numpy()).sum())
+    seen = int(np.isin(shorten_hashes(rows), trained.trained_on).sum())
     if seen:
         print(
             f"Warning: {seen} of {len(hashes)} photos were used for training; "
@@ -180,7 +175,7 @@ def sample_test_photos(
     photos = find_photos(settings, trained)
     responses.require_no_photos(photos)
     split = photos.evaluated
-    is_new = ~np.isin(shorten_hashes(split.hashes), trained.trained_on.numpy())
+    is_new = ~np.isin(shorten_hashes(split.hashes), trained.trained_on)
     if not is_new.any():
         raise BadInput(
             f"all {len(split)} photos in {split.name} were used for training; "

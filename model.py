@@ -244,5 +244,5 @@ def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
         hyperparameters=hyperparameters,
         sha256=saved.sha256,
         split=state["split"],
-        trained_on=state["trained_on"],
+        trained_on=state["trained_on"].numpy(),
     )

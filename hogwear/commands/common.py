@@ -35,9 +35,7 @@ class SharedSettings:
     )
     cache_dir: Path = flag("folder for decoded photos; safe to delete", Path(".cache"), kind=Path)
     image_column: str | None = flag(
-        "column of the CSV table that holds paths or names of photos",
-        None,
-        default_help="guessed",
+        "column of the CSV table that holds paths or names of photos", None, default_help="guessed"
     )
     label_column: str | None = flag(
         "column of the CSV table that holds classes",

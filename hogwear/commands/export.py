@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hogwear.commands.common import SharedSettings, open_checkpoint
-from hogwear.commands.model_card import Measurement, write_card
+from hogwear.commands.model_card import write_card
 from hogwear.data import loading
 from hogwear.system import command, machine
 from hogwear.system.arrays import FloatArray, Int64Array, UInt8Array
 from hogwear.system.artifacts import EVALUATION, MODEL_CARD, ONNX_MODEL
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
+from hogwear.system.text import plural
 
 if TYPE_CHECKING:
     from hogwear.data.pixels import Pixels
@@ -42,15 +43,16 @@ def main(settings: Settings) -> None:
     require_installed("onnx", "onnxruntime")
     import torch
 
-    from hogwear.commands.onnx_network import to_onnx
+    from hogwear.commands.onnx_model import to_onnx
     from hogwear.evaluation.predict import predict_logits
 
     trained, photos = open_checkpoint(settings, torch.float32)
     results = read_results(settings.model_dir, trained.sha256)
     split = photos.evaluated
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
-    pixels = loading.exclude_trained_on(decoded, trained.trained_on.numpy(), split.name)
+    pixels = loading.exclude_trained_on(decoded, trained.trained_on, split.name)
     images, labels = choose_photos(pixels)
+    some_photos = f"{plural(len(images), 'photo')} of {split.name}"
     logits = predict_logits(trained.net, images, np.arange(len(images)), machine.cpus())
     expected = trained.probabilities(logits)  # (n, classes)
 
@@ -64,18 +66,18 @@ def main(settings: Settings) -> None:
         )
     print(
         f"Equivalent to the checkpoint: probabilities differ by at most {difference:.1e} "
-        f"on {len(images)} photos of {split.name}."
+        f"on {some_photos}."
     )
-    measurement = Measurement(
-        megabytes=len(exported) / 1e6,
-        accuracy=float((actual.argmax(axis=1) == labels).mean()),
-        milliseconds=milliseconds,
-        photos=f"{len(images)} photos of {split.name}",
+    accuracy = float((actual.argmax(axis=1) == labels).mean())
+    measured = (
+        f"{ONNX_MODEL}, {len(exported) / 1e6:.1f} MB: accuracy {accuracy:.4f} on {some_photos}, "
+        f"{milliseconds:.1f} ms per photo with onnxruntime "
+        "(one photo at a time, one thread, preprocessing included)."
     )
     write_atomically(settings.model_dir / ONNX_MODEL, exported)
-    card = write_card(trained, measurement, results)
+    card = write_card(trained, measured, results)
     write_atomically(settings.model_dir / MODEL_CARD, card.encode())
-    print(f"{measurement}\nWritten to {settings.model_dir}: {ONNX_MODEL} and {MODEL_CARD}.")
+    print(f"{measured}\nWritten to {settings.model_dir}: {ONNX_MODEL} and {MODEL_CARD}.")
 
 
 def require_installed(*packages: str) -> None:

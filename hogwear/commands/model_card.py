@@ -1,11 +1,9 @@
 """The model card of an exported network: usage, training, accuracy, limitations, licence."""
 
 import re
-from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from hogwear.evaluation import metrics
 from hogwear.system.text import escape
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ exported by Hogwear. Checkpoint: sha256 `$sha256`.
 
 ## File
 
-$measurement
+$measured
 
 ## Usage
 
@@ -75,26 +73,7 @@ LICENCE_FROM_SCRATCH = (
 )
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """The exported file, and what it was measured to do."""
-
-    megabytes: float
-    accuracy: float
-    milliseconds: float  # per photo
-    photos: str  # number and split
-
-    def __str__(self) -> str:
-        return (
-            f"model.onnx, {self.megabytes:.1f} MB: accuracy {self.accuracy:.4f} on {self.photos}, "
-            f"{self.milliseconds:.1f} ms per photo with onnxruntime "
-            "(one photo at a time, one thread, preprocessing included)."
-        )
-
-
-def write_card(
-    trained: "TrainedModel", measurement: Measurement, results: dict[str, Any] | None
-) -> str:
+def write_card(trained: "TrainedModel", measured: str, results: dict[str, Any] | None) -> str:
     """The model card in Markdown; `results` are those of eval, if it has seen this checkpoint."""
     return CARD.substitute(
         count=len(trained.class_names),
@@ -102,7 +81,7 @@ def write_card(
         arch=trained.arch,
         size=trained.image_size,
         sha256=trained.sha256[:16],
-        measurement=measurement,
+        measured=measured,
         calibration=describe_calibration(trained),
         training=describe_training(trained),
         accuracy=describe_accuracy(results),
@@ -151,10 +130,9 @@ def describe_accuracy(results: dict[str, Any] | None) -> str:
             "`eval` has not measured this checkpoint. Run it, then export again, "
             "to have metrics by class here."
         )
-    count = results["num_examples"]
-    low, high = metrics.wilson_interval(round(results["test_acc"] * count), count)
+    low, high = results["test_acc_interval"]
     lines = [
-        f"{results['test_acc']:.4f} on {count} photos of {results['split']} "
+        f"{results['test_acc']:.4f} on {results['num_examples']} photos of {results['split']} "
         f"(95 % confidence interval {low:.4f} to {high:.4f}), measured by `eval`.",
         "",
         "| class | precision | recall | F1 | photos |",

@@ -1,13 +1,13 @@
-"""Builds an ONNX graph one node at a time.
+"""Builds an ONNX graph with operators and methods, one node each.
 
-    graph = Graph()
-    x = graph.add("Relu", "photo")
-    probabilities = graph.add("Softmax", x, output="probabilities")
-
-As in the file, tensors are named by strings.
+graph = Graph()
+x = graph.photo.cast(np.float32) / 255
+graph.add("Softmax", x, output="probabilities")
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR_VERSION = 18, 9  # of December 2022, so that old readers understand the file
 
+Operand = Union["Value", npt.ArrayLike]
+
 
 class Graph:
     """Nodes in the order of computation, and constants."""
@@ -23,39 +25,71 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self.photo = Value(self, "photo", np.uint8)  # the input: (H, W, 3), RGB, any H and W
 
-    def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Add a node with one output; return the output's name."""
+    def add(
+        self,
+        operator: str,
+        *inputs: Operand,
+        dtype: npt.DTypeLike | None = None,
+        output: str | None = None,
+        **attributes: Any,
+    ) -> "Value":
+        """Add a node with one output, which has this dtype or, by default, that of the inputs.
+
+        Numbers among the inputs take the dtype of the others; lists are int64 shapes or axes.
+        """
+        of_inputs = next(x.dtype for x in inputs if isinstance(x, Value))
+        names = [self.name_of(x, of_inputs) for x in inputs]
         name = output or f"{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
-        return name
+        self.nodes.append(helper.make_node(operator, names, [name], name=name, **attributes))
+        return Value(self, name, dtype or of_inputs)
 
-    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
-        """Add a constant; return its name."""
+    def name_of(self, x: Operand, dtype: npt.DTypeLike) -> str:
+        """The name of a value, or of a new constant."""
+        if isinstance(x, Value):
+            return x.name
         name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        array = np.asarray(x, dtype if np.isscalar(x) else None)
+        self.constants.append(numpy_helper.from_array(array, name))
         return name
-
-    def cast(self, x: str, dtype: npt.DTypeLike) -> str:
-        """Add a Cast node."""
-        return self.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def to_model(self, num_classes: int, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The checked model, from `photo` to `probabilities`.
-
-        `photo` is (H, W, 3) uint8 RGB with any H and W; `probabilities` is (num_classes,) float32.
-        """
+        """The checked model, from `photo` to `probabilities`, (num_classes,) float32."""
         photo = helper.make_tensor_value_info("photo", TensorProto.UINT8, ["height", "width", 3])
         probabilities = helper.make_tensor_value_info(
             "probabilities", TensorProto.FLOAT, [num_classes]
         )
         graph = helper.make_graph(self.nodes, "hogwear", [photo], [probabilities], self.constants)
+        opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(
-            graph,
-            producer_name="hogwear",
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            graph, producer_name="hogwear", ir_version=IR_VERSION, opset_imports=[opset]
         )
         helper.set_model_props(model, metadata)
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def binary(operator: str) -> Callable[["Value", Operand], "Value"]:
+    return lambda x, other: x.graph.add(operator, x, other)
+
+
+def reflected(operator: str) -> Callable[["Value", Operand], "Value"]:
+    return lambda x, other: x.graph.add(operator, other, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor in the graph. As in the file, it is known by its name."""
+
+    graph: Graph
+    name: str
+    dtype: npt.DTypeLike
+
+    def cast(self, dtype: npt.DTypeLike) -> "Value":
+        to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.graph.add("Cast", self, dtype=dtype, to=to)
+
+    __add__, __mul__, maximum = binary("Add"), binary("Mul"), binary("Max")
+    __sub__, __rsub__ = binary("Sub"), reflected("Sub")
+    __truediv__, __rtruediv__ = binary("Div"), reflected("Div")  # integers: rounded towards 0

@@ -26,14 +26,12 @@ class Evaluation:
     @cached_property
     def predicted(self) -> Int64Array:
         """The predicted classes, (n,)."""
-        predicted: Int64Array = self.logits.argmax(axis=1)
-        return predicted
+        return self.logits.argmax(axis=1)
 
     @cached_property
     def correct(self) -> BoolArray:
-        """Which predictions are, (n,)."""
-        correct: BoolArray = self.predicted == self.labels
-        return correct
+        """Which predictions are correct, (n,)."""
+        return self.predicted == self.labels
 
     @cached_property
     def confidence(self) -> Float64Array:
@@ -69,7 +67,8 @@ class Evaluation:
     def measure_calibration(self) -> dict[str, Any]:
         """Calibration, and the accuracy of the predictions above the confidence threshold."""
         confidence, correct = self.confidence, self.correct
-        bins, sure = metrics.reliability_bins(confidence, correct), self.is_sure
+        bins = metrics.reliability_bins(confidence, correct)
+        sure = confidence >= self.confidence_threshold
         _, shares, accuracies = metrics.coverage_curve(confidence, correct)
         points = np.unique(np.linspace(0, len(shares) - 1, COVERAGE_POINTS).astype(int))
         uncalibrated = metrics.confidences(self.logits)
@@ -93,8 +92,3 @@ class Evaluation:
                 {"share": shares[i].item(), "accuracy": accuracies[i].item()} for i in points
             ],
         }
-
-    @property
-    def is_sure(self) -> BoolArray:
-        """Which predictions reach the confidence threshold, (n,)."""
-        return self.confidence >= self.confidence_threshold

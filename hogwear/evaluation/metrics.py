@@ -16,8 +16,7 @@ BINS = 15  # of the confidence, in a reliability diagram
 def log_softmax(logits: FloatArray) -> Float64Array:
     """Log probabilities, (n, classes), in float64; safe for large logits."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    result: Float64Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def cross_entropy(logits: FloatArray, labels: Int64Array) -> float:
@@ -70,8 +69,7 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 def confidences(logits: FloatArray, temperature: float = 1.0) -> Float64Array:
     """The probability of the predicted class, (n,), with logits divided by `temperature`."""
-    result: Float64Array = np.exp(log_softmax(logits / temperature).max(axis=1))
-    return result
+    return np.exp(log_softmax(logits / temperature).max(axis=1))
 
 
 def fit_temperature(logits: FloatArray, labels: Int64Array) -> float:

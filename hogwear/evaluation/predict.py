@@ -22,8 +22,7 @@ def prediction_job(
     def predict(start: int) -> Float32Array:
         with torch.inference_mode():
             pixels = torch.from_numpy(images[rows[start : start + BATCH_SIZE]])
-            logits: Float32Array = net(pixels).numpy()
-        return logits
+            return net(pixels).numpy()
 
     return predict
 

@@ -41,8 +41,12 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-    environment.filters["photos"] = lambda count: plural(count, "photo")
+    environment.filters |= {
+        "percent": lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%",
+        "photos": lambda count: plural(count, "photo"),
+        "data_url": to_data_url,
+        "overlay": overlay,
+    }
     page = environment.get_template("report.html").render(
         r=results,
         palette=palette.REPORT,
@@ -55,14 +59,7 @@ def write_report(
             for i, j in charts.find_confusions(matrix)
         ],
         shown_classes=len(charts.find_most_confused(matrix)),
-        gallery=[
-            (
-                mistake,
-                to_data_url(mistake.image),
-                to_data_url(overlay(mistake.image, mistake.activation_map)),
-            )
-            for mistake in mistakes
-        ],
+        mistakes=mistakes,
         wide_interval=WIDE_INTERVAL,
     )
     write_atomically(folder / REPORT, page.encode())

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hogwear.data.split_assignments import SplitVersion
 from hogwear.evaluation import metrics
 from hogwear.networks.network import Network
-from hogwear.system.arrays import Float64Array, FloatArray
+from hogwear.system.arrays import Float64Array, FloatArray, Int64Array
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class TrainedModel:
     hyperparameters: dict[str, Any]  # of the last run
     sha256: str  # of the checkpoint file
     split: SplitVersion  # of model/split.json
-    trained_on: Tensor  # (k,) int64, contents.shorten_hashes of all photos it was ever trained on
+    trained_on: Int64Array  # (k,), contents.shorten_hashes of all photos it was ever trained on
 
     def probabilities(self, logits: FloatArray) -> Float64Array:
         """(n, classes) logits -> calibrated probabilities."""

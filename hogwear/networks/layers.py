@@ -77,8 +77,7 @@ class Conv(nn.Module):
         self.packed: Packed = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = FrozenDepthwise.apply(x, self)
-        return y
+        return FrozenDepthwise.apply(x, self)
 
 
 class Pointwise(nn.Linear):

@@ -21,5 +21,4 @@ def read_pretrained() -> dict[str, Tensor]:
             f"{path}: sha256 is {actual}, expected {WEIGHTS_SHA256}; "
             "install requirements-weights.txt again"
         )
-    weights: dict[str, Tensor] = torch.load(path, weights_only=True)
-    return weights
+    return torch.load(path, weights_only=True)

@@ -20,10 +20,9 @@ from PIL import Image
 
 import model
 from hogwear.commands import export
-from hogwear.commands.model_card import Measurement, write_card
+from hogwear.commands.model_card import write_card
 from hogwear.commands.onnx_graph import OPSET, Graph
-from hogwear.commands.onnx_letterbox import letterbox
-from hogwear.commands.onnx_network import to_onnx
+from hogwear.commands.onnx_model import letterbox, to_onnx
 from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import decode
@@ -41,7 +40,7 @@ SHAPES = {  # (height, width)
     "wide": (90, 777), "tiny": (9, 7), "one pixel": (1, 1), "one row": (1, 300), "large": (1500, 1999), "its own size": (SIZE, SIZE),
 }  # fmt: skip
 TEMPERATURE = 1.7
-MEASUREMENT = Measurement(9.9, 0.5, 4.0, "10 photos of test")
+MEASURED = "model.onnx: accuracy 0.5"
 Export = Callable[..., Completed]
 
 
@@ -115,7 +114,7 @@ def test_the_letterbox_in_the_graph_equals_decode_to_the_last_bit(
     size: int, photos: dict[str, Path]
 ) -> None:
     graph = Graph()
-    output = letterbox(graph, "photo", size)
+    output = letterbox(graph.photo, size).name
     shapes: dict[str, list[str | int]] = {"photo": ["h", "w", 3], output: [1, 3, size, size]}
     ends = [
         helper.make_tensor_value_info(name, TensorProto.UINT8, shape)
@@ -140,7 +139,7 @@ def test_onnxruntime_equals_the_network_for_photos_of_any_shape(
     torch.nn.init.normal_(net.head.bias)
     trained = TrainedModel(
         net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32,
-        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, history=(), hyperparameters={}, sha256="f00d", split=NO_ASSIGNMENTS.version(), trained_on=torch.empty(0),
+        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, history=(), hyperparameters={}, sha256="f00d", split=NO_ASSIGNMENTS.version(), trained_on=np.empty(0, np.int64),
     )  # fmt: skip
     session = onnxruntime.InferenceSession(to_onnx(trained))
     answers = {
@@ -237,10 +236,10 @@ def test_the_card_of_a_run_that_was_not_validated_does_not_claim_calibrated_prob
 ) -> None:
     loaded = model.load(trained.model, torch.float32)
     assert "The probabilities are calibrated with temperature scaling" in write_card(
-        loaded, MEASUREMENT, None
+        loaded, MEASURED, None
     )
     assert "not calibrated: the run has not been validated yet" in write_card(
-        replace(loaded, confidence_threshold=0.0), MEASUREMENT, None
+        replace(loaded, confidence_threshold=0.0), MEASURED, None
     )
 
 
@@ -259,6 +258,7 @@ def test_the_card_has_results_of_eval_for_this_checkpoint_only(
     row = {"precision": 0.5, "recall": 0.25, "f1": 0.125, "support": 8}
     results = {
         "test_acc": 0.875,
+        "test_acc_interval": [0.7389, 0.9454],
         "num_examples": 40,
         "split": "test",
         "per_class": dict.fromkeys(CLASSES, row),
@@ -268,7 +268,7 @@ def test_the_card_has_results_of_eval_for_this_checkpoint_only(
         (tmp_path / "eval_results.json").write_text(
             json.dumps(results | {"checkpoint": {"sha256": sha256}})
         )
-        card = write_card(trained, MEASUREMENT, export.read_results(tmp_path, trained.sha256))
+        card = write_card(trained, MEASURED, export.read_results(tmp_path, trained.sha256))
         assert (
             "0.8750 on 40 photos of test (95 % confidence interval 0.7389 to 0.9454)" in card
         ) == there
