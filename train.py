@@ -62,7 +62,7 @@ def hyperparameter(name: str, help: str, **rules: Any) -> Any:
 class Settings(SharedSettings):
     """Train a classifier on the photos in data/ with Hogwild; write model/checkpoint.pt.
 
-    An interrupted run resumes where it stopped; a finished one is trained for --epochs more.
+    An interrupted run resumes where it stopped; a finished one is trained for --epochs more epochs.
     """
 
     arch: str | None = hyperparameter("arch", "network architecture", choices=ARCHITECTURES)
@@ -72,11 +72,12 @@ class Settings(SharedSettings):
     epochs: int | None = hyperparameter(
         "epochs",
         "passes over the training photos, shared by all workers",
-        default_help="until each machine has seen 4,000 photos; tinyvgg: 20,000",
+        default_help="about 4,000 photos per machine, tinyvgg: 20,000; at least one epoch",
     )
     time_budget: int | None = hyperparameter(
         "time_budget",
-        "target duration in seconds, instead of --epochs; also chooses --image-size",
+        "target duration in seconds, instead of --epochs; "
+        "also chooses --image-size unless you set it",
         default_help="none",
     )
     workers: int | None = flag(
@@ -94,7 +95,7 @@ class Settings(SharedSettings):
         "seed", "random seed for shuffling, augmentation and initial weights"
     )
     sync_every: int = flag(
-        "under torchrun: photos, over all machines, between two averages of the weights",
+        "clusters only: photos seen by all machines together between two averages of the weights",
         1024,
         kind=int,
         at_least=1,

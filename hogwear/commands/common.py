@@ -35,15 +35,17 @@ class SharedSettings:
     )
     cache_dir: Path = flag("folder for decoded photos; safe to delete", Path(".cache"), kind=Path)
     image_column: str | None = flag(
-        "column of the CSV table that holds paths or names of photos", None, default_help="guessed"
+        "column of the CSV table with the paths or names of photos",
+        None,
+        default_help="guessed",
     )
     label_column: str | None = flag(
-        "column of the CSV table that holds classes",
+        "column of the CSV table with the classes",
         None,
         default_help="guessed; five classes for Kaggle's styles.csv",
     )
     min_count: int = flag(
-        "leave out classes of the CSV table that have fewer photos",
+        "in CSV tables: ignore classes with fewer photos than this",
         Columns.min_count,
         kind=int,
         at_least=3,
