@@ -103,7 +103,13 @@ def load_given(settings: Settings, trained: "TrainedModel", responses: Responses
             image, content_hash = decoded[row]
             photos.append(Photo(file, true_class, image))
             hashes.append(content_hash)
-    warn_of_training_photos(trained, hashes)
+    rows = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)
+    if seen := int(np.isin(shorten_hashes(rows), trained.trained_on).sum()):
+        print(
+            f"Warning: {seen} of {len(hashes)} photos were used for training; "
+            "the network is better on them than on new photos",
+            file=sys.stderr,
+        )
     return photos
 
 
@@ -156,18 +162,6 @@ def decode_and_hash(file: BinaryIO, size: int, limits: Limits) -> tuple[UInt8Arr
     return image, decoding.hash_content(content)
 
 
-def warn_of_training_photos(trained: "TrainedModel", hashes: list[bytes]) -> None:
-    """Warn if the network was trained on photos whose contents have these hashes."""
-    rows = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)
-    seen = int(np.isin(shorten_hashes(rows), trained.trained_on).sum())
-    if seen:
-        print(
-            f"Warning: {seen} of {len(hashes)} photos were used for training; "
-            "the network is better on them than on new photos",
-            file=sys.stderr,
-        )
-
-
 def sample_test_photos(
     settings: Settings, trained: "TrainedModel", responses: Responses
 ) -> list[Photo]:
@@ -189,19 +183,15 @@ def sample_test_photos(
     # One process returns the photos in order, so that a seed always chooses the same.
     decoder = create_decoder(split.paths, trained.image_size, settings, processes=1)
     chosen: list[Photo] = []
-
-    def is_enough() -> bool:
-        return len(chosen) == settings.num_images
-
     with decoder.workers({"decode": decoder.decode}) as workers:
-        for row, image in workers.run("decode", rows, pause=is_enough):
+        for row, image in workers.run("decode", rows):
             file = split.paths[row]
-            if is_enough():
-                continue  # it was already being decoded
             if isinstance(image, str):
                 print(escape(f"Warning: skipped '{file}': {image}"), file=sys.stderr)
-            else:
-                chosen.append(Photo(file, photos.class_names[split.labels[row]], image))
+                continue
+            chosen.append(Photo(file, photos.class_names[split.labels[row]], image))
+            if len(chosen) == settings.num_images:
+                break
     return chosen
 
 

@@ -8,7 +8,6 @@ hogwear/networks/network.py has the interface of a network.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -216,15 +215,9 @@ def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
     """
     saved = load_checkpoint(model_dir)
     state, hyperparameters = saved.state, saved.state["hyperparameters"]
-    not_validated: dict[str, Any] = {
-        "epoch": 0,
-        "val_acc": None,
-        "temperature": 1.0,
-        "confidence_threshold": 0.0,
-        "image_size": hyperparameters["image_size"],
-        "weights": state["weights"],
-    }
-    best = state["best"] or not_validated
+    never_validated = {"weights": state["weights"], "image_size": hyperparameters["image_size"]}
+    best = state["best"] or never_validated
+    measured = ("epoch", "val_acc", "temperature", "confidence_threshold")
     class_names, image_size = tuple(state["class_names"]), best["image_size"]
     net = build(hyperparameters["arch"], len(class_names), image_size, dtype)
     net.load_state_dict(best["weights"])
@@ -236,13 +229,10 @@ def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
         image_size=image_size,
         dtype=dtype,
         is_sample=state["photos"]["is_sample"],
-        epoch=best["epoch"],
-        val_acc=best["val_acc"],
-        temperature=best["temperature"],
-        confidence_threshold=best["confidence_threshold"],
         history=tuple(state["history"]),
         hyperparameters=hyperparameters,
         sha256=saved.sha256,
         split=state["split"],
         trained_on=state["trained_on"].numpy(),
+        **{name: best[name] for name in measured if name in best},
     )

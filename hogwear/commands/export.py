@@ -8,7 +8,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +16,11 @@ from hogwear.commands.common import SharedSettings, open_checkpoint
 from hogwear.commands.model_card import write_card
 from hogwear.data import loading
 from hogwear.system import command, machine
-from hogwear.system.arrays import FloatArray, Int64Array, UInt8Array
+from hogwear.system.arrays import FloatArray, UInt8Array
 from hogwear.system.artifacts import EVALUATION, MODEL_CARD, ONNX_MODEL
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
 from hogwear.system.text import plural
-
-if TYPE_CHECKING:
-    from hogwear.data.pixels import Pixels
 
 # torch, onnx and onnxruntime take seconds to import, so only once the flags are known to be valid.
 
@@ -40,7 +37,9 @@ class Settings(SharedSettings):
 
 
 def main(settings: Settings) -> None:
-    require_installed("onnx", "onnxruntime")
+    for package in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise BadInput(f"export needs {package}: pip install --requirement requirements.txt")
     import torch
 
     from hogwear.commands.onnx_model import to_onnx
@@ -51,14 +50,14 @@ def main(settings: Settings) -> None:
     split = photos.evaluated
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
     pixels = loading.exclude_trained_on(decoded, trained.trained_on, split.name)
-    images, labels = choose_photos(pixels)
+    count = min(MOST_PHOTOS, len(pixels))
+    chosen = np.linspace(0, len(pixels) - 1, count).round().astype(np.int64)  # of all classes
+    images, labels = pixels.images[pixels.rows[chosen]], pixels.labels[chosen]  # (n, S, S, 3), (n,)
     some_photos = f"{plural(len(images), 'photo')} of {split.name}"
     logits = predict_logits(trained.net, images, np.arange(len(images)), machine.cpus())
-    expected = trained.probabilities(logits)  # (n, classes)
-
     exported = to_onnx(trained)
     actual, milliseconds = run_onnx(exported, images)
-    if not (difference := float(np.abs(actual - expected).max())) < TOLERANCE:
+    if not (difference := float(np.abs(actual - trained.probabilities(logits)).max())) < TOLERANCE:
         raise BadInput(
             f"onnxruntime's probabilities differ from the checkpoint's by {difference:.2g}, "
             f"expected less than {TOLERANCE:g}; nothing was written: "
@@ -80,14 +79,6 @@ def main(settings: Settings) -> None:
     print(f"{measured}\nWritten to {settings.model_dir}: {ONNX_MODEL} and {MODEL_CARD}.")
 
 
-def require_installed(*packages: str) -> None:
-    """BadInput where a package is not installed."""
-    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise BadInput(
-            f"export needs {' and '.join(missing)}: pip install --requirement requirements.txt"
-        )
-
-
 def read_results(model_dir: Path, sha256: str) -> dict[str, Any] | None:
     """eval_results.json, if it is about the checkpoint with this hash."""
     file = model_dir / EVALUATION
@@ -98,13 +89,6 @@ def read_results(model_dir: Path, sha256: str) -> dict[str, Any] | None:
         return results if results["checkpoint"]["sha256"] == sha256 else None
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{file}: not what eval writes; delete it, or run eval again") from None
-
-
-def choose_photos(pixels: "Pixels") -> tuple[UInt8Array, Int64Array]:
-    """(n, S, S, 3) photos and their labels: at most MOST_PHOTOS, evenly spaced over all classes."""
-    count = min(MOST_PHOTOS, len(pixels))
-    rows = np.unique(np.linspace(0, len(pixels) - 1, count).round().astype(np.int64))
-    return pixels.images[pixels.rows[rows]], pixels.labels[rows]
 
 
 def run_onnx(exported: bytes, photos: UInt8Array) -> tuple[FloatArray, float]:

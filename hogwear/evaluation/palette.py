@@ -4,7 +4,6 @@ Blue and orange are from Okabe and Ito's palette, which can be told apart with a
 """
 
 BLUE, ORANGE = "#0072b2", "#d55e00"
-CORRECT, INCORRECT = BLUE, ORANGE
 INK = "#22262b"  # text
 SOFT = "#5b6470"  # text that matters less
 GREY = "#8a929b"  # axes and grids

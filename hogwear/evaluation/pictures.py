@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hogwear.evaluation.palette import CORRECT, INCORRECT, INK, PALE, SOFT
+from hogwear.evaluation.palette import BLUE, INK, ORANGE, PALE, SOFT
 from hogwear.evaluation.prediction import TOP_CLASSES, Prediction
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.text import escape, shorten
@@ -55,7 +55,7 @@ def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
 
 
 def colour_of(prediction: Prediction) -> str:
-    return INCORRECT if prediction.is_incorrect else CORRECT
+    return ORANGE if prediction.is_incorrect else BLUE
 
 
 def draw_prediction(prediction: Prediction, image: UInt8Array) -> bytes:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hogwear.data.decoding import decode
 from hogwear.evaluation import pictures
-from hogwear.evaluation.palette import CORRECT, INCORRECT, PALE
+from hogwear.evaluation.palette import BLUE, ORANGE, PALE
 from hogwear.evaluation.pictures import CAPTION, CELL, GAP, caption, fit_text, load_font
 from hogwear.evaluation.prediction import Photo, Prediction
 from hogwear.system.arrays import UInt8Array
@@ -43,8 +43,8 @@ def test_correct_and_incorrect_pictures_have_different_colours(
 ) -> None:
     photo = decode(photo_files[0], pictures.PHOTO_SIDE)
     pixels = pixels_of(pictures.draw_prediction(predict(photo_files[0], true_class), photo))
-    assert has_colour(pixels, CORRECT) == (not incorrect)
-    assert has_colour(pixels, INCORRECT) == incorrect
+    assert has_colour(pixels, BLUE) == (not incorrect)
+    assert has_colour(pixels, ORANGE) == incorrect
 
 
 def test_a_bar_of_100_percent_is_not_cut_off_at_the_edge(photo_files: list[Path]) -> None:
@@ -98,7 +98,7 @@ def test_a_long_class_name_leaves_room_for_the_probability() -> None:
 
 def test_a_sheet_frames_each_photo_in_the_colour_of_its_prediction() -> None:
     sheet = pixels_of(pictures.draw_sheet([prediction for prediction, _ in CAPTIONS.values()]))
-    colours = [CORRECT, CORRECT, INCORRECT, INCORRECT, PALE]
+    colours = [BLUE, BLUE, ORANGE, ORANGE, PALE]
     assert sheet.shape == (GAP + 2 * (CELL + CAPTION + GAP), GAP + 3 * (CELL + GAP), 3)
     for i, colour in enumerate(colours):
         x, y = GAP + i % 3 * (CELL + GAP), GAP + i // 3 * (CELL + CAPTION + GAP)
