@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from hogwear.data.cache_folder import CacheFolder
-from hogwear.data.cache_writer import CacheWriter
+from hogwear.data.cache_folder import CacheFolder, CacheWriter
 from hogwear.data.decoding import LIMITS, Limits
 from hogwear.data.photos import Split
 from hogwear.data.pixels import ALL_ROWS, Pixels
@@ -89,7 +88,7 @@ class DecodingJob:
 
     def fork_workers(self, resources: ExitStack) -> None:
         cache, folder, split = self.cache, self.folder, self.folder.split
-        self.obsolete = folder.others() if folder.path.parent.exists() else []
+        self.obsolete = folder.others()
         self.writer = writer = CacheWriter(folder)
         self.rows = rows = folder.missing_rows(writer.decoded, self.part)
         reader = SafeReader(split.paths, cache.limits, cache.processes, within=[split.root])

@@ -15,7 +15,7 @@ import pytest
 from helpers import SIZE, ForkedCall, make_split, open_pixels, wait_until
 from PIL import Image
 
-from hogwear.data import cache_writer, decoding, near_duplicates
+from hogwear.data import cache_folder, decoding, near_duplicates
 from hogwear.data.array_file import ArrayFile
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import Limits, decode
@@ -134,7 +134,7 @@ def test_each_split_and_size_has_its_own_folder(copies: list[Path], tmp_path: Pa
 def test_decoding_that_was_killed_resumes_from_the_last_note(
     copies: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_writer, "SECONDS_BETWEEN_NOTES", 0.0)
+    monkeypatch.setattr(cache_folder, "SECONDS_BETWEEN_NOTES", 0.0)
     cache = tmp_path / "cache"
     copies[1].write_bytes(b"no photo")
 
