@@ -1,10 +1,10 @@
 """Files that are written completely or not at all."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from hogwear.system.errors import naming
 
@@ -14,16 +14,12 @@ def write_atomically(
 ) -> None:
     """Write a file completely or not at all, whoever else writes it at the same time.
 
-    `before_replacement` is called when the content is on the disk and is about to take the place of
-    the old file. A killed process leaves a temporary file, named with `unfinished_prefix`.
+    `before_replacement` is called when the content is on the disk and about to replace the old
+    file. A killed process leaves a temporary file, whose name starts with `unfinished_prefix`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        naming(path),
-        tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=unfinished_prefix(path), delete=False
-        ) as file,
-    ):
+    prefix = unfinished_prefix(path)
+    with naming(path), NamedTemporaryFile(dir=path.parent, prefix=prefix, delete=False) as file:
         try:
             file.write(content)
             file.flush()
@@ -38,5 +34,5 @@ def write_atomically(
 
 
 def unfinished_prefix(path: Path) -> str:
-    """How the names of temporary files start that will replace `path`."""
+    """How the names of the temporary files that will replace `path` start."""
     return f".{path.name}.unfinished-"

@@ -45,15 +45,9 @@ def flag(  # noqa: PLR0913
     or what a switch is without its flag.
     """
     below = INTEGER_LIMIT if kind is int and below is None else below
-    metadata = {
-        "help": help,
-        "kind": kind,
-        "at_least": at_least,
-        "below": below,
-        "choices": choices,
-        "default_help": default_help,
-    }
-    return field(default=default, metadata=metadata)
+    limits = {"at_least": at_least, "below": below}
+    texts = {"help": help, "default_help": default_help}
+    return field(default=default, metadata={"kind": kind, "choices": choices} | limits | texts)
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,40 +93,39 @@ def make_option(setting: "Field[Any]") -> dict[str, Any]:
     has_plain_default = not is_tuple and rules["kind"] is not bool
     default = rules["default_help"] or (setting.default if has_plain_default else None)
     help = rules["help"] + (f" (default: {default})" if default is not None else "")
+    option = {"help": help, "default": MISSING}
     if rules["kind"] is bool:
-        return {"help": help, "default": MISSING, "action": "store_true"}
+        return option | {"action": "store_true"}
     choices = "{" + ",".join(rules["choices"]) + "}" if rules["choices"] else None
-    return {
-        "help": help,
-        "default": MISSING,
-        "metavar": choices or METAVARS[rules["kind"]],
-        "nargs": "+" if is_tuple else None,
-    }
+    metavar = choices or METAVARS[rules["kind"]]
+    return option | {"metavar": metavar, "nargs": "+" if is_tuple else None}
 
 
 def read_setting(setting: "Field[Any]", given: Any) -> Any:
-    """A setting's value: what its flag was `given`, else from the environment, else the default."""
+    """A setting's value: what its flag was `given`, else from the environment, else the default.
+
+    In the environment, a switch is a word, and colons separate several values.
+    """
+    source = flag_name(setting)
     if given is MISSING:
-        variable = "HOGWEAR_" + setting.name.upper()
-        text = os.environ.get(variable)
-        return parse_variable(setting, text, variable) if text else setting.default
-    if isinstance(given, bool):
-        return given
+        source = "HOGWEAR_" + setting.name.upper()
+        given = os.environ.get(source)
+        if not given:
+            return setting.default
+        if isinstance(setting.default, tuple):
+            given = given.split(os.pathsep)
     if isinstance(given, list):
-        return tuple(parse_value(setting, text, flag_name(setting)) for text in given)
-    return parse_value(setting, given, flag_name(setting))
-
-
-def parse_variable(setting: "Field[Any]", text: str, variable: str) -> Any:
-    """A value from the environment, where a switch is a word and colons separate several values."""
+        return tuple(parse_value(setting, text, source) for text in given)
     if setting.metadata["kind"] is bool:
-        if text.lower() not in TRUE + FALSE:
-            words = ", ".join(filter(None, TRUE + FALSE))
-            raise BadInput(f"{variable}: {text!r} is not one of {words}")
-        return text.lower() in TRUE
-    if isinstance(setting.default, tuple):
-        return tuple(parse_value(setting, part, variable) for part in text.split(os.pathsep))
-    return parse_value(setting, text, variable)
+        return given is True or parse_switch(given, source)
+    return parse_value(setting, given, source)
+
+
+def parse_switch(text: str, source: str) -> bool:
+    if text.lower() not in TRUE + FALSE:
+        words = ", ".join(filter(None, TRUE + FALSE))
+        raise BadInput(f"{source}: {text!r} is not one of {words}")
+    return text.lower() in TRUE
 
 
 def parse_value(setting: "Field[Any]", text: str, source: str) -> Any:

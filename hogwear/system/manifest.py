@@ -25,13 +25,10 @@ class Manifest:
 
     def owns(self, path: Path) -> bool:
         """Whether a path in the folder is a file as we wrote it. OSError if it cannot be read."""
-        digests = self.digests.get(str(path.relative_to(self.folder)), set())
-        return (
-            bool(digests)
-            and path.is_file()
-            and not path.is_symlink()
-            and hash_content(path.read_bytes()) in digests
-        )
+        digests = self.digests.get(str(path.relative_to(self.folder)))
+        if digests is None or path.is_symlink() or not path.is_file():
+            return False
+        return hash_content(path.read_bytes()) in digests
 
     def write(self, path: Path, content: bytes) -> None:
         """Record a file, then write it. A kill in between leaves a harmless line too many."""
@@ -50,10 +47,9 @@ class Manifest:
             else:
                 others.append(path)
         kept = [name for name in self.digests if self.owns(self.folder / name)]
-        self.digests = {name: {hash_content((self.folder / name).read_bytes())} for name in kept}
-        lines = [
-            f"{digest}  {name}\n" for name, digests in self.digests.items() for digest in digests
-        ]
+        digests = [hash_content((self.folder / name).read_bytes()) for name in kept]
+        self.digests = {name: {digest} for name, digest in zip(kept, digests, strict=True)}
+        lines = [f"{digest}  {name}\n" for name, digest in zip(kept, digests, strict=True)]
         write_atomically(self.file, "".join(lines).encode())
         return others
 
