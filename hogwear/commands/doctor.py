@@ -69,14 +69,10 @@ def check_labels(photos: Photos, settings: Settings) -> dict[str, Any]:
             predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
             is_other = (predicted != pixels.labels) & (confidence >= CONTRADICTED_FROM)
             for i in np.flatnonzero(is_other).tolist():
-                class_name = photos.class_names[pixels.labels[i]]
-                member = Member(split.paths[int(pixels.rows[i])], split.name, class_name)
-                contradicted.append(
-                    member.to_entry(
-                        predicted=photos.class_names[predicted[i]],
-                        probability=float(confidence[i]),
-                    )
-                )
+                own, other = (photos.class_names[j] for j in (pixels.labels[i], predicted[i]))
+                member = Member(split.paths[int(pixels.rows[i])], split.name, own)
+                entry = member.to_entry(predicted=other, probability=float(confidence[i]))
+                contradicted.append(entry)
     except BadInput as error:
         return {"contradicted": None, "network": str(error)}
     contradicted.sort(key=lambda entry: -entry["probability"])
@@ -119,11 +115,9 @@ def format_report(report: dict[str, Any]) -> Iterator[str]:
             yield from format_list(map(format_entry, entries))
     yield ""
     if report["contradicted"] is None:
-        reason = (
-            f"the network could not be used: {report['network']}"
-            if report["network"]
-            else "there is no checkpoint yet; after training, the doctor also uses the network"
-        )
+        reason = "there is no checkpoint yet; after training, the doctor also uses the network"
+        if report["network"]:
+            reason = f"the network could not be used: {report['network']}"
         yield f"Wrong classes were looked for only among duplicates: {reason}."
     problems = ("leaked", "missing_classes", "under_represented", *HEADINGS)
     if not any(report[key] for key in problems):
@@ -146,14 +140,12 @@ def format_leakage(leaked: list[Entry], counts: dict[str, Any]) -> Iterator[str]
 
 def format_counts(report: dict[str, Any]) -> Iterator[str]:
     counts = report["counts"]
-    width = max(len(name) for name in ("class", *counts["train"]))
+    rows = {name: [of_split[name] for of_split in counts.values()] for name in counts["train"]}
+    totals = [sum(of_split.values()) for of_split in counts.values()]
+    width = max(map(len, ("class", *rows)))
     yield f"Photos in {report['folder']}:"
-    yield f"  {'class':{width}}" + "".join(f"{split:>8}" for split in counts)
-    for name in counts["train"]:
-        row = "".join(f"{of_split[name]:8d}" for of_split in counts.values())
-        yield f"  {name:{width}}{row}"
-    totals = "".join(f"{sum(of_split.values()):8d}" for of_split in counts.values())
-    yield f"  {'all':{width}}{totals}"
+    for name, cells in (("class", counts), *rows.items(), ("all", totals)):
+        yield f"  {name:{width}}" + "".join(f"{cell:>8}" for cell in cells)
 
 
 def format_entry(entry: Entry | list[Entry]) -> str:

@@ -13,12 +13,7 @@ from PIL import Image
 
 from hogwear.data import decoding
 from hogwear.data.decoding import Limits
-from hogwear.data.near_duplicates import (
-    SIGNATURE_SIZE,
-    compute_signature,
-    find_pairs,
-    group_pairs,
-)
+from hogwear.data.near_duplicates import SIGNATURE_SIZE, compute_signature, find_pairs, group_pairs
 from hogwear.data.photos import Photos
 from hogwear.data.safe_decoder import read_all
 from hogwear.data.splitting import COMPARED_SIZE
@@ -26,19 +21,11 @@ from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.paths import Paths
 
 TINY_SIDE = 32  # pixels
-# Near-empty: so much of the photo is so close, of 255, to its median colour
+# Near-empty: at least this share of the pixels is this close, of 255, to the median colour
 PLAIN_SHARE, PLAIN_DISTANCE = 0.995, 8
 SMALL_CLASS = 0.2  # under-represented: fewer training photos than that share of the largest class
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-}
+FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
+FORMATS |= {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 
 Entry = dict[str, Any]  # a photo in doctor.json
 
@@ -120,21 +107,18 @@ def check_counts(photos: Photos) -> dict[str, Any]:
 
 
 def check_files(members: list[Member], results: list[Facts | str]) -> dict[str, Any]:
-    """Lists of photos, or of groups of photos, with each problem; `results` as of examine_files."""
+    """Photos, or groups of photos, with each problem; `results` are those of examine_files."""
     pairs = list(zip(members, results, strict=True))
     readable = [(member, facts) for member, facts in pairs if not isinstance(facts, str)]
-    unreadable = [(member, why) for member, why in pairs if isinstance(why, str)]
-
-    def is_misnamed(member: Member, facts: Facts) -> bool:
-        return FORMATS.get(member.file.suffix.lower(), facts.format) != facts.format
-
+    tiny = [(m, f) for m, f in readable if f.shorter_side < TINY_SIDE]
+    misnamed = [
+        (m, f) for m, f in readable if FORMATS.get(m.file.suffix.lower(), f.format) != f.format
+    ]
     return {
         **check_duplicates(readable),
-        "unreadable": [m.to_entry(reason=why) for m, why in unreadable],
-        "tiny": [
-            m.to_entry(side=f.shorter_side) for m, f in readable if f.shorter_side < TINY_SIDE
-        ],
-        "misnamed": [m.to_entry(format=f.format) for m, f in readable if is_misnamed(m, f)],
+        "unreadable": [m.to_entry(reason=why) for m, why in pairs if isinstance(why, str)],
+        "tiny": [m.to_entry(side=f.shorter_side) for m, f in tiny],
+        "misnamed": [m.to_entry(format=f.format) for m, f in misnamed],
         "rotated": [m.to_entry() for m, f in readable if f.was_turned],
         "near_empty": [m.to_entry() for m, f in readable if f.is_plain],
     }
@@ -157,14 +141,11 @@ def check_duplicates(readable: list[tuple[Member, Facts]]) -> dict[str, Any]:
     merged = sorted(similar + [group for group in same if group[0] not in in_similar])
     conflicting = [group for group in merged if len({members[row].class_name for row in group}) > 1]
 
-    def to_entries(groups: list[list[int]]) -> list[list[Entry]]:
-        return [[members[row].to_entry() for row in group] for group in groups]
-
+    groups = {"conflicting": conflicting, "duplicates": same, "near_duplicates": similar}
+    entries = [member.to_entry() for member in members]
     return {
         "leaked": find_leaked(members, same, near),
-        "conflicting": to_entries(conflicting),
-        "duplicates": to_entries(same),
-        "near_duplicates": to_entries(similar),
+        **{key: [[entries[row] for row in group] for group in groups[key]] for key in groups},
     }
 
 

@@ -7,23 +7,17 @@ from decimal import Decimal
 
 from hogwear.system.text import join_some, shorten
 
-SPLIT_NAMES = {  # in any case, for folders and in tables
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+# In any case, for folders and in tables
+SPELLINGS = {"train": "train training", "val": "val valid validation", "test": "test testing"}
+SPLIT_NAMES = {name: split for split, names in SPELLINGS.items() for name in names.split()}
 MAX_NAMES, MAX_NAME = 10, 60  # in a message: names, and characters of each
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 def note_similar_names(class_names: Iterable[str]) -> list[str]:
-    """A note on classes that may be the same; empty if there are none.
+    """A note on classes whose names differ only in case or spaces, or are numbers of equal value.
 
-    Their names differ only in case or spaces, or are numbers of equal value.
+    Empty if there are none.
     """
     groups: dict[object, list[str]] = defaultdict(list)
     for name in sorted(class_names):

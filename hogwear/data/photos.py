@@ -1,6 +1,5 @@
 """The photos of a data folder and of its splits: paths, classes and hashes."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +34,10 @@ class Split:
         paths, labels, hashes = self.paths.where(mask), self.labels[mask], self.hashes[mask]
         return Split(name, paths, labels, self.root, hashes, unread)
 
-    def count_per_class(self, class_names: Iterable[str]) -> dict[str, int]:
+    def count_per_class(self, class_names: tuple[str, ...]) -> dict[str, int]:
         """{class: number of photos}."""
-        names = tuple(class_names)
-        counts = np.bincount(self.labels, minlength=len(names))
-        return dict(zip(names, counts.tolist(), strict=True))
+        counts = np.bincount(self.labels, minlength=len(class_names))
+        return dict(zip(class_names, counts.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class RowFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = os.path.realpath(root)
-        self.by_real_path: dict[str, Listing] = {}
-        self.by_parent: dict[str, Listing | None] = {}  # as rows write it; None: it leads out
+        self.by_real_path: dict[str, FileNames] = {}
+        self.by_parent: dict[str, FileNames | None] = {}  # as rows write it; None: it leads out
 
     def find(self, value: str) -> str:
         r"""The path within the folder of the photo that a row names by its path or name in images/.
@@ -57,7 +57,7 @@ class RowFiles:
                 return f"{parent}{same[0]}"
         raise SkippedRow(NO_IMAGE, value)
 
-    def list_parent(self, parent: str, value: str) -> "Listing":
+    def list_parent(self, parent: str, value: str) -> "FileNames":
         """The files of a folder, "" or one that ends with /. SkippedRow if it leads out."""
         if parent not in self.by_parent:
             self.by_parent[parent] = self.list_folder(f"{self.root}/{parent}")
@@ -65,7 +65,7 @@ class RowFiles:
             raise SkippedRow(OUTSIDE, value)
         return listing
 
-    def list_folder(self, folder: str) -> "Listing | None":
+    def list_folder(self, folder: str) -> "FileNames | None":
         """The files of a folder; nothing for a missing one, None for one that leads out."""
         # os.path, because Path's raises for a name too long; first, because realpath is slow
         if not os.path.isdir(folder):  # noqa: PTH112
@@ -75,13 +75,13 @@ class RowFiles:
             return None
         if real not in self.by_real_path:
             with os.scandir(real) as entries:
-                self.by_real_path[real] = Listing(
+                self.by_real_path[real] = FileNames(
                     entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)
                 )
         return self.by_real_path[real]
 
 
-class Listing:
+class FileNames:
     """The files of one folder."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -96,7 +96,7 @@ class Listing:
         return names
 
 
-EMPTY = Listing()
+EMPTY = FileNames()
 
 
 def candidates(path: str) -> Iterator[tuple[str, str]]:

@@ -13,12 +13,7 @@ import numpy as np
 
 from hogwear.data import decoding
 from hogwear.data.decoding import LIMITS, Limits
-from hogwear.data.near_duplicates import (
-    SIGNATURE_SIZE,
-    compute_signature,
-    find_pairs,
-    group_pairs,
-)
+from hogwear.data.near_duplicates import SIGNATURE_SIZE, compute_signature, find_pairs, group_pairs
 from hogwear.data.photos import Split
 from hogwear.data.safe_decoder import read_all
 from hogwear.data.split_assignments import (

@@ -23,16 +23,14 @@ def cpus(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
     """
     allowed = float(len(os.sched_getaffinity(0)))
     for folder in cgroup_folders("cpu", cgroup, membership):
-        try:
+        with suppress(OSError):
             if (folder / "cpu.max").exists():
                 quota, period = (folder / "cpu.max").read_text().split()
             else:
                 quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-                period = (folder / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            continue
-        if quota not in ("max", "-1"):
-            allowed = min(allowed, int(quota) / int(period))
+                period = (folder / "cpu.cfs_period_us").read_text()
+            if quota not in ("max", "-1"):
+                allowed = min(allowed, int(quota) / int(period))
     return max(1, int(allowed))
 
 

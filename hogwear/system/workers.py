@@ -1,13 +1,11 @@
-"""Worker processes that take numbered items from a pipe each. Dead ones are replaced; no locks.
+"""Worker processes, each with a pipe of numbered items. Dead workers are replaced; no locks.
 
 The parent keeps two items in each worker's pipe and reads the results, so a slow worker gets fewer
-items. A killed worker (a hostile photo, the OOM killer) costs only the items it had in flight, and
-those are handed out again. There is no lock that could die with it.
+items. A killed worker (a hostile photo, the OOM killer) costs only the items it had in flight,
+which are handed out again. An exception in a job is no death: it is raised again in the parent.
 
 Workers are forked: that takes milliseconds, and they inherit everything they work on. It is safe
 because the parent stays single-threaded: it computes nothing itself (docs/decisions/fork.md).
-
-An exception in a job is not a death: it is raised again in the parent.
 """
 
 import multiprocessing
@@ -47,10 +45,9 @@ class Workers:
         with Workers(2, lambda rank: {"square": lambda n: n * n}) as workers:
             dict(workers.run("square", range(10)))
 
-    The workers end with the with-block, and also when the parent is gone.
-
-    When a worker has died, the parent calls `on_worker_death(rank, exitcode)` before it starts
-    another one. If that returns True, the cause is dealt with and the death does not count.
+    The workers end with the with-block, and also when the parent is gone. When one has died, the
+    parent calls `on_worker_death(rank, exitcode)` before it starts another. If that returns True,
+    the cause is dealt with and the death does not count.
     """
 
     def __init__(
@@ -109,9 +106,8 @@ class Workers:
 
     def start(self, slot: Slot) -> None:
         slot.pipe, pipe = FORK.Pipe()
-        process = FORK.Process(
-            target=self.run_worker, args=(self.slots.index(slot), pipe), daemon=True
-        )
+        rank = self.slots.index(slot)
+        process = FORK.Process(target=self.run_worker, args=(rank, pipe), daemon=True)
         try:
             process.start()
         except OSError as error:
@@ -146,14 +142,11 @@ class Workers:
         assert code is not None
         slot.deaths += not self.on_worker_death(self.slots.index(slot), code)
         if slot.deaths == MAX_DEATHS:
-            hint = (
-                "; memory ran out: use fewer --workers or a smaller --batch-size"
-                if code == -signal.SIGKILL
-                else ""
-            )
-            raise BadInput(
-                f"a worker died {MAX_DEATHS} times in a row ({describe_exit(code)}){hint}"
-            )
+            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            problem = f"a worker died {MAX_DEATHS} times in a row ({cause})"
+            if code == -signal.SIGKILL:
+                problem += "; memory ran out: use fewer --workers or a smaller --batch-size"
+            raise BadInput(problem)
         lost, slot.in_flight = slot.in_flight, deque()
         self.start(slot)
         for job, item in lost:
@@ -185,8 +178,3 @@ def catch(function: Callable[[int], Any], argument: int) -> Any:
     except Exception as error:
         error.add_note(traceback.format_exc())
         return error
-
-
-def describe_exit(exitcode: int) -> str:
-    """What ended a process: "SIGKILL", or "exit code 1"."""
-    return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
