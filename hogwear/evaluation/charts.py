@@ -49,15 +49,11 @@ def save_chart(figure: Figure, file: Path) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    for name in ("width", "height"):  # the page sets them, from the viewBox
-        svg = re.sub(rf'(<svg [^>]*?){name}="[^"]*"', r"\1", svg, count=1)
-    for colour, variable in {
-        INK: "currentColor",
-        BLUE: "var(--blue)",
-        ORANGE: "var(--orange)",
-    }.items():
-        svg = svg.replace(colour, variable)
-    return svg
+    svg = re.sub(
+        r'(width|height)="[^"]*"', "", svg, count=2
+    )  # the page sets them, from the viewBox
+    variables = {INK: "currentColor", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
+    return re.sub("|".join(variables), lambda match: variables[match[0]], svg)
 
 
 def find_confusions(matrix: Int64Array) -> Int64Array:

@@ -1,27 +1,24 @@
 """Pictures of predictions: one per photo, and contact sheets."""
 
+import functools
 import io
 import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from hogwear.evaluation.palette import BLUE, INK, ORANGE, PALE, SOFT
-from hogwear.evaluation.prediction import TOP_CLASSES, Prediction
+from hogwear.evaluation.prediction import Prediction
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.text import escape, shorten
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# matplotlib takes half a second to import, so only where it draws.
-
 # All in pixels.
 PHOTO_SIDE = 480  # of the photo in a picture
+PICTURE = 1040, 604  # width and height of a picture
+MARGIN = 28  # of a picture
+NAMES, BARS, BAR_WIDTH = 548, 728, 200  # where names of classes and their bars begin; 100 %
 CELL = 180  # of a photo on a contact sheet
 GAP = 14  # between two photos on it
 CAPTION = 66  # the height of the text below a photo on it
@@ -55,54 +52,36 @@ def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
 
 
 def colour_of(prediction: Prediction) -> str:
+    if prediction.photo.image is None:
+        return PALE
     return ORANGE if prediction.is_incorrect else BLUE
 
 
 def draw_prediction(prediction: Prediction, image: UInt8Array) -> bytes:
     """A PNG: the photo, (S, S, 3), its predicted and true class, and the most probable classes."""
-    from matplotlib.figure import Figure
-
-    colour, true_class = colour_of(prediction), prediction.photo.true_class
-    figure = Figure(figsize=(8, 4.4), dpi=120, facecolor="white")
-    axes = figure.add_axes((0.03, 0.06, 0.47, 0.78))
-    axes.imshow(image)
-    axes.set_anchor("W")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=2)
-    title = f"{shorten(prediction.predicted, 24)}  {prediction.probability:.1%}"
-    write_text(figure, (0.03, 0.91), title + "  unsure" * prediction.unsure, 19, colour)
-    if true_class is not None:
-        labelled = f"incorrect (labelled {shorten(true_class, 18)})"
-        verdict = labelled if prediction.is_incorrect else "correct"
-        write_text(figure, (0.53, 0.82), verdict, 14, colour)
-    write_text(figure, (0.03, 0.025), shorten(prediction.photo.file.name, 60), 9, SOFT)
-    draw_bars(figure.add_axes((0.68, 0.12, 0.235, 0.66)), prediction, colour)
-    figure.savefig(png := io.BytesIO(), metadata={"Software": None})
-    return png.getvalue()
-
-
-def write_text(
-    figure: "Figure", place: tuple[float, float], text: str, size: int, colour: str
-) -> None:
-    weight = "bold" if size > 16 else "normal"
-    figure.text(
-        *place, text, fontsize=size, fontweight=weight, color=colour, va="center", parse_math=False
+    picture = Image.new("RGB", PICTURE, "white")
+    pen, colour = ImageDraw.Draw(picture), colour_of(prediction)
+    end, room = f"  {prediction.probability:.1%}", PICTURE[0] - 2 * MARGIN
+    title = fit_title(
+        prediction, end + "  unsure" * prediction.unsure, load_font(32, "-Bold"), room
     )
-
-
-def draw_bars(axes: "Axes", prediction: Prediction, colour: str) -> None:
-    """The most probable classes, the first at the top in `colour`."""
-    names, values = zip(*prediction.top_classes(), strict=True)
-    rows = range(len(names))
-    axes.barh(rows, values, color=[colour, *[PALE] * (len(names) - 1)], height=0.62)
-    for row, value in zip(rows, values, strict=True):
-        axes.text(value + 0.03, row, f"{value:.1%}", va="center", fontsize=10, color=INK)
-    axes.set(xlim=(0, 1.0), ylim=(TOP_CLASSES - 0.5, -0.5), xticks=[])
-    labels = [shorten(name, 18) for name in names]
-    axes.set_yticks(rows, labels, fontsize=11, color=INK, parse_math=False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    pen.text((MARGIN, 40), title, colour, load_font(32, "-Bold"), "lm")
+    draw_photo(picture, (MARGIN, 76), image, PHOTO_SIDE, colour)
+    name = shorten(prediction.photo.file.name, 60)
+    pen.text((MARGIN, 580), name, SOFT, load_font(15), "lm")
+    if (true_class := prediction.photo.true_class) is not None:
+        labelled = f"incorrect (labelled {shorten(true_class, 60)})"
+        verdict = labelled if prediction.is_incorrect else "correct"
+        room = PICTURE[0] - MARGIN - NAMES
+        pen.text((NAMES, 92), fit_text(verdict, load_font(23), room), colour, load_font(23), "lm")
+    for n, (class_name, probability) in enumerate(prediction.top_classes()):
+        y, right = 170 + 80 * n, BARS + round(BAR_WIDTH * probability)
+        label = fit_text(shorten(class_name, 60), load_font(18), BARS - NAMES - 8)
+        pen.text((BARS - 8, y), label, INK, load_font(18), "rm")
+        if right > BARS:
+            pen.rectangle((BARS, y - 25, right - 1, y + 24), colour if n == 0 else PALE)
+        pen.text((right + 8, y), f"{probability:.1%}", INK, load_font(17), "lm")
+    return to_png(picture)
 
 
 def draw_sheet(predictions: Sequence[Prediction]) -> bytes:
@@ -110,7 +89,6 @@ def draw_sheet(predictions: Sequence[Prediction]) -> bytes:
 
     Below each are its predicted class and probability, its file name, and the label it contradicts.
     """
-    regular, bold = load_font("DejaVuSans.ttf", 12), load_font("DejaVuSans-Bold.ttf", 14)
     columns = min(10, max(math.ceil(math.sqrt(1.5 * len(predictions))), 1))
     rows = math.ceil(len(predictions) / columns)
     size = GAP + columns * (CELL + GAP), GAP + rows * (CELL + CAPTION + GAP)
@@ -118,41 +96,57 @@ def draw_sheet(predictions: Sequence[Prediction]) -> bytes:
     pen = ImageDraw.Draw(sheet)
     for i, prediction in enumerate(predictions):
         x, y = GAP + i % columns * (CELL + GAP), GAP + i // columns * (CELL + CAPTION + GAP)
-        frame, image = PALE, prediction.photo.image
-        if image is not None:
-            frame = colour_of(prediction)
-            photo = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS)
-            sheet.paste(photo, (x, y))
-        pen.rectangle((x - 3, y - 3, x + CELL + 2, y + CELL + 2), outline=frame, width=3)
-        for n, (text, font, colour) in enumerate(caption(prediction, regular, bold)):
+        draw_photo(sheet, (x, y), prediction.photo.image, CELL, colour_of(prediction))
+        for n, (text, font, colour) in enumerate(caption(prediction)):
             place = x, y + CELL + 6 + LINE * n
             pen.text(place, fit_text(text, font, CELL), colour, font)
-    sheet.save(png := io.BytesIO(), "PNG")
+    return to_png(sheet)
+
+
+def draw_photo(
+    onto: Image.Image, place: tuple[int, int], photo: UInt8Array | None, side: int, colour: str
+) -> None:
+    """Paste a photo, (S, S, 3), as a square with a frame."""
+    x, y = place
+    if photo is not None:
+        resized = Image.fromarray(photo).resize((side, side), Image.Resampling.LANCZOS)
+        onto.paste(resized, place)
+    box = x - 3, y - 3, x + side + 2, y + side + 2
+    ImageDraw.Draw(onto).rectangle(box, outline=colour, width=3)
+
+
+def to_png(picture: Image.Image) -> bytes:
+    picture.save(png := io.BytesIO(), "PNG")
     return png.getvalue()
 
 
-def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
+@functools.cache
+def load_font(size: int, style: str = "") -> ImageFont.FreeTypeFont:
     """A font of matplotlib, which has more letters than Pillow's own."""
-    import matplotlib
+    import matplotlib  # takes time, so only where it is needed
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf", name), size)
+    file = Path(matplotlib.get_data_path(), f"fonts/ttf/DejaVuSans{style}.ttf")
+    return ImageFont.truetype(file, size)
 
 
-def caption(
-    prediction: Prediction, regular: ImageFont.FreeTypeFont, bold: ImageFont.FreeTypeFont
-) -> list[Line]:
+def caption(prediction: Prediction) -> list[Line]:
     """The lines below a photo on a contact sheet."""
+    regular, bold = load_font(12), load_font(14, "-Bold")
     name: Line = shorten(prediction.photo.file.name, 60), regular, SOFT
     if prediction.photo.image is None:
         return [("not readable", bold, SOFT), name]
-    colour = colour_of(prediction)
     end = f" {prediction.probability:.0%}" + " unsure" * prediction.unsure
-    predicted = fit_text(shorten(prediction.predicted, 60), bold, CELL - bold.getlength(end))
-    lines = [(predicted + end, bold, colour), name]
+    lines = [(fit_title(prediction, end, bold, CELL), bold, colour_of(prediction)), name]
     if prediction.is_incorrect:
         labelled = shorten(f"incorrect (labelled {prediction.photo.true_class})", 80)
-        lines.append((labelled, regular, colour))
+        lines.append((labelled, regular, ORANGE))
     return lines
+
+
+def fit_title(prediction: Prediction, end: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The predicted class, cut so that it is at most `width` pixels wide together with `end`."""
+    name = shorten(prediction.predicted, 60)
+    return fit_text(name, font, width - font.getlength(end)) + end
 
 
 def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

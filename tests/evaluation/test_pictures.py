@@ -15,7 +15,6 @@ from hogwear.evaluation.prediction import Photo, Prediction
 from hogwear.system.arrays import UInt8Array
 
 AB = {"a": 0.75, "b": 0.25}
-REGULAR, BOLD = load_font("DejaVuSans.ttf", 12), load_font("DejaVuSans-Bold.ttf", 14)
 
 
 def predict(
@@ -54,6 +53,14 @@ def test_a_bar_of_100_percent_is_not_cut_off_at_the_edge(photo_files: list[Path]
     assert (pixels[:, -5:] == 255).all(), "an empty margin on the right"
 
 
+def test_wide_names_of_classes_do_not_cover_the_photo(photo_files: list[Path]) -> None:
+    prediction = predict(photo_files[0], "Q" * 60, {"W" * 60: 0.6, "M" * 60: 0.4})
+    pixels = pixels_of(pictures.draw_prediction(prediction, np.zeros((8, 8, 3), np.uint8)))
+    photo_end = pictures.MARGIN + pictures.PHOTO_SIDE + 3
+    assert (pixels[80:550, photo_end : pictures.NAMES] == 255).all()
+    assert (pixels[:, -pictures.MARGIN :] == 255).all()
+
+
 def test_the_longest_names_that_a_disk_can_hold_get_their_picture(tmp_path: Path) -> None:
     prediction = predict(Path("写" * 83 + ".jpg"), None, {"バッグ" * 28: 1.0})
     taken: set[str] = set()
@@ -86,14 +93,14 @@ CAPTIONS = {
 @pytest.mark.parametrize("case", CAPTIONS)
 def test_every_caption_on_a_sheet_has_the_name_of_the_file(case: str) -> None:
     prediction, expected = CAPTIONS[case]
-    assert [text for text, _, _ in caption(prediction, REGULAR, BOLD)] == expected
+    assert [text for text, _, _ in caption(prediction)] == expected
 
 
 def test_a_long_class_name_leaves_room_for_the_probability() -> None:
     prediction = predict(Path("1.jpg"), None, {"a long name of a class" * 3: 0.999, "b": 0.001})
-    text, font, _ = caption(prediction, REGULAR, BOLD)[0]
+    text, font, _ = caption(prediction)[0]
     assert text.endswith("… 100%") and font.getlength(text) <= CELL
-    assert fit_text("short", REGULAR, CELL) == "short"
+    assert fit_text("short", load_font(12), CELL) == "short"
 
 
 def test_a_sheet_frames_each_photo_in_the_colour_of_its_prediction() -> None:
