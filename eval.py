@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear.commands.common import SharedSettings, open_checkpoint
+from hogwear.commands.common import SharedSettings, find_photos, load_model
 from hogwear.data import leakage, loading
 from hogwear.data.photos import Photos, Split
 from hogwear.data.pixels import Pixels
@@ -44,7 +44,8 @@ def main(settings: Settings) -> None:
     from hogwear.evaluation.mistakes import find_worst_mistakes
     from hogwear.evaluation.predict import predict_logits
 
-    trained, photos = open_checkpoint(settings)
+    trained = load_model(settings)
+    photos = find_photos(settings, trained)
     split = choose_split(photos)
     started = time.perf_counter()
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
@@ -100,7 +101,7 @@ def choose_split(photos: Photos) -> Split:
 
 
 def provenance(trained: "TrainedModel", photos: Photos, pixels: Pixels) -> dict[str, Any]:
-    """What the figures come from: checkpoint, settings, photos, machine, packages, time."""
+    """Where the figures come from: checkpoint, settings, photos, machine, packages, time."""
     return {
         "checkpoint": {
             "sha256": trained.sha256,
@@ -138,12 +139,11 @@ def format_table(results: dict[str, Any]) -> list[str]:
     names = [escape(name) for name in results["class_names"]]
     width = max(len("class"), *map(len, names))
     lines = [f"{'class':{width}}  precision  recall     F1  photos  confused with"]
-    for i, name in enumerate(names):
-        row = results["per_class"][results["class_names"][i]]
+    for i, row in enumerate(results["per_class"].values()):
         confusions = sorted(enumerate(results["confusion_matrix"][i]), key=lambda pair: -pair[1])
         confused = ", ".join(f"{names[j]} {n}" for j, n in confusions if n and j != i)
         lines.append(
-            f"{name:{width}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}  "
+            f"{names[i]:{width}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}  "
             f"{row['support']:6d}  {confused}".rstrip()
         )
     low, high = results["test_acc_interval"]

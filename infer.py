@@ -36,7 +36,7 @@ from hogwear.system.text import escape, normalize, plural
 if TYPE_CHECKING:
     from hogwear.evaluation.trained_model import TrainedModel
 
-LATENCY_RUNS = 9  # of which the median counts
+LATENCY_RUNS = 9  # their median is printed
 
 
 @dataclass(frozen=True)

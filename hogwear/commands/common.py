@@ -78,13 +78,9 @@ class SharedSettings:
         """A splitter that follows model/split.json. Raises as SplitAssignments.read."""
         return Splitter(SplitAssignments.read(self.model_dir), self.limits, assigns_new)
 
-    def photos(self, splitter: Splitter | None = None) -> Photos:
-        """The photos of the data folder. Raises as dataset.find_photos.
-
-        They are split by `splitter`; by default as in training, without photos that are new since.
-        """
+    def photos(self, splitter: Splitter) -> Photos:
+        """The photos of the data folder, split by `splitter`. Raises as dataset.find_photos."""
         columns = Columns(self.image_column, self.label_column, self.min_count)
-        splitter = splitter or self.splitter(assigns_new=False)
         return dataset.find_photos(
             self.data_dir, self.cache_dir, columns, splitter, self.output_folders
         )
@@ -105,17 +101,6 @@ class SharedSettings:
             )
 
 
-def open_checkpoint(
-    settings: SharedSettings, dtype: "torch.dtype | None" = None
-) -> tuple["TrainedModel", Photos]:
-    """The trained model and the photos of the data folder, which must have its classes and split.
-
-    Raises as `load_model` and `find_photos`.
-    """
-    trained = load_model(settings, dtype)
-    return trained, find_photos(settings, trained)
-
-
 def load_model(settings: SharedSettings, dtype: "torch.dtype | None" = None) -> "TrainedModel":
     """The best network of the checkpoint, by default in the dtype that this CPU is fastest in.
 
@@ -131,13 +116,13 @@ def load_model(settings: SharedSettings, dtype: "torch.dtype | None" = None) -> 
 
 
 def find_photos(settings: SharedSettings, trained: "TrainedModel") -> Photos:
-    """The photos of the data folder, split as when the model was trained.
+    """The photos of the data folder, split as when the model was trained, without new ones.
 
     BadInput where its classes or its split.json are not those that the model was trained with.
     """
     SplitAssignments.read(settings.model_dir).require(trained.split)
     settings.require_same_kind(trained.is_sample)
-    photos = settings.photos()
+    photos = settings.photos(settings.splitter(assigns_new=False))
     require_same_classes(trained.class_names, photos)
     return photos
 

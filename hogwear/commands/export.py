@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hogwear.commands.common import SharedSettings, open_checkpoint
+from hogwear.commands.common import SharedSettings, find_photos, load_model
 from hogwear.commands.model_card import write_card
 from hogwear.data import loading
 from hogwear.system import command, machine
@@ -45,9 +45,9 @@ def main(settings: Settings) -> None:
     from hogwear.commands.onnx_model import to_onnx
     from hogwear.evaluation.predict import predict_logits
 
-    trained, photos = open_checkpoint(settings, torch.float32)
+    trained = load_model(settings, torch.float32)
     results = read_results(settings.model_dir, trained.sha256)
-    split = photos.evaluated
+    split = find_photos(settings, trained).evaluated
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
     pixels = loading.exclude_trained_on(decoded, trained.trained_on, split.name)
     count = min(MOST_PHOTOS, len(pixels))

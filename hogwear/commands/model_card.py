@@ -51,10 +51,11 @@ $accuracy
 
 ## Limitations
 
-- It knows only these classes and assigns one of them to every photo, even of other things.
+- It knows only these classes and assigns one of them to every photo, even to photos of
+  other things.
 - It was evaluated on photos of the kind it was trained on. On other photos it is less accurate, but
   no less confident.
-- Photos must be upright, and transparent ones must be put on white first.
+- Photos must be upright, and transparent ones need a white background.
 - Keep the line with `draft`. Like Hogwear, it reads JPEG photos of more than twice $size pixels at
   a half, a quarter or an eighth of their size. Read at full size, their pixels differ slightly, and
   so do the probabilities and, for some photos, the predicted class.

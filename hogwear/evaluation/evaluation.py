@@ -71,12 +71,12 @@ class Evaluation:
         sure = confidence >= self.confidence_threshold
         _, shares, accuracies = metrics.coverage_curve(confidence, correct)
         points = np.unique(np.linspace(0, len(shares) - 1, COVERAGE_POINTS).astype(int))
-        uncalibrated = metrics.confidences(self.logits)
+        uncalibrated = metrics.reliability_bins(metrics.confidences(self.logits), correct)
         return {
             "calibration": {
                 "temperature": self.temperature,
-                "ece_before": metrics.expected_calibration_error(uncalibrated, correct),
-                "ece_after": metrics.expected_calibration_error(confidence, correct),
+                "ece_before": metrics.expected_calibration_error(uncalibrated),
+                "ece_after": metrics.expected_calibration_error(bins),
                 "loss_after": metrics.cross_entropy(self.logits / self.temperature, self.labels),
                 "bins": [
                     {name: values[i].item() for name, values in bins.items()}

@@ -107,13 +107,10 @@ def reliability_bins(
     return {"count": count, "confidence": mean, "accuracy": share}
 
 
-def expected_calibration_error(
-    confidence: FloatArray, correct: BoolArray, bins: int = BINS
-) -> float:
+def expected_calibration_error(bins: dict[str, FloatArray | Int64Array]) -> float:
     """ECE: the mean over photos of |confidence - accuracy| of their bins (arXiv 1706.04599)."""
-    found = reliability_bins(confidence, correct, bins)
-    gaps = np.abs(found["confidence"] - found["accuracy"])
-    return float(np.nansum(gaps * found["count"]) / len(confidence))
+    gaps = np.abs(bins["confidence"] - bins["accuracy"])
+    return float(np.nansum(gaps * bins["count"]) / bins["count"].sum())
 
 
 def coverage_curve(

@@ -31,7 +31,7 @@ Line = tuple[str, ImageFont.FreeTypeFont, str]  # text, font, colour
 def stem_of(prediction: Prediction) -> str:
     """The name of its picture, without the suffix: the photo's name and the predicted class.
 
-    Both may hold anything, so both are escaped and cut.
+    Both may contain any characters, so both are escaped and shortened.
     """
     parts = (
         escape(name).replace("/", "_").replace("\\", "_")

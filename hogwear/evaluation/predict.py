@@ -1,4 +1,4 @@
-"""From pixels to logits: the one way, shared by validation in training, eval, infer and export."""
+"""Computes logits from pixels, for validation in training and for all commands."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def prediction_job(
 def collect_logits(
     workers: Workers, count: int, on_batch: Callable[[], object] = lambda: None
 ) -> Float32Array:
-    """The logits of all `count` photos, in order, from workers whose job "predict" is the above.
+    """The logits of all `count` photos, in order, from workers with a `prediction_job` "predict".
 
     The batches do not depend on the number of workers, so neither does any bit of the result.
     """

@@ -37,7 +37,7 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """That of the predicted class."""
+        """The probability of the predicted class."""
         return self.probabilities[self.predicted]
 
     @property

@@ -67,7 +67,7 @@ def write_report(
 
 
 def escape_value(value: object) -> object:
-    """A value that the page shows, harmless and not too long; Markup is our own and stays."""
+    """Escape and shorten a value for the page. Markup is our own and stays as it is."""
     return value if isinstance(value, Markup) else shorten(str(value), 200)
 
 

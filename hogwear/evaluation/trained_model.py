@@ -1,4 +1,4 @@
-"""A network with all that its checkpoint says about it."""
+"""A trained network and its metadata from the checkpoint."""
 
 from dataclasses import dataclass
 from typing import Any

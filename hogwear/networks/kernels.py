@@ -54,7 +54,7 @@ def random_tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Operands:
-    """What a convolution takes beside its input, in the input's dtype."""
+    """The operands of a convolution besides its input, in the input's dtype."""
 
     weight: Tensor
     bias: Tensor
