@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from hogwear.data.cache_folder import CacheFolder, CacheWriter
 from hogwear.data.decoding import LIMITS, Limits
@@ -58,7 +57,7 @@ class PhotoCache:
 
 
 class DecodingJob:
-    """Photos that worker processes decode into the cache, until `finish` has waited for them."""
+    """Photos that worker processes decode into the cache; `finish` waits for them."""
 
     def __init__(self, cache: PhotoCache, split: Split, size: int, part: slice) -> None:
         self.cache, self.part = cache, part
@@ -78,7 +77,9 @@ class DecodingJob:
         slot.mkdir(parents=True, exist_ok=True)
         with ExitStack() as resources:
             lock = resources.enter_context((slot / "lock").open("a"))
-            if not try_lock(lock):
+            try:  # not flock: forked workers would hold that, too
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 return False
             if not self.folder.is_complete(self.part):  # perhaps the other process has decoded it
                 resources.enter_context(removed_on_error(self.folder.path))
@@ -135,12 +136,3 @@ def removed_on_error(folder: Path) -> Iterator[None]:
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def try_lock(file: IO[str]) -> bool:
-    """Lock an open file for this process. Not with flock: forked workers would hold that, too."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True

@@ -45,10 +45,7 @@ class RejectedPhoto(Exception):
 
 
 class TransientReason(str):
-    """A reason that lies with the system: permissions, the disk, memory.
-
-    It may be gone the next time, so it is never stored.
-    """
+    """A reason that may be gone next time (permissions, disk, memory), so it is never stored."""
 
 
 def decode(photo: Path | IO[bytes], size: int, limits: Limits = LIMITS) -> UInt8Array:
@@ -65,9 +62,8 @@ def decode_verified(file: BinaryIO, size: int, limits: Limits, expected_hash: by
     """Decode an open photo like `decode`. Raises OSError if its content has another hash."""
     content = read_content(file)
     if hash_content(content) != expected_hash:
-        raise OSError(
-            errno.ESTALE, "changed while the photos were read; it is read again the next time"
-        )
+        reason = "changed while the photos were read; it is read again the next time"
+        raise OSError(errno.ESTALE, reason)
     return decode(io.BytesIO(content), size, limits)
 
 
@@ -99,9 +95,10 @@ class DecodedImage(NamedTuple):
 def decode_image(photo: Path | IO[bytes], size: int, limits: Limits) -> DecodedImage:
     """Decode a photo, and resize it so that its longer side is `size`."""
     image: Image.Image = Image.open(photo, formats=FORMATS)
-    if (megapixels := image.width * image.height / 1e6) > limits.megapixels:
+    megapixels, most = image.width * image.height / 1e6, limits.megapixels
+    if megapixels > most:
         raise RejectedPhoto(
-            f"{megapixels:.1f} megapixels, over the limit of {limits.megapixels} (--max-megapixels)"
+            f"{megapixels:.1f} megapixels, over the limit of {most} (--max-megapixels)"
         )
     format, shorter_side, scale = image.format, min(image.size), size / max(image.size)
     # JPEG decodes at 1/2, 1/4 or 1/8 of its size, which is much faster
@@ -164,24 +161,18 @@ def open_photo(path: Path, limits: Limits, within: frozenset[str]) -> BinaryIO:
             reason = "a link that leads out of the folder; put the photo itself there"
             raise RejectedPhoto(reason) from None
         descriptor = os.open(target, flags)
-    try:
-        require_readable(os.fstat(descriptor), limits)
-    except RejectedPhoto:
-        os.close(descriptor)
-        raise
-    return os.fdopen(descriptor, "rb")
-
-
-def require_readable(status: os.stat_result, limits: Limits) -> None:
-    """RejectedPhoto for what is not a file, and for an empty or too large one."""
+    status = os.fstat(descriptor)
+    megabytes, most = status.st_size / 1e6, limits.megabytes
     if not stat.S_ISREG(status.st_mode):
-        raise RejectedPhoto("not a file")
-    if (megabytes := status.st_size / 1e6) > limits.megabytes:
-        raise RejectedPhoto(
-            f"{megabytes:.1f} megabytes, over the limit of {limits.megabytes} (--max-megabytes)"
-        )
-    if not status.st_size:
-        raise RejectedPhoto("empty file")
+        reason = "not a file"
+    elif megabytes > most:
+        reason = f"{megabytes:.1f} megabytes, over the limit of {most} (--max-megabytes)"
+    elif not status.st_size:
+        reason = "empty file"
+    else:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise RejectedPhoto(reason)
 
 
 def describe_error(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from contextlib import suppress
 
 from hogwear.data import near_duplicates
 from hogwear.data.pixels import Pixels
@@ -24,15 +25,13 @@ def warn_about_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
 def count_leaked(train: Pixels, held_out: Pixels) -> int:
     """How many photos of `held_out` are in `train`, too, exactly or nearly.
 
-    The cache keeps the result, because 200,000 photos take 6 s. Another process compares them: when
-    it ends, the memory that this takes is free again.
+    The cache keeps the result, because 200,000 photos take 6 s. Another process compares them: its
+    memory is free again when it ends.
     """
     key = hashlib.sha256(train.hashes.tobytes() + held_out.hashes.tobytes()).hexdigest()[:16]
     file = held_out.folder / f"leaked-{key}.json"
-    try:
+    with suppress(OSError, ValueError):
         return int(file.read_text())
-    except (OSError, ValueError):
-        pass
     signatures = train.signatures, held_out.signatures
     jobs = {"count": lambda item: near_duplicates.count_leaked(*signatures)}
     with Workers(1, lambda rank: jobs) as workers:

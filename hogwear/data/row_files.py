@@ -29,15 +29,16 @@ class RowFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = os.path.realpath(root)
+        self.no_files = FileNames([])
         self.by_real_path: dict[str, FileNames] = {}
         self.by_parent: dict[str, FileNames | None] = {}  # as rows write it; None: it leads out
 
     def find(self, value: str) -> str:
         r"""The path within the folder of the photo that a row names by its path or name in images/.
 
-        The suffix may be missing. If no file has exactly this name, one that another system may
-        write so is found: `images\1.JPG` for images/1.jpg. Raises SkippedRow if there is no such
-        file, if there are several, and if the path leads out of the folder.
+        The suffix may be missing. If no file has exactly this name, the spelling of another system
+        counts, too: `images\1.JPG` for images/1.jpg. Raises SkippedRow if there is no such file, if
+        there are several, and if the path leads out of the folder.
         """
         if not value or len(value) > MAX_PATH:
             raise SkippedRow(NO_IMAGE, value)
@@ -50,8 +51,8 @@ class RowFiles:
                 if name in self.list_parent(parent, value).names:
                     return f"{parent}{name}"
         for parent, name in (candidate for path in paths for candidate in candidates(path)):
-            listing = self.list_parent(parent, value)
-            if same := listing.by_simple_name.get(simplify(name)):
+            names = self.list_parent(parent, value)
+            if same := names.by_simple_name.get(simplify(name)):
                 if len(same) > 1:
                     raise SkippedRow(AMBIGUOUS, value)
                 return f"{parent}{same[0]}"
@@ -61,42 +62,38 @@ class RowFiles:
         """The files of a folder, "" or one that ends with /. SkippedRow if it leads out."""
         if parent not in self.by_parent:
             self.by_parent[parent] = self.list_folder(f"{self.root}/{parent}")
-        if (listing := self.by_parent[parent]) is None:
+        if (names := self.by_parent[parent]) is None:
             raise SkippedRow(OUTSIDE, value)
-        return listing
+        return names
 
     def list_folder(self, folder: str) -> "FileNames | None":
         """The files of a folder; nothing for a missing one, None for one that leads out."""
         # os.path, because Path's raises for a name too long; first, because realpath is slow
         if not os.path.isdir(folder):  # noqa: PTH112
-            return EMPTY
+            return self.no_files
         real = os.path.realpath(folder)
         if not Path(real).is_relative_to(self.root):
             return None
         if real not in self.by_real_path:
             with os.scandir(real) as entries:
-                self.by_real_path[real] = FileNames(
-                    entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)
-                )
+                files = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
+            self.by_real_path[real] = FileNames(entry.name for entry in files)
         return self.by_real_path[real]
 
 
 class FileNames:
-    """The files of one folder."""
+    """The names of the files in one folder."""
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
 
     @cached_property
     def by_simple_name(self) -> dict[str, list[str]]:
-        """{simplified name: names}; made only if a row names a file that is not there."""
+        """{simplified name: names}; computed only if a row names a file that is not there."""
         names = defaultdict(list)
         for name in self.names:
             names[simplify(name)].append(name)
         return names
-
-
-EMPTY = FileNames()
 
 
 def candidates(path: str) -> Iterator[tuple[str, str]]:
@@ -107,6 +104,6 @@ def candidates(path: str) -> Iterator[tuple[str, str]]:
 
 
 def simplify(name: str) -> str:
-    """The same for names that Windows and macOS may write instead of each other."""
+    """One form for all names that Windows or macOS may write for the same file."""
     stem, dot, suffix = normalize(name).rpartition(".")
     return f"{stem}.{suffix.lower()}" if dot else suffix

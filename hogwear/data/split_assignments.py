@@ -79,11 +79,9 @@ class SplitAssignments:
         if not (file.exists() and file.read_bytes() == content):
             write_atomically(file, content)
 
-    def version(self) -> SplitVersion:
-        return self.version_of_first(len(self))
-
-    def version_of_first(self, count: int) -> SplitVersion:
-        """The version that had only the first `count` photos."""
+    def version(self, count: int | None = None) -> SplitVersion:
+        """The version, or the earlier one that had only the first `count` photos."""
+        count = len(self) if count is None else count
         digest = hashlib.sha256()
         for entries in self.hashes, self.splits, self.groups:
             digest.update(entries[:count].tobytes())
@@ -91,7 +89,7 @@ class SplitAssignments:
 
     def require(self, version: SplitVersion) -> "SplitAssignments":
         """These assignments; BadInput if they are not this version, or one with more photos."""
-        if self.version_of_first(version["count"]) != version:
+        if self.version(version["count"]) != version:
             problem = "changed" if len(self) else "missing"
             raise BadInput(
                 f"{self.file}: {problem} since the checkpoint was trained, so it is unknown which "
