@@ -5,6 +5,8 @@ python train.py --epochs 5 --image-size 160
 python train.py --fresh             # starts a new run; the old checkpoint is kept beside it
 """
 
+from __future__ import annotations
+
 import importlib
 import math
 import os
@@ -43,13 +45,15 @@ from hogwear.training.model_folder import ModelFolder
 from hogwear.training.photo_sets import PhotoSet, PhotoSets, add_photos
 
 if TYPE_CHECKING:
+    from hogwear.networks.network import Network
     from hogwear.training.checkpoint import Checkpoint
+    from hogwear.training.history import History
     from hogwear.training.run_state import RunState
     from hogwear.training.time_budget import Budget
     from hogwear.training.trainer import Trainer, TrainingData
 
-# torch takes seconds to import, so it is imported while the photos are decoded, or to load a
-# checkpoint. Nothing above may import it.
+# torch takes seconds to import, so nothing above imports it: it is imported while the photos are
+# decoded, or to load a checkpoint.
 
 
 def hyperparameter(name: str, help: str, **rules: Any) -> Any:
@@ -126,14 +130,12 @@ class Settings(SharedSettings):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that training starts from."""
+    """A trainer, and what else the start of training needs."""
 
-    checkpoint: "Checkpoint | None"  # to resume from
+    trainer: Trainer
+    budget: Budget | None
+    checkpoint: Checkpoint | None  # to resume from
     assignments: SplitAssignments
-    state: "RunState"
-    data: "TrainingData"
-    val_of_best: Pixels | None  # for the best weights, if they were measured on other photos
-    budget: "Budget | None"
 
 
 def main(settings: Settings) -> None:
@@ -146,10 +148,10 @@ def main(settings: Settings) -> None:
         folder.claim()
     with Peers(rank, "prepare") if rank else SINGLE_MACHINE as cluster:
         prepared = prepare(settings, folder, cluster, started)
-        trainer = create_trainer(settings, folder, cluster, prepared) if prepared else None
         cluster.barrier()
-    if prepared is None or trainer is None:
+    if prepared is None:
         return
+    trainer = prepared.trainer
     if is_first:
         folder.set_aside(prepared.checkpoint)
     with nullcontext() if is_first else suppress(OSError):  # others may have no model folder
@@ -187,7 +189,7 @@ def join_cluster(settings: Settings) -> Rank | None:
     return rank
 
 
-def connect(rank: Rank | None, trainer: "Trainer", sync_every: int) -> SingleMachine:
+def connect(rank: Rank | None, trainer: Trainer, sync_every: int) -> SingleMachine:
     """The connection to the other machines that train the same network."""
     if rank is None:
         return SINGLE_MACHINE
@@ -202,7 +204,7 @@ def connect(rank: Rank | None, trainer: "Trainer", sync_every: int) -> SingleMac
 def prepare(
     settings: Settings, folder: ModelFolder, cluster: SingleMachine, started: float
 ) -> Prepared | None:
-    """Find checkpoint and photos, plan the run, and decode. None if torchrun's job is done."""
+    """Find checkpoint and photos, plan, decode, create a trainer. None for a job that is done."""
     checkpoint, reason = find_checkpoint(settings, folder)
     photos, splitter = find_photos(settings, cluster)
     checkpoint = agree_on_checkpoint(settings, cluster, photos, checkpoint)
@@ -230,54 +232,52 @@ def prepare(
     data = load_data(loader, photos, hyperparameters.image_size, trained_on)
     if cluster.machines == 1:
         leakage.warn_about_leakage(data.train, data.val, "val")
-    photo_sets = PhotoSets(
-        photos.is_sample,
-        train=PhotoSet.from_pixels(data.train, photos.class_names, cluster),
-        val=PhotoSet.from_pixels(data.val, photos.class_names, cluster),
-    )
-    val_of_best = None
-    if saved:
-        if changes := "; ".join(photo_sets.changes_since(saved.photos)):
-            print(f"The photos have changed since the last run: {changes}.")
-        best = saved.history.best
-        if best and saved.photos.val != photo_sets.val:
-            val_of_best = (
-                data.val
-                if best.image_size == hyperparameters.image_size
-                else load_val(loader, photos, best.image_size, trained_on)
-            )
 
     from hogwear.training.run_state import RunState
+    from hogwear.training.trainer import Trainer
 
     state = RunState(
         class_names=photos.class_names,
         hyperparameters=hyperparameters,
-        photos=photo_sets,
+        photos=PhotoSets(
+            photos.is_sample,
+            train=PhotoSet.from_pixels(data.train, photos.class_names, cluster),
+            val=PhotoSet.from_pixels(data.val, photos.class_names, cluster),
+        ),
         split=splitter.assignments.version(),
         trained_on=trained_on,
         job_id=membership.read_job_id(),
+        total_images=budget.images if budget else None,
     )
-    state = state.resume(saved) if saved else state
-    return Prepared(checkpoint, splitter.assignments, state, data, val_of_best, budget)
+    if saved:
+        if changes := "; ".join(state.photos.changes_since(saved.photos)):
+            print(f"The photos have changed since the last run: {changes}.")
+        state = state.resume(saved)
+    net = build_network(settings, state)
+    best = state.history.best
+    if saved and best and saved.photos.val != state.photos.val:
+        same_size = best.image_size == hyperparameters.image_size
+        val = data.val if same_size else load_val(loader, photos, best.image_size, trained_on)
+        measure_best_again(state.history, net, val, settings.num_workers, cluster)
+    trainer = Trainer(net, state, data, settings.num_workers, folder)
+    return Prepared(trainer, budget, checkpoint, splitter.assignments)
 
 
-def find_checkpoint(settings: Settings, folder: ModelFolder) -> "tuple[Checkpoint | None, str]":
+def find_checkpoint(settings: Settings, folder: ModelFolder) -> tuple[Checkpoint | None, str]:
     """The checkpoint to resume from, or None and why a new run starts.
 
     BadInput for an empty data folder if the checkpoint was trained on real photos.
     """
+    if not any(file.exists() for file in folder.checkpoints):
+        return None, f"there is no {folder.checkpoints[0]} yet"
+    if settings.fresh:
+        return None, "--fresh"
+    import torch
 
-    def load(model_dir: Path) -> "Checkpoint":
-        import torch
+    import model
 
-        import model
-
-        torch.set_num_threads(1)  # in the workers too, which are forked from here
-        return model.load_checkpoint(model_dir)
-
-    checkpoint, reason = folder.saved_run(settings.fresh, load)
-    if checkpoint is None:
-        return None, reason
+    torch.set_num_threads(1)  # in the workers too, which are forked from here
+    checkpoint = model.load_checkpoint(folder.path)
     is_sample = load_state(checkpoint).photos.is_sample
     if is_sample and not dataset.is_empty(settings.data_dir, settings.output_folders):
         return None, (
@@ -288,7 +288,7 @@ def find_checkpoint(settings: Settings, folder: ModelFolder) -> "tuple[Checkpoin
     return checkpoint, ""
 
 
-def load_state(checkpoint: "Checkpoint") -> "RunState":
+def load_state(checkpoint: Checkpoint) -> RunState:
     from hogwear.training.run_state import RunState
 
     return RunState.load_state_dict(checkpoint.state)
@@ -313,13 +313,10 @@ def find_photos(settings: Settings, cluster: SingleMachine) -> tuple[Photos, Spl
 
 
 def agree_on_checkpoint(
-    settings: Settings,
-    cluster: SingleMachine,
-    photos: Photos,
-    checkpoint: "Checkpoint | None",
-) -> "Checkpoint | None":
+    settings: Settings, cluster: SingleMachine, photos: Photos, checkpoint: Checkpoint | None
+) -> Checkpoint | None:
     """The newest checkpoint of all machines. Raises like agreement.agree and model.load."""
-    if not isinstance(cluster, Peers):
+    if cluster.machines == 1:
         return checkpoint
     import model
     from hogwear.training import agreement
@@ -328,7 +325,7 @@ def agree_on_checkpoint(
     return newest and model.validate_checkpoint(newest)
 
 
-def is_job_done(saved: "RunState") -> bool:
+def is_job_done(saved: RunState) -> bool:
     """Whether torchrun restarts a job that has finished its run; if so, says it."""
     job_id = membership.read_job_id()
     if not saved.finished or job_id is None or saved.job_id != job_id:
@@ -344,9 +341,9 @@ def plan_time(
     settings: Settings,
     hyperparameters: Hyperparameters,
     photos: Photos,
-    saved: "RunState | None",
+    saved: RunState | None,
     started: float,
-) -> "tuple[Hyperparameters, Budget | None]":
+) -> tuple[Hyperparameters, Budget | None]:
     """With --time-budget: choose the image size, unless it is fixed, and the number of epochs.
 
     An interrupted run keeps its length. BadInput where the time is too short.
@@ -365,28 +362,23 @@ def plan_time(
         val=len(photos.val),
         head=closed_form.PHOTOS_PER_CLASS * num_classes if net.pretrained else 0,
     )
-    is_size_fixed = saved is not None or settings.image_size is not None
-    sizes = ((hyperparameters.image_size, time_budget.MIN_EPOCHS),)
-    deadline = started + hyperparameters.time_budget
-    budget = time_budget.plan_run(
-        speed, deadline, work, sizes if is_size_fixed else time_budget.SIZES
-    )
+    sizes = time_budget.SIZES
+    if saved or settings.image_size:
+        sizes = ((hyperparameters.image_size, time_budget.MIN_EPOCHS),)
+    budget = time_budget.plan_run(speed, started + hyperparameters.time_budget, work, sizes)
     epochs = math.ceil(budget.images / len(photos.train))
     return replace(hyperparameters, image_size=budget.image_size, epochs=epochs), budget
 
 
-def print_start(checkpoint: "Checkpoint | None", saved: "RunState | None", reason: str) -> None:
+def print_start(checkpoint: Checkpoint | None, saved: RunState | None, reason: str) -> None:
     if checkpoint is None or saved is None:
         line = f"Starting a new run: {reason}."
     elif saved.finished:
-        line = (
-            f"Resuming from {checkpoint.file}, a finished run with "
-            f"{saved.history.describe_best()}: training it further."
-        )
+        best = saved.history.describe_best()
+        line = f"Resuming from {checkpoint.file}, a finished run with {best}: training it further."
     else:
-        line = (
-            f"Resuming the interrupted run in {checkpoint.file} after {saved.images_seen} images."
-        )
+        images = f"{saved.images_seen} images"
+        line = f"Resuming the interrupted run in {checkpoint.file} after {images}."
     print(escape(line))
 
 
@@ -426,7 +418,7 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photo
 
 def load_data(
     loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array
-) -> "TrainingData":
+) -> TrainingData:
     """Decode the photos of train and val, those that are not in the cache."""
     decoding = loader.start(photos.train, image_size)
     importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
@@ -440,42 +432,31 @@ def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64A
     return exclude_trained_on(loader.load(photos.val, image_size), trained_on, "val")
 
 
-def create_trainer(
-    settings: Settings, folder: ModelFolder, cluster: SingleMachine, prepared: Prepared
-) -> "Trainer":
-    """A trainer whose network has saved weights, or else pretrained or random ones."""
+def build_network(settings: Settings, state: RunState) -> Network:
+    """A network for the classes of the run, with random weights that depend on its seed."""
     import torch
 
     import model
-    from hogwear.training.trainer import Trainer
 
-    state, history = prepared.state, prepared.state.history
     torch.set_num_threads(1)
     torch.manual_seed(state.hyperparameters.seed)
     dtype = model.choose_dtype(settings.cache_dir)
     print(f"Precision: {str(dtype).removeprefix('torch.')}, the fastest on this CPU.")
-    net = model.build(
-        state.hyperparameters.arch,
-        len(state.class_names),
-        state.hyperparameters.image_size,
-        dtype,
+    arch, image_size = state.hyperparameters.arch, state.hyperparameters.image_size
+    return model.build(arch, len(state.class_names), image_size, dtype)
+
+
+def measure_best_again(
+    history: History, net: Network, val: Pixels, num_workers: int, cluster: SingleMachine
+) -> None:
+    """Replace the figures of the best weights, which other validation photos gave."""
+    assert history.best
+    previous = history.best.val_acc
+    best = history.best = history.best.measure_again(net, val, num_workers, cluster)
+    print(
+        f"The best weights (epoch {best.epoch}) were evaluated again, on the present "
+        f"validation photos: accuracy {best.val_acc:.4f}, previously {previous:.4f}."
     )
-    if history.best and prepared.val_of_best is not None:
-        previous = history.best.val_acc
-        history.best = history.best.measure_again(
-            net, prepared.val_of_best, settings.num_workers, cluster
-        )
-        print(
-            f"The best weights (epoch {history.best.epoch}) were evaluated again, on the present "
-            f"validation photos: accuracy {history.best.val_acc:.4f}, previously {previous:.4f}."
-        )
-    if state.snapshot:
-        net.load_state_dict(state.snapshot.weights)
-    elif history.best:
-        net.load_state_dict(history.best.weights)
-    else:
-        net.load_pretrained()
-    return Trainer(net, state, prepared.data, settings.num_workers, folder)
 
 
 if __name__ == "__main__":

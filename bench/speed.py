@@ -154,7 +154,6 @@ class Training:
         )
         schedule = Schedule(self.PHOTOS, BATCH, LR, 0, 0, LiveSettings.create(total_images=1 << 40))
         self.batches = Batches(photos, CROP, schedule)
-        self.rule = hogwild.UpdateRule(MOMENTUM, hogwild.adaptive_clip_grad, torch.zeros(1))
 
     def measure_hogwild(self, workers: int, threads: int = 1, shared: bool = True) -> float:
         """Images/s of all workers together; without `shared`, each has weights of its own."""
@@ -164,8 +163,8 @@ class Training:
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             torch.set_num_threads(threads)
             own = net if shared else shared_network()
-            step = hogwild.create_train_step(own, momentum[rank], self.batches, self.rule)
-            return {"train": step}
+            settings = self.batches, MOMENTUM, torch.zeros(1)
+            return {"train": hogwild.create_train_step(own, momentum[rank], *settings)}
 
         with Workers(workers, prepare) as pool:
             list(pool.run("train", range(4 * workers)))  # warm up

@@ -317,7 +317,7 @@ def test_an_interrupted_run_resumes_with_its_last_weights_not_its_best(
     settings = flags.parse(train.Settings, [*map(str, at(corrected, folder, cache))])
     prepared = train.prepare(settings, ModelFolder(folder), SINGLE_MACHINE, 0.0)
     assert prepared
-    trainer = train.create_trainer(settings, ModelFolder(folder), SINGLE_MACHINE, prepared)
+    trainer = prepared.trainer
     best = trainer.state.history.best
     assert torch.equal(flat(trainer.net.state_dict()), flat(state["weights"]))
     assert not torch.equal(flat(state["weights"]), flat(state["best"]["weights"]))

@@ -40,6 +40,8 @@ import eval
 import model
 import train
 from hogwear.data.sample import generate
+from hogwear.system import flags
+from hogwear.training.model_folder import ModelFolder
 
 
 def copy_of(folder: Path, name: Path) -> Path:
@@ -507,6 +509,23 @@ def test_tinyvgg_needs_no_shared_memory_but_for_its_few_parameters(
         assert call(train, *arguments, *at(data, tmp_path, trained.cache)).code == 0
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def test_what_a_run_resumes_from_or_why_it_does_not(
+    fresh: Result, data: Path, tmp_path: Path
+) -> None:
+    def find(*more: str) -> tuple[str | None, str]:
+        arguments = map(str, at(data, tmp_path / "model", tmp_path / "cache"))
+        settings = flags.parse(train.Settings, [*arguments, *more])
+        found, reason = train.find_checkpoint(settings, ModelFolder(settings.model_dir))
+        return found.file.name if found else None, reason
+
+    assert find() == (None, f"there is no {tmp_path}/model/checkpoint.pt yet")
+    copy_of(fresh[0], tmp_path)
+    assert find("--fresh") == (None, "--fresh")
+    assert find() == ("checkpoint.pt", "")
+    (tmp_path / "model" / "checkpoint.pt").rename(tmp_path / "model" / "checkpoint.previous.pt")
+    assert find() == ("checkpoint.previous.pt", "")
 
 
 # --- refused

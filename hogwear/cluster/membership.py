@@ -28,15 +28,15 @@ def read_rank() -> Rank | None:
 
     BadInput where torchrun started several processes on this machine.
     """
-    environment = os.environ
-    if "RANK" not in environment or int(environment.get("WORLD_SIZE", 1)) == 1:
+    machines = int(os.environ.get("WORLD_SIZE", 1))
+    if "RANK" not in os.environ or machines == 1:
         return None
-    if (processes := int(environment.get("LOCAL_WORLD_SIZE", 1))) != 1:
+    if (processes := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) != 1:
         raise BadInput(
             f"torchrun started {processes} processes on this machine, expected 1: "
             "use --nproc-per-node=1; train starts its own workers"
         )
-    return Rank(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+    return Rank(int(os.environ["RANK"]), machines)
 
 
 def read_job_id() -> str | None:
@@ -48,10 +48,9 @@ def read_job_id() -> str | None:
 def start_store() -> None:
     """On rank 0: start a process that serves the key-value store until this process ends.
 
-    The store has threads, and this process forks, so it may not have any. torchrun offers a store
-    of its own, but then machines that join later wait for an address that they never get
-    (torch 2.14). TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 turns that store off; where it is on, it is
-    used.
+    The store has threads, and this process forks, so it may not have any. Where torchrun shares its
+    own store, that is used; TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 turns it off, for with it,
+    machines that join later wait for an address that they never get (torch 2.14).
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return

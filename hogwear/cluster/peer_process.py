@@ -33,8 +33,7 @@ class PeerProcess:
     """Carries out the commands of its parent together with the peer processes of all machines.
 
     It is created in the parent; `serve` is the body of the forked process. A command is the name of
-    a method below and its arguments; the reply is a tuple of one result, or a str if the connection
-    broke.
+    a method below and its arguments. The reply is the method's result, or a str: why there is none.
     """
 
     def __init__(self, rank: Rank, name: str, parameters: Sequence[nn.Parameter]) -> None:
@@ -47,7 +46,7 @@ class PeerProcess:
         self.mean: Tensor  # (n,) float32, the last average
 
     def serve(self, pipe: Connection, parent_end: Connection) -> None:
-        """Connect to the other machines; work until the parent or another machine is gone."""
+        """Connect to the other machines; serve until the parent or another machine is gone."""
         signals.die_with_parent()
         parent_end.close()
         for ignored in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop
@@ -65,26 +64,23 @@ class PeerProcess:
         os._exit(0)  # gloo's threads can hang at exit
 
     def connect(self) -> None:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         timeout = timedelta(seconds=TIMEOUT)
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timeout,
-        )
+        store = dist.TCPStore(host, port, timeout=timeout)  # type: ignore[attr-defined]
+        prefixed = dist.PrefixStore(self.name, store)  # type: ignore[attr-defined]
         dist.init_process_group(
             "gloo",
-            store=dist.PrefixStore(self.name, store),  # type: ignore[attr-defined]
+            store=prefixed,
+            timeout=timeout,
             rank=self.rank.number,
             world_size=self.rank.machines,
-            timeout=timeout,
         )
 
     def execute_commands(self, pipe: Connection) -> None:
-        """Execute each command as soon as the parents of all machines have sent it.
+        """Execute each command once the parents of all machines have sent it.
 
-        Several times a second all machines exchange how many commands their parents have sent, and
-        how many heartbeats. RuntimeError if no parent makes progress for STALLED seconds.
+        Several times per second, all machines exchange how many commands and heartbeats their
+        parents have sent. RuntimeError if no parent makes progress for STALLED seconds.
         """
         commands: deque[tuple[Any, ...]] = deque()
         executed = 0
@@ -94,9 +90,8 @@ class PeerProcess:
             # With a command at hand, the exchange itself waits for the machines without one.
             if pipe.poll(0 if commands else PULSE):
                 commands.append(pipe.recv())
-            sent, heartbeats = self.gather_equal(
-                np.array([[executed + len(commands), self.heartbeats.value]])
-            ).T
+            counts = np.array([[executed + len(commands), self.heartbeats.value]])
+            sent, heartbeats = self.gather_equal(counts).T
             self.last_contact.value = now = time.monotonic()
             if heartbeats.sum() != total_heartbeats:
                 total_heartbeats, last_progress = heartbeats.sum(), now
@@ -104,24 +99,23 @@ class PeerProcess:
                 raise RuntimeError(f"no machine has made progress for {STALLED:.0f} s")
             if sent.min() > executed:
                 command, *arguments = commands.popleft()
-                pipe.send((getattr(self, command)(*arguments),))
+                pipe.send(getattr(self, command)(*arguments))
                 executed += 1
 
-    def all_reduce(self, arrays: list[AnyArray]) -> list[AnyArray]:
+    def all_reduce(self, arrays: Sequence[AnyArray]) -> Sequence[AnyArray]:
         for array in arrays:
             dist.all_reduce(torch.from_numpy(array))
         return arrays
 
-    def all_gather(self, arrays: list[AnyArray]) -> list[AnyArray]:
+    def all_gather(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
         gathered = []
         for array in arrays:
             counts = self.gather_equal(np.array([len(array)]))
             padded = np.zeros((counts.max(), *array.shape[1:]), array.dtype)
             padded[: len(array)] = array
             parts = np.split(self.gather_equal(padded), self.rank.machines)
-            gathered.append(
-                np.concatenate([part[:n] for part, n in zip(parts, counts, strict=True)])
-            )
+            parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
+            gathered.append(np.concatenate(parts))
         return gathered
 
     def gather_equal(self, array: AnyArray) -> AnyArray:
@@ -131,9 +125,8 @@ class PeerProcess:
         return np.concatenate([part.numpy() for part in parts])
 
     def all_gather_bytes(self, message: bytes) -> list[bytes]:
-        lengths, content = self.all_gather(
-            [np.array([len(message)]), np.frombuffer(message, np.uint8)]
-        )
+        length, content = np.array([len(message)]), np.frombuffer(message, np.uint8)
+        lengths, content = self.all_gather([length, content])
         return [part.tobytes() for part in np.split(content, np.cumsum(lengths)[:-1])]
 
     def broadcast_bytes(self, source: int, message: bytes) -> bytes:
@@ -152,10 +145,9 @@ class PeerProcess:
     def average_parameters(self, replace: bool) -> float:
         """Average the parameters over all machines; returns the seconds that took.
 
-        `replace` sets the live parameters to the mean; otherwise they move by the difference, so
-        that they keep what workers have learned meanwhile. Sent is the change since the last
-        average, in bfloat16. A machine with NaN or infinite parameters contributes nothing and
-        takes the mean of the others.
+        `replace` sets the live parameters to the mean; otherwise they move by the difference, and
+        so keep what workers have learned meanwhile. Machines send the change since the last
+        average, in bfloat16; one with NaN or infinite parameters takes the mean of the others.
         """
         started = time.monotonic()
         snapshot = self.snapshot()
@@ -169,7 +161,9 @@ class PeerProcess:
         if replace or not is_finite:
             self.set_parameters(self.mean)
         else:
-            self.add_to_parameters(self.mean - snapshot)
+            changes = unflatten_like(self.mean - snapshot, self.parameters)
+            for p, change in zip(self.parameters, changes, strict=True):
+                p.data.add_(change)
         return time.monotonic() - started
 
     def snapshot(self) -> Tensor:
@@ -179,7 +173,3 @@ class PeerProcess:
     def set_parameters(self, flat: Tensor) -> None:
         for p, value in zip(self.parameters, unflatten_like(flat, self.parameters), strict=True):
             p.data.copy_(value)
-
-    def add_to_parameters(self, flat: Tensor) -> None:
-        for p, change in zip(self.parameters, unflatten_like(flat, self.parameters), strict=True):
-            p.data.add_(change)

@@ -12,6 +12,8 @@ measurements. The communication runs in a process of its own (peer_process.py): 
 and the training process forks its workers, so it may not have any (docs/decisions/fork.md).
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class PeerLost(BadInput):
-    """Another machine is gone or cut off. torchrun restarts the others from the last checkpoint."""
+    """Another machine is gone or cut off."""
 
     exit_code = 1
 
@@ -39,7 +41,7 @@ class PeerLost(BadInput):
 
 
 class SingleMachine:
-    """The interface to the other machines, for where there are none: every call returns at once."""
+    """The interface to the other machines where there are none: every call returns at once."""
 
     rank = 0
     machines = 1
@@ -93,19 +95,18 @@ SINGLE_MACHINE = SingleMachine()
 class Peers(SingleMachine):
     """The connection to the other machines: opened by all of them, until one of them closes it.
 
-    All machines make the same calls in the same order. Each call is carried out as soon as all
-    machines have made it, so a slow machine is waited for. A machine that dies is noticed at once,
-    and one that is cut off after TIMEOUT; both raise PeerLost.
+    All machines make the same calls in the same order. Each call waits until all have made it. It
+    raises PeerLost at once when a machine dies, and after TIMEOUT when one is cut off.
 
-    `parameters` are those to average, `syncs_per_epoch` times in each pass of the cluster over its
-    photos; `epochs_done` says where in the run this connection starts.
+    `parameters` are averaged `syncs_per_epoch` times in each pass of the cluster over its photos;
+    `epochs_done` says where in the run this connection starts.
     """
 
     def __init__(
         self,
         rank: Rank,
         name: str,
-        parameters: "Sequence[nn.Parameter]" = (),
+        parameters: Sequence[nn.Parameter] = (),
         syncs_per_epoch: int = 1,
         epochs_done: float = 0.0,
     ) -> None:
@@ -116,9 +117,8 @@ class Peers(SingleMachine):
         torch.set_num_threads(1)
         self.rank = rank.number
         self.machines = rank.machines
-        self.shard = slice(
-            rank.number, None, rank.machines
-        )  # not a block: photos are sorted by class
+        # Not a block, for photos are sorted by class.
+        self.shard = slice(rank.number, None, rank.machines)
         self.parameters = parameters
         self.syncs_per_epoch = syncs_per_epoch
         # Counted from the progress, not from calls, so that all machines sync equally often.
@@ -130,17 +130,10 @@ class Peers(SingleMachine):
         self.opened = time.monotonic()
         self.peer = PeerProcess(rank, name, parameters)
         self.pipe, child_end = FORK.Pipe()
-        self.process = FORK.Process(
-            target=self.peer.serve, args=(child_end, self.pipe), daemon=True
-        )
+        ends = child_end, self.pipe
+        self.process = FORK.Process(target=self.peer.serve, args=ends, daemon=True)
         self.process.start()
         child_end.close()
-
-    @property
-    def bytes_per_sync(self) -> int:
-        """Sent by each machine in the two rounds of an all-reduce of bfloat16 numbers."""
-        size = sum(2 * p.numel() for p in self.parameters)
-        return 2 * size * (self.machines - 1) // self.machines
 
     def heartbeat(self) -> None:
         self.peer.heartbeats.value += 1
@@ -149,20 +142,16 @@ class Peers(SingleMachine):
         self.request("all_gather_bytes", b"")
 
     def all_reduce(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
-        sums: list[AnyArray] = self.request("all_reduce", list(arrays))
-        return sums
+        return self.request("all_reduce", arrays)
 
     def all_gather(self, arrays: Sequence[AnyArray]) -> list[AnyArray]:
-        gathered: list[AnyArray] = self.request("all_gather", list(arrays))
-        return gathered
+        return self.request("all_gather", arrays)
 
     def all_gather_bytes(self, message: bytes) -> list[bytes]:
-        messages: list[bytes] = self.request("all_gather_bytes", message)
-        return messages
+        return self.request("all_gather_bytes", message)
 
     def broadcast_bytes(self, source: int, message: bytes) -> bytes:
-        received: bytes = self.request("broadcast_bytes", source, message)
-        return received
+        return self.request("broadcast_bytes", source, message)
 
     def broadcast_parameters(self) -> None:
         self.request("broadcast_parameters")
@@ -195,8 +184,11 @@ class Peers(SingleMachine):
 
     def summary(self) -> str:
         share = self.waited_seconds / (time.monotonic() - self.opened)
+        # An all-reduce of bfloat16 numbers sends them in two rounds.
+        size = 2 * sum(2 * p.numel() for p in self.parameters)
+        megabytes = size * (self.machines - 1) / self.machines / 1e6
         return (
-            f"Averaging: {self.syncs} times, {self.bytes_per_sync / 1e6:.1f} MB sent per machine "
+            f"Averaging: {self.syncs} times, {megabytes:.1f} MB sent per machine "
             f"in {self.sync_seconds / max(1, self.syncs):.2f} s each time; "
             f"training waited {self.waited_seconds:.1f} s, {share:.1%} of the time.\n"
         )
@@ -224,7 +216,7 @@ class Peers(SingleMachine):
             raise PeerLost("the communication process has died") from None
         if isinstance(reply, str):
             raise PeerLost(reply)
-        return reply[0]
+        return reply
 
     def __exit__(self, *error: object) -> None:
         self.pipe.close()

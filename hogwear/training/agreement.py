@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hogwear.cluster.peers import Peers
+from hogwear.cluster.peers import SingleMachine
 from hogwear.data.photos import Photos
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint
@@ -15,11 +15,11 @@ from hogwear.training.run_state import RunState
 
 
 def agree(
-    peers: Peers, photos: Photos, flags: dict[str, Any], saved: Checkpoint | None
+    cluster: SingleMachine, photos: Photos, flags: dict[str, Any], saved: Checkpoint | None
 ) -> Checkpoint | None:
     """The newest checkpoint of all machines, to resume from on each of them.
 
-    Raises BadInput where machines have different photos or were started with different `flags`.
+    BadInput where machines have different photos or were started with different `flags`.
     """
     mine = {
         "photos": hash_photos(photos),
@@ -27,30 +27,26 @@ def agree(
         "progress": progress_of(saved),
         "checkpoint": saved.sha256 if saved else None,
     }
-    everyone = [json.loads(text) for text in peers.all_gather_bytes(json.dumps(mine).encode())]
+    everyone = [json.loads(text) for text in cluster.all_gather_bytes(json.dumps(mine).encode())]
     for rank, theirs in enumerate(everyone):
-        require_same_flags(theirs["flags"], everyone[0]["flags"], rank)
+        for name, value in theirs["flags"].items():
+            if value != (expected := everyone[0]["flags"][name]):
+                here, there = ("not set" if x is None else x for x in (value, expected))
+                raise BadInput(
+                    f"--{name.replace('_', '-')}: {here} on rank {rank}, {there} on rank 0; "
+                    "start all machines with the same flags"
+                )
         if theirs["photos"] != everyone[0]["photos"]:
             raise BadInput(
                 f"{photos.folder}: rank {rank} has other photos than rank 0, or another split of "
                 "them; give all machines the same photos"
             )
-    newest = max(range(peers.machines), key=lambda rank: (everyone[rank]["progress"], -rank))
-    if len({machine["checkpoint"] for machine in everyone}) == 1:
+    if all(theirs["checkpoint"] == mine["checkpoint"] for theirs in everyone):
         return saved
-    is_mine = newest == peers.rank
-    content = peers.broadcast_bytes(newest, saved.file.read_bytes() if saved and is_mine else b"")
+    newest = max(range(cluster.machines), key=lambda rank: everyone[rank]["progress"])
+    is_mine = newest == cluster.rank
+    content = cluster.broadcast_bytes(newest, saved.file.read_bytes() if saved and is_mine else b"")
     return saved if is_mine else checkpoint.parse(Path(f"the checkpoint of rank {newest}"), content)
-
-
-def require_same_flags(flags: dict[str, Any], expected: dict[str, Any], rank: int) -> None:
-    for name, value in flags.items():
-        if value != expected[name]:
-            here, there = ("not set" if x is None else x for x in (value, expected[name]))
-            raise BadInput(
-                f"--{name.replace('_', '-')}: {here} on rank {rank}, {there} on rank 0; "
-                "start all machines with the same flags"
-            )
 
 
 def hash_photos(photos: Photos) -> str:

@@ -1,9 +1,8 @@
 """What a run has achieved so far: running metrics, a row per epoch, and the best weights."""
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
@@ -28,29 +27,11 @@ class RunningMetrics:
     correct: int = 0
     seconds: float = 0.0
 
-    def add(self, result: StepResult) -> None:
+    def add(self, result: StepResult, seconds: float) -> None:
         self.images += result.images
         self.loss += result.loss * result.images
         self.correct += result.correct
-
-
-class TrainingMetrics:
-    """The metrics of the current epoch, and of all that this process has trained."""
-
-    def __init__(self, epoch: RunningMetrics | None = None) -> None:
-        self.epoch = replace(epoch) if epoch else RunningMetrics()
-        self.session = RunningMetrics()
-
-    def add(self, result: StepResult) -> None:
-        self.epoch.add(result)
-        self.session.add(result)
-
-    def add_seconds(self, since: float) -> float:
-        """Count the time since then as training time; returns the present time."""
-        now = time.monotonic()
-        self.epoch.seconds += now - since
-        self.session.seconds += now - since
-        return now
+        self.seconds += seconds
 
 
 @dataclass(frozen=True)
@@ -87,7 +68,7 @@ class Best:
         image_size: int,
         logits: Float32Array,
         labels: Int64Array,
-    ) -> "Best":
+    ) -> Self:
         """Validate and calibrate weights by their `logits`, (n, classes), for labels, (n,)."""
         temperature = metrics.fit_temperature(logits, labels)
         confidence = metrics.confidences(logits, temperature)
@@ -104,7 +85,7 @@ class Best:
 
     def measure_again(
         self, net: Network, val: Pixels, workers: int, cluster: SingleMachine
-    ) -> "Best":
+    ) -> Self:
         """The same weights with figures of other validation photos, at their own image size.
 
         The network is left with these weights. BadInput where its outputs are not finite.
@@ -115,11 +96,6 @@ class Best:
         return self.measure(self.weights, self.epoch, self.image_size, logits, labels)
 
 
-def is_better(row: EpochRow, best: Best) -> bool:
-    """The selection of weights: by validation accuracy; of equal ones, the later."""
-    return row.val_acc >= best.val_acc
-
-
 @dataclass
 class History:
     """All epochs of all runs into a checkpoint."""
@@ -127,11 +103,9 @@ class History:
     rows: list[EpochRow] = field(default_factory=list)
     best: Best | None = None
 
-    def add(self, row: EpochRow, candidate: Callable[[], Best]) -> None:
-        """Add the row of an epoch; `candidate` measures its weights if they are the new best."""
-        self.rows.append(row)
-        if self.best is None or is_better(row, self.best):
-            self.best = candidate()
+    def is_best(self, row: EpochRow) -> bool:
+        """Whether an epoch has the highest validation accuracy so far; of equal ones, the last."""
+        return self.best is None or row.val_acc >= self.best.val_acc
 
     def describe_best(self) -> str:
         """Of a run with at least one epoch."""
@@ -139,7 +113,7 @@ class History:
         return f"validation accuracy {self.best.val_acc:.4f} (epoch {self.best.epoch})"
 
     def describe_last(self, total_epochs: int) -> str:
-        """The last epoch as a line to print."""
+        """The last epoch, as a line to print."""
         row = self.rows[-1]
         best = " (best)" if self.best and self.best.epoch == row.epoch else ""
         return (
@@ -151,8 +125,5 @@ class History:
 
     def write_csv(self, file: Path) -> None:
         """metrics.csv. OSError where it cannot be written."""
-        table = [
-            [column.name for column in fields(EpochRow)],
-            *(list(asdict(row).values()) for row in self.rows),
-        ]
-        write_atomically(file, to_csv(table).encode())
+        header = [column.name for column in fields(EpochRow)]
+        write_atomically(file, to_csv([header, *map(astuple, self.rows)]).encode())

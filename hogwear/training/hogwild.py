@@ -1,9 +1,9 @@
 """Hogwild (arXiv 1106.5730): processes update parameters in shared memory, without locks.
 
-One counter in the training process hands out the batches (workers.py), so an epoch is one pass by
-all workers together. The parameters are shared. The gradients and the momentum are private to each
-worker; the momentum lies in shared memory only so that the training process can save it. The
-learning rate follows the number of images that all workers together have seen.
+The training process hands out the batches (workers.py), so an epoch is one pass by all workers
+together, and the learning rate follows the images that all of them have seen. Gradients and
+momentum are private to each worker; the momentum is in shared memory only so that the training
+process can save it.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,6 @@ from hogwear.training.schedule import Batches
 WEIGHT_DECAY = 1e-4
 CLIP_FACTOR = 0.01  # of a tensor's norm; docs/decisions/adaptive-clipping.md
 MAX_GRAD_NORM = 1.0  # of all gradients together, from scratch; docs/decisions/from-scratch.md
-ClipGrad = Callable[[list[nn.Parameter]], object]
 
 
 @dataclass(frozen=True)
@@ -36,41 +35,34 @@ class StepResult:
     correct: int
 
 
-@dataclass(frozen=True)
-class UpdateRule:
-    """The loss of a batch, and how its gradients change the weights."""
-
-    momentum: float  # of SGD
-    clip_grad: ClipGrad  # in place
-    log_prior: Tensor  # (classes,) or (1,), added to the logits in the loss
-
-
 def create_train_step(
-    net: Network, momentum: Tensor, batches: Batches, rule: UpdateRule
+    net: Network, buffer: Tensor, batches: Batches, momentum: float, log_prior: Tensor
 ) -> Callable[[int], StepResult]:
     """A worker's job: train the shared parameters of `net` on the batch of a step.
 
-    `momentum`, (trained parameters,), belongs to this worker alone.
+    The momentum `buffer`, (trained parameters,), belongs to this worker alone. The loss adds
+    `log_prior`, (classes,) or (1,), to the logits.
     """
     assert all(p.is_shared() for p in net.parameters())
     parameters = trained_parameters(net)
-    buffers = unflatten_like(momentum, parameters)
-    lr_at = batches.schedule.lr_at
+    buffers = unflatten_like(buffer, parameters)
+    clip_grad = choose_clip_grad(net)
 
     def train_step(step: int) -> StepResult:
         pixels, labels = batches.batch(step)
         logits = net(pixels)
-        loss = F.cross_entropy(logits + rule.log_prior, labels)
+        loss = F.cross_entropy(logits + log_prior, labels)
         net.zero_grad()
         loss.backward()
-        rule.clip_grad(parameters)
-        kernels.sgd_step(parameters, buffers, lr_at(step), rule.momentum, WEIGHT_DECAY)
+        clip_grad(parameters)
+        lr = batches.schedule.lr_at(step)
+        kernels.sgd_step(parameters, buffers, lr, momentum, WEIGHT_DECAY)
         return StepResult(len(labels), loss.item(), int((logits.argmax(1) == labels).sum()))
 
     return train_step
 
 
-def choose_clip_grad(net: Network) -> ClipGrad:
+def choose_clip_grad(net: Network) -> Callable[[list[nn.Parameter]], object]:
     """Random weights have far to go, and clipping by their own norm would keep them in place."""
     if net.pretrained:
         return adaptive_clip_grad
@@ -81,8 +73,8 @@ def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
     """Limit each tensor's gradient, in place, to CLIP_FACTOR times the norm of its weights.
 
     Adaptive gradient clipping (arXiv 2102.06171), per tensor where the paper clips per unit. It is
-    made for networks without batch normalisation, as ours is once folded: there a single bad batch,
-    or a stale gradient of another worker, can throw a layer far off.
+    for networks without batch normalisation, as ours is once folded: there a single bad batch, or a
+    stale gradient of another worker, can throw a layer far off.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     for p, gradient in zip(parameters, gradients, strict=True):
@@ -92,7 +84,7 @@ def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
 
 
 def log_prior(labels: Int64Array, num_classes: int) -> Tensor:
-    """The logarithm of the classes' shares, (classes,), if they differ UNBALANCED-fold; else zeros.
+    """The logarithm of the classes' shares, (classes,), if they differ UNBALANCED-fold; else zero.
 
     Logit adjustment (arXiv 2007.07314): with it in the loss, the logits themselves treat all
     classes as equally frequent, as the closed form does. docs/decisions/imbalance.md

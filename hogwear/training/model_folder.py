@@ -1,10 +1,10 @@
 """The model folder of a run: claimed by one train at a time, and never emptied."""
 
+from __future__ import annotations
+
 import fcntl
-import itertools
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -12,11 +12,9 @@ from hogwear.system.artifacts import CHECKPOINT, METRICS, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput
 from hogwear.system.text import escape
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import; train claims the folder first
     from hogwear.training.checkpoint import Checkpoint
     from hogwear.training.run_state import RunState
-
-# torch takes seconds to import; train claims the folder first.
 
 
 class ModelFolder:
@@ -56,28 +54,17 @@ class ModelFolder:
             self.lock.close()
             self.lock = None
 
-    def saved_run(
-        self, fresh: bool, load: "Callable[[Path], Checkpoint]"
-    ) -> "tuple[Checkpoint | None, str]":
-        """The checkpoint to resume from, or None and why a new run starts. Raises like `load`."""
-        if not any(file.exists() for file in self.checkpoints):
-            return None, f"there is no {self.checkpoints[0]} yet"
-        if fresh:
-            return None, "--fresh"
-        return load(self.path), ""
-
-    def set_aside(self, resumed: "Checkpoint | None") -> None:
+    def set_aside(self, resumed: Checkpoint | None) -> None:
         """Rename the checkpoints that the run does not resume from: a damaged one, or, fresh, all.
 
         Called once everything else is known to be fine, and before the first save.
         """
-        newer = itertools.takewhile(
-            lambda file: resumed is None or file != resumed.file, self.checkpoints
-        )
-        for file in newer:
+        for file in self.checkpoints:
+            if resumed and file == resumed.file:
+                return
             keep_beside(file)
 
-    def save(self, state: "RunState") -> None:
+    def save(self, state: RunState) -> None:
         """Write the checkpoint and metrics.csv. BadInput or OSError where that fails."""
         from hogwear.training import checkpoint
 
@@ -90,8 +77,9 @@ def keep_beside(file: Path) -> None:
     if not file.exists():
         return
     stem = time.strftime(f"{file.stem}-%Y%m%d-%H%M%S")
-    suffixes = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
-    names = (file.with_name(f"{stem}{suffix}{file.suffix}") for suffix in suffixes)
-    kept = next(name for name in names if not name.exists())
+    kept, number = file.with_name(stem + file.suffix), 1
+    while kept.exists():
+        number += 1
+        kept = file.with_name(f"{stem}-{number}{file.suffix}")
     file.rename(kept)
     print(escape(f"The old checkpoint is kept as {kept}."))

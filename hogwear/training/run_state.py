@@ -60,10 +60,6 @@ class RunState:
             )
         return step
 
-    def describe_epoch(self) -> str:
-        """The last epoch, as a line to print."""
-        return self.history.describe_last(self.first_epoch + self.hyperparameters.epochs)
-
     def resume(self, saved: "RunState") -> "RunState":
         """This run with the progress of a saved one; if that is finished, with its history only."""
         run = replace(self, history=saved.history, first_epoch=len(saved.history.rows))

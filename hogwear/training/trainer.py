@@ -24,7 +24,7 @@ from hogwear.system.workers import Jobs, Workers
 from hogwear.training import hogwild
 from hogwear.training.checkpoint import SaveTimer
 from hogwear.training.closed_form import Moments, fit_head
-from hogwear.training.history import Best, EpochRow, RunningMetrics, TrainingMetrics
+from hogwear.training.history import Best, EpochRow, RunningMetrics
 from hogwear.training.hyperparameters import MAX_ROLLBACKS
 from hogwear.training.model_folder import ModelFolder
 from hogwear.training.progress import TrainingBar
@@ -55,20 +55,27 @@ class Trainer:
     def __init__(
         self, net: Network, state: RunState, data: TrainingData, workers: int, folder: ModelFolder
     ) -> None:
-        """Moves the network into shared memory. BadInput where there is too little of it."""
+        """Loads weights into the network, in shared memory. BadInput where there is too little."""
         self.net = net
         self.state = state
         self.data = data
         self.workers = workers
         self.folder = folder
+        self.num_classes = len(state.class_names)
         saved = state.snapshot
+        if saved:
+            net.load_state_dict(saved.weights)
+        elif state.history.best:
+            net.load_state_dict(state.history.best.weights)
+        else:
+            net.load_pretrained()
         parameters.share_parameters(net)
-        self.momentum = parameters.create_momentum_buffers(
-            net, workers, saved.momentum if saved else None
-        )
+        momentum = saved.momentum if saved else None
+        self.momentum = parameters.create_momentum_buffers(net, workers, momentum)
         self.step = 0  # the next one of the run
-        self.metrics = TrainingMetrics(saved.metrics if saved else None)
-        self.detector = DivergenceDetector(len(state.class_names))
+        self.epoch_metrics = replace(saved.metrics) if saved else RunningMetrics()
+        self.session_metrics = RunningMetrics()  # of this process
+        self.detector = DivergenceDetector(self.num_classes)
 
     @property
     def images_seen(self) -> int:
@@ -85,61 +92,52 @@ class Trainer:
         """
         self.cluster = cluster
         self.budget = budget
-        if budget:
-            self.state.total_images = budget.images
         try:
             self.run_stages(stop)
         except Exception as error:
             # Workers keep dying, memory ran out, stdout is closed, a machine is lost, ...
-            if self.metrics.session.images:
+            if self.session_metrics.images:
                 self.take_snapshot()
                 self.save(on_every_machine=isinstance(error, PeerLost))
             raise
 
     def run_stages(self, stop: Stop) -> None:
-        state = self.state
-        self.schedule = create_schedule(
-            self.net, state, len(self.data.train), self.workers, self.cluster.machines
-        )
-        self.step = state.first_step(self.schedule, self.cluster.machines)
-        moments = create_moments(self) if self.step == 0 and not state.history.rows else None
+        state, cluster = self.state, self.cluster
+        self.schedule = create_schedule(self)
+        self.step = state.first_step(self.schedule, cluster.machines)
+        moments = create_moments(self)
         total_images = self.schedule.images_before(self.schedule.total_steps)
         with (
             Workers(self.workers, create_jobs(self, moments)) as pool,
-            TrainingBar(total_images, self.images_seen, self.cluster) as bar,
+            TrainingBar(total_images, self.images_seen, cluster) as bar,
         ):
             # Stage 1: the classifier in closed form, from one pass over the photos.
             if moments:
-                fit_head(self.net, moments, pool, self.cluster, stop)
-            self.cluster.broadcast_parameters()
+                fit_head(self.net, moments, pool, cluster, stop)
+            cluster.broadcast_parameters()
             self.take_snapshot()
             # Stage 2: Hogwild.
             self.save_timer = SaveTimer()
             while not state.finished and not stop.requested:
                 self.train_stretch(pool, bar, stop)
             if state.finished:
-                self.cluster.barrier()  # no machine leaves before rank 0 has saved
-            elif self.metrics.session.images:
+                cluster.barrier()  # no machine leaves before rank 0 has saved
+            elif self.session_metrics.images:
                 self.save()
 
     def train_stretch(self, pool: Workers, bar: TrainingBar, stop: Stop) -> None:
         """Train to the end of the epoch, until it is time to save, or until training diverges."""
-        self.detector = DivergenceDetector(len(self.state.class_names))
         self.train_steps(pool, bar, stop)
-        is_epoch_over = self.is_epoch_over()
-        if is_epoch_over and not self.detector.diverged:
-            started = time.monotonic()
-            self.cluster.sync_parameters()
-            self.metrics.add_seconds(started)
         if not self.take_snapshot():
             self.roll_back()
             bar.move_to(self.images_seen)
             return
         finished = self.step >= self.schedule.total_steps
-        if is_epoch_over:
+        if self.is_epoch_over():
             self.close_epoch(pool)
             self.state.finished = finished
-            bar.print(self.state.describe_epoch())
+            total_epochs = self.state.first_epoch + self.state.hyperparameters.epochs
+            bar.print(self.state.history.describe_last(total_epochs))
         if finished or self.save_timer.is_due():
             with self.save_timer:
                 self.save()
@@ -155,33 +153,36 @@ class Trainer:
         clock = time.monotonic()
         for _, result in pool.run("train", steps, should_pause):
             self.step += 1
-            self.metrics.add(result)
             detector.add(result.loss)
-            clock = self.metrics.add_seconds(clock)
+            started, clock = clock, time.monotonic()
+            for sums in (self.epoch_metrics, self.session_metrics):
+                sums.add(result, clock - started)
             self.cluster.sync_if_due(self.step / schedule.steps_per_epoch)
-            bar.advance(result.images, self.metrics.epoch)
+            bar.advance(result.images, self.epoch_metrics)
             if self.budget:
                 self.adjust_length(self.budget)
                 bar.set_total(schedule.live.total_images)
-        self.metrics.add_seconds(clock)
+        if self.is_epoch_over() and not detector.diverged:
+            self.cluster.sync_parameters()
+        for sums in (self.epoch_metrics, self.session_metrics):
+            sums.seconds += time.monotonic() - clock
 
     def adjust_length(self, budget: Budget) -> None:
         """Move the end of the run to where the budget ends at the present speed."""
-        session = self.metrics.session
+        session = self.session_metrics
         left = budget.images_left(session.images, session.seconds, self.schedule.num_photos)
         if left is not None:
-            self.state.total_images = self.images_seen + left
-            self.schedule.live.total_images = self.state.total_images
+            self.state.total_images = self.schedule.live.total_images = self.images_seen + left
 
     def is_epoch_over(self) -> bool:
         at_boundary = self.step % self.schedule.steps_per_epoch == 0
         is_run_over = self.step >= self.schedule.total_steps
-        return (at_boundary and self.metrics.epoch.images > 0) or is_run_over
+        return (at_boundary and self.epoch_metrics.images > 0) or is_run_over
 
     def take_snapshot(self) -> bool:
         """Copy what has been learned. False, keeping the last snapshot, if training diverged."""
         images, num_photos = self.images_seen, self.schedule.num_photos
-        snapshot = Snapshot.take(self.net, self.momentum, images, num_photos, self.metrics.epoch)
+        snapshot = Snapshot.take(self.net, self.momentum, images, num_photos, self.epoch_metrics)
         if self.detector.diverged or not snapshot.is_finite:
             return False
         self.state.snapshot = snapshot
@@ -190,14 +191,13 @@ class Trainer:
 
     def roll_back(self) -> None:
         """Return to the last snapshot with half the learning rate. Raises TrainingDiverged."""
-        snapshot = self.state.snapshot
+        snapshot, images_seen = self.state.snapshot, self.images_seen
         assert snapshot
-        loss = self.detector.mean_loss
-        lr = self.schedule.current_peak_lr
-        images_seen = self.images_seen
+        loss, lr = self.detector.mean_loss, self.schedule.current_peak_lr
         snapshot.restore(self.net, self.momentum)
-        self.metrics.epoch = replace(snapshot.metrics)
+        self.epoch_metrics = replace(snapshot.metrics)
         self.step = self.schedule.step_at(snapshot.images_seen)
+        self.detector = DivergenceDetector(self.num_classes)
         if self.state.rollbacks == MAX_ROLLBACKS:
             raise TrainingDiverged(loss, lr, self.images_seen)
         self.state.rollbacks += 1
@@ -210,9 +210,7 @@ class Trainer:
 
     def close_epoch(self, pool: Workers) -> None:
         """Validate, add a row to the history, and keep the weights if they are the best so far."""
-        state, val, sums = self.state, self.data.val, self.metrics.epoch
-        assert state.snapshot
-        weights = state.snapshot.weights
+        history, val, sums = self.state.history, self.data.val, self.epoch_metrics
         logits = predict.collect_logits(pool, len(val), self.cluster.heartbeat)
         logits = np.nan_to_num(logits, nan=0, posinf=HUGE, neginf=-HUGE)
         logits, labels, sums_by_rank = self.cluster.all_gather(
@@ -220,7 +218,7 @@ class Trainer:
         )
         images, loss, correct = sums_by_rank.sum(axis=0).tolist()
         row = EpochRow(
-            epoch=len(state.history.rows) + 1,
+            epoch=len(history.rows) + 1,
             images=int(images),
             lr=self.schedule.lr_at(self.step - 1),
             train_loss=loss / images,
@@ -229,10 +227,14 @@ class Trainer:
             val_acc=metrics.accuracy(logits, labels),
             images_per_second=images / sums.seconds,
         )
-        image_size = state.hyperparameters.image_size
-        state.history.add(row, lambda: Best.measure(weights, row.epoch, image_size, logits, labels))
-        self.metrics.epoch = RunningMetrics()
-        state.snapshot = replace(state.snapshot, metrics=RunningMetrics())
+        history.rows.append(row)
+        assert self.state.snapshot
+        if history.is_best(row):
+            image_size = self.state.hyperparameters.image_size
+            weights = self.state.snapshot.weights
+            history.best = Best.measure(weights, row.epoch, image_size, logits, labels)
+        self.epoch_metrics = RunningMetrics()
+        self.state.snapshot = replace(self.state.snapshot, metrics=RunningMetrics())
 
     def save(self, on_every_machine: bool = False) -> None:
         """Save on rank 0. After a machine was lost any of the others may be the one to go on."""
@@ -244,16 +246,15 @@ class Trainer:
                 self.folder.save(self.state)
 
 
-def create_schedule(
-    net: Network, state: RunState, num_photos: int, workers: int, machines: int
-) -> Schedule:
-    """The schedule of a run, for `num_photos` photos on each of the machines."""
-    hyperparameters = state.hyperparameters
+def create_schedule(trainer: Trainer) -> Schedule:
+    """The schedule of a run, for the photos on this machine."""
+    state, hyperparameters = trainer.state, trainer.state.hyperparameters
+    machines, num_photos = trainer.cluster.machines, len(trainer.data.train)
     total_images = state.total_images or hyperparameters.epochs * num_photos
     return Schedule(
         num_photos=num_photos,
         batch_size=hyperparameters.batch_size,
-        peak_lr=choose_peak_lr(net, hyperparameters, workers, machines),
+        peak_lr=choose_peak_lr(trainer.net, hyperparameters, trainer.workers, machines),
         seed=hyperparameters.seed,
         first_epoch=state.first_epoch,
         live=LiveSettings.create(total_images, lr_scale=0.5**state.rollbacks),
@@ -261,11 +262,11 @@ def create_schedule(
 
 
 def create_moments(trainer: Trainer) -> Moments | None:
-    """What the closed form is computed from; None for a network without pretrained features."""
-    net, num_classes = trainer.net, len(trainer.state.class_names)
-    if not net.pretrained:
+    """What the closed form needs; None unless a pretrained network begins its first run."""
+    if trainer.step or trainer.state.history.rows or not trainer.net.pretrained:
         return None
-    return Moments(trainer.workers, net.head.in_features, trainer.data.train, num_classes)
+    features = trainer.net.head.in_features
+    return Moments(trainer.workers, features, trainer.data.train, trainer.num_classes)
 
 
 def create_jobs(trainer: Trainer, moments: Moments | None) -> Callable[[int], Jobs]:
@@ -273,15 +274,13 @@ def create_jobs(trainer: Trainer, moments: Moments | None) -> Callable[[int], Jo
     net, train, val = trainer.net, trainer.data.train, trainer.data.val
     hyperparameters = trainer.state.hyperparameters
     batches = Batches(train, net.crop_size(hyperparameters.image_size), trainer.schedule)
-    rule = hogwild.UpdateRule(
-        momentum=hyperparameters.momentum,
-        clip_grad=hogwild.choose_clip_grad(net),
-        log_prior=hogwild.log_prior(train.labels, len(trainer.state.class_names)),
-    )
+    log_prior = hogwild.log_prior(train.labels, trainer.num_classes)
 
     def jobs(rank: int) -> Jobs:
         jobs = {
-            "train": hogwild.create_train_step(net, trainer.momentum[rank], batches, rule),
+            "train": hogwild.create_train_step(
+                net, trainer.momentum[rank], batches, hyperparameters.momentum, log_prior
+            ),
             "predict": predict.prediction_job(net, val.images, val.rows),
         }
         return jobs | ({"moments": moments.job(net.features, rank)} if moments else {})

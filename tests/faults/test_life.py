@@ -79,11 +79,10 @@ class Recorder:
             shutil.rmtree(self.cache)
         data, state = trainer.data, trainer.state
         self.fitted.append((self.photos(state, data.train), self.photos(state, data.val)))
-        trainer.schedule = create_schedule(trainer.net, state, len(data.train), 1, 1)
+        trainer.schedule = create_schedule(trainer)
         trainer.net.head.bias.data[0] = len(self.fitted)  # which weights these are
         trainer.step = 1
-        trainer.metrics.add(StepResult(images=1, loss=1.0, correct=1))
-        trainer.metrics.epoch.seconds = 1.0
+        trainer.epoch_metrics.add(StepResult(images=1, loss=1.0, correct=1), seconds=1.0)
         assert trainer.take_snapshot()
         if self.interrupts:
             stop.signal = signal.SIGINT

@@ -1,15 +1,12 @@
 """Running metrics, the rows of epochs, and which weights are the best."""
 
 import csv
-import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-from hogwear.training.history import Best, EpochRow, History, RunningMetrics, TrainingMetrics
+from hogwear.training.history import Best, EpochRow, History, RunningMetrics
 from hogwear.training.hogwild import StepResult
 
 
@@ -23,32 +20,16 @@ def best(epoch: int) -> Best:
 
 def test_metrics_are_sums_over_images() -> None:
     metrics = RunningMetrics()
-    metrics.add(StepResult(images=30, loss=1.0, correct=10))
-    metrics.add(StepResult(images=10, loss=3.0, correct=5))
-    assert (metrics.images, metrics.loss, metrics.correct) == (40, 60.0, 15)
-
-
-def test_an_epoch_can_begin_in_an_earlier_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "monotonic", lambda: 107.0)
-    before = RunningMetrics(images=8, loss=8.0, correct=4, seconds=2.0)
-    metrics = TrainingMetrics(before)
-    metrics.add(StepResult(images=2, loss=1.0, correct=2))
-    assert metrics.add_seconds(since=100.0) == 107.0
-    assert metrics.epoch == RunningMetrics(10, 10.0, 6, 9.0)
-    assert metrics.session == RunningMetrics(2, 2.0, 2, 7.0)
-    assert before.images == 8, "a snapshot's metrics stay as they were"
+    metrics.add(StepResult(images=30, loss=1.0, correct=10), seconds=2.0)
+    metrics.add(StepResult(images=10, loss=3.0, correct=5), seconds=0.5)
+    assert metrics == RunningMetrics(images=40, loss=60.0, correct=15, seconds=2.5)
 
 
 def test_the_best_weights_are_the_most_accurate_and_of_equal_ones_the_later() -> None:
-    epochs = History()
-    for epoch, accuracy in enumerate((0.5, 0.75, 0.25, 0.75, 0.5), start=1):
-        epochs.add(row(epoch, accuracy), partial(best, epoch))
-    assert epochs.best == best(4) and [row.epoch for row in epochs.rows] == [1, 2, 3, 4, 5]
-
-
-def test_weights_are_measured_only_when_they_are_the_best() -> None:
+    assert History().is_best(row(1, 0.0))
     epochs = History([row(1, 0.75)], best(1))
-    epochs.add(row(2, 0.7), lambda: pytest.fail("measured"))
+    assert epochs.is_best(row(2, 0.76)) and epochs.is_best(row(2, 0.75))
+    assert not epochs.is_best(row(2, 0.74))
 
 
 def test_validation_and_calibration_are_of_the_logits() -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hogwear.networks import parameters
 from hogwear.networks.network import Network
 from hogwear.system.workers import Workers
 from hogwear.training import hogwild
-from hogwear.training.hogwild import StepResult, UpdateRule, create_train_step
+from hogwear.training.hogwild import StepResult, create_train_step
 from hogwear.training.schedule import Batches, LiveSettings, Schedule
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
@@ -51,10 +51,6 @@ def create_network(arch: str) -> Network:
     return net
 
 
-def create_rule(net: Network) -> UpdateRule:
-    return UpdateRule(0.9, hogwild.choose_clip_grad(net), LOG_PRIOR)
-
-
 @dataclass
 class Trained:
     results: dict[int, StepResult]
@@ -67,10 +63,10 @@ def train_in_workers(
 ) -> Trained:
     """Train on the steps of `parts`, one after the other, from a saved `momentum`."""
     parameters.share_parameters(net)
-    buffers, rule = parameters.create_momentum_buffers(net, count, momentum), create_rule(net)
+    buffers = parameters.create_momentum_buffers(net, count, momentum)
 
     def prepare(rank: int) -> dict[str, Callable[[int], StepResult]]:
-        return {"train": create_train_step(net, buffers[rank], batches, rule)}
+        return {"train": create_train_step(net, buffers[rank], batches, 0.9, LOG_PRIOR)}
 
     with Workers(count, prepare) as workers:
         results = [result for steps in parts for result in workers.run("train", steps)]
@@ -154,12 +150,12 @@ def test_two_workers_train_on_every_photo_once_per_epoch_and_both_take_part(
 def test_a_killed_worker_costs_one_batch(tmp_path: Path, batches: Batches) -> None:
     """It is replaced, all steps are done, and only the batch that it was working on is repeated."""
     net, log = create_network("tinyvgg"), tmp_path / "log"
-    note, rule = log_to(log), create_rule(net)
+    note = log_to(log)
     parameters.share_parameters(net)
     momentum = parameters.create_momentum_buffers(net, 2, None)
 
     def prepare(rank: int) -> dict[str, Callable[[int], Any]]:
-        train_step = create_train_step(net, momentum[rank], batches, rule)
+        train_step = create_train_step(net, momentum[rank], batches, 0.9, LOG_PRIOR)
 
         def job(step: int) -> Any:
             note(str(step))
@@ -186,7 +182,7 @@ def test_training_maps_no_photos_into_memory(batches: Batches) -> None:
     net = create_network("tinyvgg")
     parameters.share_parameters(net)
     momentum = parameters.create_momentum_buffers(net, 1, None)
-    train_step = create_train_step(net, momentum[0], batches, create_rule(net))
+    train_step = create_train_step(net, momentum[0], batches, 0.9, LOG_PRIOR)
     maps = ForkedCall(lambda: train_step(0) and Path("/proc/self/maps").read_text()).result()
     assert "libtorch" in maps and "pixels.npy" not in maps
 
@@ -226,6 +222,5 @@ def test_only_pretrained_weights_are_clipped_by_their_own_norm() -> None:
     parameter.grad = torch.full((4,), 0.25)
     hogwild.choose_clip_grad(net)([parameter])
     assert torch.equal(parameter.grad, torch.full((4,), 0.25)), "of norm 0.5, and random weights"
-    pretrained = replace(create_rule(net), clip_grad=hogwild.adaptive_clip_grad)
-    pretrained.clip_grad([parameter])
+    hogwild.adaptive_clip_grad([parameter])
     assert parameter.grad.norm() < 1e-4

@@ -68,20 +68,6 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         ModelFolder(tmp_path / "model").claim()
 
 
-def test_what_a_run_resumes_from_or_why_it_does_not(folder: ModelFolder, state: RunState) -> None:
-    folder.path.mkdir()
-    checkpoint_file = folder.path / "checkpoint.pt"
-    reason = f"there is no {checkpoint_file} yet"
-    assert folder.saved_run(False, checkpoint.load) == (None, reason)
-    folder.save(state)
-    assert folder.saved_run(True, checkpoint.load) == (None, "--fresh")
-    saved, reason = folder.saved_run(False, checkpoint.load)
-    assert saved and saved.file == checkpoint_file and reason == ""
-    checkpoint_file.rename(folder.path / "checkpoint.previous.pt")
-    saved, _ = folder.saved_run(False, checkpoint.load)
-    assert saved and saved.file.name == "checkpoint.previous.pt"
-
-
 def test_a_save_writes_checkpoint_and_metrics(folder: ModelFolder, state: RunState) -> None:
     folder.path.mkdir()
     folder.save(state)

@@ -15,9 +15,8 @@ from hogwear.data import dataset, decoding
 from hogwear.data.decoding import LIMITS
 from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
-from hogwear.training import checkpoint, history, time_budget, trainer
-from hogwear.training.history import TrainingMetrics
-from hogwear.training.hogwild import StepResult
+from hogwear.training import checkpoint, time_budget, trainer
+from hogwear.training.recovery import DivergenceDetector
 from hogwear.training.time_budget import (
     MEASURED_SIZE,
     SIZES,
@@ -49,7 +48,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of train and of its budget."""
     clock = Clock()
-    for module in (time_budget, trainer, history, checkpoint, train):
+    for module in (time_budget, trainer, checkpoint, train):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -145,13 +144,14 @@ def test_a_run_ends_when_its_time_is_over(
     data: Path, call: Call, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine that was measured to be eight times faster than it then is."""
-    add, started = TrainingMetrics.add, clock.now
+    add, started = DivergenceDetector.add, clock.now
 
-    def slowly(metrics: TrainingMetrics, result: StepResult) -> None:
-        clock.now += 0.01 * result.images
-        add(metrics, result)
+    def slowly(detector: DivergenceDetector, loss: float) -> None:
+        """Called after each batch of up to 32 photos."""
+        clock.now += 0.01 * 32
+        add(detector, loss)
 
-    monkeypatch.setattr(TrainingMetrics, "add", slowly)
+    monkeypatch.setattr(DivergenceDetector, "add", slowly)
     monkeypatch.setattr(time_budget, "measure_speed", lambda *arguments: SPEED)
     small = "--arch", "tinyvgg", "--image-size", 64, "--workers", 1
     answer = call(train, "--time-budget", 8, *small, *at(data, tmp_path, tmp_path / "cache"))

@@ -18,6 +18,7 @@ from hogwear.system.signals import Stop
 from hogwear.training import trainer
 from hogwear.training.checkpoint import FORMAT, Checkpoint
 from hogwear.training.history import RunningMetrics
+from hogwear.training.hogwild import StepResult
 from hogwear.training.model_folder import ModelFolder
 from hogwear.training.recovery import TrainingDiverged
 from hogwear.training.run_state import RunState
@@ -40,8 +41,6 @@ class Project:
         photos = pixels_of(images.astype(np.uint8), labels)
         state = state or new_state(epochs=3, batch_size=8)
         net = model.build("tinyvgg", 5, SIZE)
-        if state.snapshot:
-            net.load_state_dict(state.snapshot.weights)
         return Trainer(net, state, TrainingData(photos, photos), 1, ModelFolder(self.folder))
 
     def saved(self) -> RunState:
@@ -110,19 +109,18 @@ def test_diverged_training_goes_back_to_the_last_snapshot_with_half_the_rate(
 ) -> None:
     def diverge() -> tuple[float, float, int, int]:
         trainer = project.trainer()
-        state = trainer.state
-        trainer.schedule = create_schedule(trainer.net, state, PHOTOS, 1, 1)
+        trainer.schedule = create_schedule(trainer)
         trainer.step = 5
         assert trainer.take_snapshot()
         lr = trainer.schedule.current_peak_lr
-        trainer.step, trainer.metrics.epoch = 9, RunningMetrics(images=32)
+        trainer.step, trainer.epoch_metrics = 9, RunningMetrics(images=32)
         trainer.detector.add(float("nan"))
         assert not trainer.take_snapshot()
         with torch.no_grad():
             trainer.net.head.weight.fill_(float("nan"))
         trainer.roll_back()
         assert trainer.net.head.weight.isfinite().all()
-        return lr, trainer.schedule.current_peak_lr, trainer.step, trainer.metrics.epoch.images
+        return lr, trainer.schedule.current_peak_lr, trainer.step, trainer.epoch_metrics.images
 
     before, after, step, images = elsewhere(diverge)
     assert after == before / 2 and (step, images) == (5, 0)
@@ -198,9 +196,9 @@ def test_another_machine_than_rank_0_saves_only_when_a_machine_is_lost(
 def closed(project: Project, monkeypatch: pytest.MonkeyPatch, logits: Float32Array) -> Trainer:
     """A trainer that has validated with these logits."""
     trainer = project.trainer()
-    trainer.schedule = create_schedule(trainer.net, trainer.state, PHOTOS, 1, 1)
+    trainer.schedule = create_schedule(trainer)
     trainer.step = 5
-    trainer.metrics.epoch = RunningMetrics(images=PHOTOS, loss=40.0, correct=20, seconds=0.5)
+    trainer.epoch_metrics = RunningMetrics(images=PHOTOS, loss=40.0, correct=20, seconds=0.5)
     assert trainer.take_snapshot()
     monkeypatch.setattr(predict, "collect_logits", lambda *arguments: logits)
     trainer.close_epoch(None)  # type: ignore[arg-type]
@@ -217,7 +215,35 @@ def test_an_epoch_becomes_a_row_and_the_next_one_counts_from_zero(
     assert (row.val_acc, row.images_per_second) == (1.0, 80.0)
     best = trainer.state.history.best
     assert best and best.val_acc == 1.0 and best.image_size == SIZE
-    assert trainer.metrics.epoch == trainer.state.snapshot.metrics == RunningMetrics()  # type: ignore[union-attr]
+    assert trainer.epoch_metrics == trainer.state.snapshot.metrics == RunningMetrics()  # type: ignore[union-attr]
+
+
+def test_the_best_weights_are_the_most_accurate_and_of_equal_ones_the_later(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.eye(5, dtype=np.float32)[np.arange(PHOTOS) % 5]
+    trainer = closed(project, monkeypatch, logits)
+    kept = []
+    for later in (logits[::-1], logits):
+        monkeypatch.setattr(predict, "collect_logits", lambda *arguments, later=later: later)
+        trainer.epoch_metrics = RunningMetrics(images=PHOTOS, seconds=0.5)
+        assert trainer.take_snapshot()
+        trainer.close_epoch(None)  # type: ignore[arg-type]
+        assert trainer.state.history.best
+        kept.append(trainer.state.history.best.epoch)
+    assert kept == [1, 3] and [row.epoch for row in trainer.state.history.rows] == [1, 2, 3]
+
+
+def test_a_resumed_epoch_adds_to_the_metrics_of_its_snapshot(project: Project) -> None:
+    before = project.trainer()
+    before.schedule = create_schedule(before)
+    before.epoch_metrics = RunningMetrics(images=16, loss=8.0, correct=4, seconds=2.0)
+    assert before.take_snapshot()
+    resumed = project.trainer(before.state)
+    resumed.epoch_metrics.add(StepResult(images=8, loss=1.0, correct=2), seconds=0.5)
+    assert resumed.epoch_metrics == RunningMetrics(24, 16.0, 6, 2.5)
+    assert resumed.session_metrics == RunningMetrics()
+    assert before.state.snapshot and before.state.snapshot.metrics.images == 16
 
 
 def test_an_epoch_without_one_finite_output_leaves_a_checkpoint_that_can_be_read(
