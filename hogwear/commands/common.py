@@ -51,14 +51,14 @@ class SharedSettings:
         at_least=3,
     )
     max_megapixels: int = flag(
-        "skip photos with more megapixels; a worker needs up to 18 MB per megapixel",
+        "skip photos with more megapixels than this; a worker needs up to 18 MB per megapixel",
         LIMITS.megapixels,
         kind=int,
         at_least=1,
         below=100_001,
     )
     max_megabytes: int = flag(
-        "skip files with more megabytes", LIMITS.megabytes, kind=int, at_least=1, below=100_001
+        "skip files larger than this", LIMITS.megabytes, kind=int, at_least=1, below=100_001
     )
 
     @property
