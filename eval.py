@@ -6,7 +6,6 @@ python eval.py
 import hashlib
 import json
 import platform
-import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from hogwear.data.pixels import Pixels
 from hogwear.system import command, machine
 from hogwear.system.artifacts import EVALUATION
 from hogwear.system.files import write_atomically
-from hogwear.system.text import escape
+from hogwear.system.text import escape, warn
 
 if TYPE_CHECKING:
     from hogwear.evaluation.trained_model import TrainedModel
@@ -92,11 +91,10 @@ def choose_split(photos: Photos) -> Split:
         print("Photos: the built-in sample (data/ is empty)")
     split = photos.evaluated
     if split is not photos.test:
-        warning = (
-            f"Warning: {photos.folder} has no test split; using val, which selected the weights, "
+        warn(
+            f"{photos.folder} has no test split; using val, which selected the weights, "
             "so the accuracy is optimistic"
         )
-        print(escape(warning), file=sys.stderr)
     return split
 
 

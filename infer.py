@@ -8,7 +8,6 @@ import glob
 import io
 import os
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from hogwear.system.artifacts import PREDICTIONS, PREDICTIONS_TABLE
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
 from hogwear.system.paths import Paths
-from hogwear.system.text import escape, normalize, plural
+from hogwear.system.text import escape, normalize, plural, warn
 
 if TYPE_CHECKING:
     from hogwear.evaluation.trained_model import TrainedModel
@@ -105,10 +104,9 @@ def load_given(settings: Settings, trained: "TrainedModel", responses: Responses
             hashes.append(content_hash)
     rows = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)
     if seen := int(np.isin(shorten_hashes(rows), trained.trained_on).sum()):
-        print(
-            f"Warning: {seen} of {len(hashes)} photos were used for training; "
-            "the network is better on them than on new photos",
-            file=sys.stderr,
+        warn(
+            f"{seen} of {len(hashes)} photos were used for training; "
+            "the network is better on them than on new photos"
         )
     return photos
 
@@ -187,7 +185,7 @@ def sample_test_photos(
         for row, image in workers.run("decode", rows):
             file = split.paths[row]
             if isinstance(image, str):
-                print(escape(f"Warning: skipped '{file}': {image}"), file=sys.stderr)
+                warn(f"skipped '{file}': {image}")
                 continue
             chosen.append(Photo(file, photos.class_names[split.labels[row]], image))
             if len(chosen) == settings.num_images:

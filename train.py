@@ -33,7 +33,7 @@ from hogwear.system import command, machine, signals
 from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
-from hogwear.system.text import escape, plural
+from hogwear.system.text import escape, plural, warn
 from hogwear.training.hyperparameters import (
     ARCHITECTURES,
     RANGES,
@@ -410,10 +410,7 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photo
     for line in lines:
         print(escape(line))
     if num_workers > cpus:
-        print(
-            f"Warning: {num_workers} workers on {plural(cpus, 'CPU')} are slower than {cpus}",
-            file=sys.stderr,
-        )
+        warn(f"{num_workers} workers on {plural(cpus, 'CPU')} are slower than {cpus}")
 
 
 def load_data(

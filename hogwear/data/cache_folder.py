@@ -19,7 +19,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from hogwear.data.safe_decoder import SafeReader
 from hogwear.system.arrays import BoolArray, Int64Array, UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
-from hogwear.system.text import escape
+from hogwear.system.text import warn
 
 CACHE_VERSION = 4  # part of the recipe; raise it when pixels or signatures change
 PIXELS, SIGNATURES, HASHES = "pixels.npy", "signatures.npy", "hashes.npy"
@@ -143,8 +142,7 @@ class CacheWriter:
         except DAMAGE as error:
             path = self.folder.path
             if path.exists():
-                warning = f"the cache {path} is damaged ({error}); its photos are decoded again"
-                print(escape(f"Warning: {warning}"), file=sys.stderr)
+                warn(f"the cache {path} is damaged ({error}); its photos are decoded again")
                 shutil.rmtree(path)
             self.folder.create_empty()
             return self.folder.decoded_rows()

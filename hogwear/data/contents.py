@@ -10,7 +10,6 @@ import io
 import os
 import stat
 import struct
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from hogwear.data.decoding import HASH_SIZE, Limits
 from hogwear.system.arrays import BoolArray, BytesArray, Int64Array, UInt8Array
 from hogwear.system.files import write_atomically
 from hogwear.system.paths import Paths
-from hogwear.system.text import escape
+from hogwear.system.text import warn
 
 # A file's time reveals a second change only this many seconds after the first: FAT's resolution
 SETTLED_SECONDS = 2.0
@@ -93,7 +92,7 @@ def read_index(file: Path) -> UInt8Array:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError):
-        print(escape(f"Warning: {file} is damaged; the photos are read again"), file=sys.stderr)
+        warn(f"{file} is damaged; the photos are read again")
     return np.empty((0, 2 * HASH_SIZE), np.uint8)
 
 

@@ -1,24 +1,22 @@
 """Leakage: photos of val or test that are in train, too, exactly or nearly."""
 
 import hashlib
-import sys
 from contextlib import suppress
 
 from hogwear.data import near_duplicates
 from hogwear.data.pixels import Pixels
 from hogwear.system.files import write_atomically
-from hogwear.system.text import plural
+from hogwear.system.text import plural, warn
 from hogwear.system.workers import Workers
 
 
 def warn_about_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
     """Print how many photos of the held-out split `name` are in train, too."""
     if count := count_leaked(train, held_out):
-        print(
-            f"Warning: leakage: {name} shares {count} of its {plural(len(held_out), 'photo')} with "
+        warn(
+            f"leakage: {name} shares {count} of its {plural(len(held_out), 'photo')} with "
             "train, exactly or nearly, so its figures may be too good; to list them, run the "
-            "doctor: docker compose run --rm doctor, or python -m hogwear.commands.doctor",
-            file=sys.stderr,
+            "doctor: docker compose run --rm doctor, or python -m hogwear.commands.doctor"
         )
 
 

@@ -1,6 +1,5 @@
 """Load a split: decode its photos with a progress bar, and exclude what was trained on."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from hogwear.data.pixels import ALL_ROWS, Pixels
 from hogwear.data.safe_decoder import show_progress
 from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
-from hogwear.system.text import escape, plural
+from hogwear.system.text import plural, warn
 
 MAX_WARNINGS = 10
 
@@ -52,9 +51,9 @@ class Loader:
 
             pixels = decoding.finish(on_progress)
         for path, why in list(pixels.skipped.items())[:MAX_WARNINGS]:
-            print(escape(f"Warning: skipped '{path}': {why}"), file=sys.stderr)
+            warn(f"skipped '{path}': {why}")
         if (more := len(pixels.skipped) - MAX_WARNINGS) > 0:
-            print(f"Warning: skipped {plural(more, 'more photo')} in {split.name}", file=sys.stderr)
+            warn(f"skipped {plural(more, 'more photo')} in {split.name}")
         return pixels
 
 
@@ -72,5 +71,5 @@ def exclude_trained_on(pixels: Pixels, trained_on: Int64Array, name: str) -> Pix
                 f"{some} were used for training, so nothing is left to measure: add other photos, "
                 "or train with --fresh once these are no longer in train"
             )
-        print(f"Warning: {some} were used for training and are excluded", file=sys.stderr)
+        warn(f"{some} were used for training and are excluded")
     return pixels.where(is_new)

@@ -3,7 +3,6 @@
 A photo that has a split (see split_assignments.py) keeps it. Only new ones are assigned.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from hogwear.data.split_assignments import (
 )
 from hogwear.system.arrays import Int8Array, UInt8Array
 from hogwear.system.errors import BadInput
-from hogwear.system.text import escape, join_some, plural
+from hogwear.system.text import escape, join_some, plural, warn
 
 SHARES = {"val": 0.15, "test": 0.15}  # of each class
 SEED = 0  # not a setting: train and eval must agree on what is test
@@ -85,8 +84,7 @@ class Splitter:
                     f"{left_out}; run train, which assigns them to a split, or put photos to "
                     f"evaluate in {folder}/test/CLASS/"
                 )
-            warning = f"Warning: {left_out}, ignored; run train to assign them to a split"
-            print(escape(warning), file=sys.stderr)
+            warn(f"{left_out}, ignored; run train to assign them to a split")
         return parts
 
     def current_splits(self, photos: Split, shares: dict[str, float]) -> Int8Array:

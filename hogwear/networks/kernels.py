@@ -5,7 +5,6 @@ example when this module is imported. Where one is missing, raises or gives othe
 reference takes its place, and the reason is printed once.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -13,6 +12,8 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hogwear.system.text import warn
 
 TOLERANCE = 1e-4  # of the results of examples, which are of the order of 1
 FUSED_DTYPES = (torch.float32, torch.bfloat16)  # that OneDNNConvolution computes in
@@ -36,10 +37,7 @@ def select(fast: Kernel, reference: Kernel, example: Callable[[Kernel], Tensor])
     finally:
         torch.set_num_threads(threads)
     name = getattr(fast, "__name__", str(fast))
-    print(
-        f"Warning: {name} does not work here ({reason}); using a slower operation instead",
-        file=sys.stderr,
-    )
+    warn(f"{name} does not work here ({reason}); using a slower operation instead")
     return reference
 
 

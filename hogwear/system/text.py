@@ -5,6 +5,7 @@ None of it reaches a terminal, page, picture or log without `escape`.
 
 import csv
 import io
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -36,6 +37,11 @@ def is_visible(character: str) -> bool:
     return (
         character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
     )
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr, escaped."""
+    print(escape(f"Warning: {message}"), file=sys.stderr)
 
 
 def normalize(text: str) -> str:

@@ -8,7 +8,6 @@ damages the newer one.
 import hashlib
 import io
 import os
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput, NoCheckpoint, is_out_of_memory
 from hogwear.system.files import unfinished_prefix, write_atomically
-from hogwear.system.text import escape
+from hogwear.system.text import warn
 
 FORMAT = 4
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -104,8 +103,7 @@ def load(model_dir: Path) -> Checkpoint:
             problems.append(f"{file}: {error.strerror}")
         else:
             if problems:
-                warning = f"Warning: {problems[0]}; using the previous checkpoint, {file.name}"
-                print(escape(warning), file=sys.stderr)
+                warn(f"{problems[0]}; using the previous checkpoint, {file.name}")
             return checkpoint
     raise Damaged(f"{'; '.join(problems)}: move them away, or train with --fresh, which keeps them")
 

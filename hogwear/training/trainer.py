@@ -4,7 +4,6 @@ No worker is training between two stretches. There the trainer takes a snapshot 
 validates at the end of an epoch, and saves when it is time.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from hogwear.networks import parameters
 from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
 from hogwear.system.signals import Stop
+from hogwear.system.text import warn
 from hogwear.system.workers import Jobs, Workers
 from hogwear.training import hogwild
 from hogwear.training.checkpoint import SaveTimer
@@ -202,10 +202,9 @@ class Trainer:
             raise TrainingDiverged(loss, lr, self.images_seen)
         self.state.rollbacks += 1
         self.schedule.live.lr_scale = 0.5**self.state.rollbacks
-        print(
-            f"Warning: training diverged (loss {loss:.1f}) after {images_seen} images: "
-            f"back to {self.images_seen}, with half the learning rate, {lr / 2:g}",
-            file=sys.stderr,
+        warn(
+            f"training diverged (loss {loss:.1f}) after {images_seen} images: "
+            f"back to {self.images_seen}, with half the learning rate, {lr / 2:g}"
         )
 
     def close_epoch(self, pool: Workers) -> None:
