@@ -9,7 +9,7 @@ from pathlib import Path
 from hogwear.data.class_names import MAX_NAMES, SPLIT_NAMES
 from hogwear.system.artifacts import CHECKPOINT, MANIFEST
 from hogwear.system.errors import BadInput
-from hogwear.system.manifest import Manifest
+from hogwear.system.files import Manifest
 from hogwear.system.paths import Paths
 from hogwear.system.text import is_safe, join_some, normalize
 

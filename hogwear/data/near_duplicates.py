@@ -1,8 +1,8 @@
 """Near duplicates: a signature for each photo, and the similar pairs among very many photos.
 
 A signature has 512 bits that say where the photo becomes brighter, by which pairs are found
-quickly, and the photo's colours at 8 x 8, which tell apart what has the same outline (the same
-sunglasses in two colours). The thresholds are measured: docs/decisions/near-duplicates.md.
+quickly, and the colours at 8 x 8, which distinguish equal outlines (the same sunglasses in two
+colours). The thresholds are measured: docs/decisions/near-duplicates.md.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 
 from hogwear.system.arrays import BoolArray, Int64Array, UInt8Array, UInt64Array
 
-GRID = 16  # a bit for each step to the right and each step down
+GRID = 16  # one bit per step to the right and per step down
 MIN_RISE = 3  # of 255: a smaller step is JPEG noise
 COLOUR_GRID = 8
 HASH_BYTES = 2 * GRID * GRID // 8
@@ -39,10 +39,9 @@ def compute_signature(image: UInt8Array) -> UInt8Array:
 def find_pairs(signatures: UInt8Array, border: int = 0) -> Int64Array:
     """(n, SIGNATURE_SIZE) -> (k, 2) rows of near duplicates: each pair once, the smaller row first.
 
-    With a `border`, only pairs of a row before it and a row from it on, which takes less time.
-
-    Time and memory grow with n, not with its square: photos are compared only if at least one band
-    of their bits is equal.
+    With a `border`, only pairs of a row before it and a row from it on, which takes less time. Time
+    and memory grow with n, not with its square: photos are compared only if at least one band of
+    their bits is equal.
     """
     count = max(1, len(signatures))
     bits = np.ascontiguousarray(signatures[:, :HASH_BYTES])

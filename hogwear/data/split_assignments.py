@@ -21,6 +21,7 @@ from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
 
 FORMAT = 1
+EMPTY = f'{{"format": {FORMAT}, "split": {{}}, "group": {{}}}}'
 SPLITS = ("train", "val", "test")
 UNASSIGNED = -1  # in place of an index into SPLITS
 NO_GROUP = "00" * HASH_SIZE
@@ -54,10 +55,8 @@ class SplitAssignments:
     @classmethod
     def parse(cls, content: bytes, file: Path) -> "SplitAssignments":
         """Those in a file with this content; none if it is empty. BadInput if it is damaged."""
-        if not content:
-            return NO_ASSIGNMENTS.extended({}, {}, file)
         try:
-            parsed = json.loads(content)
+            parsed = json.loads(content or EMPTY)
             if parsed["format"] != FORMAT:
                 raise ValueError(f"format {parsed['format']}")
             return NO_ASSIGNMENTS.extended(parsed["split"], parsed["group"], file)

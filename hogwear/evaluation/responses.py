@@ -10,7 +10,7 @@ from hogwear.evaluation import pictures
 from hogwear.evaluation.prediction import Prediction, to_rows
 from hogwear.system.artifacts import CONTACT_SHEET, PREDICTIONS, PREDICTIONS_TABLE, RESULTS
 from hogwear.system.errors import BadInput
-from hogwear.system.manifest import Manifest
+from hogwear.system.files import Manifest
 from hogwear.system.text import to_csv
 
 

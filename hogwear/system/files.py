@@ -1,11 +1,13 @@
-"""Files that are written completely or not at all."""
+"""Write files completely or not at all, and keep a record of those that may be overwritten."""
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from hogwear.system.artifacts import MANIFEST
 from hogwear.system.errors import naming
 
 
@@ -36,3 +38,53 @@ def write_atomically(
 def unfinished_prefix(path: Path) -> str:
     """How the names of the temporary files that will replace `path` start."""
     return f".{path.name}.unfinished-"
+
+
+class Manifest:
+    """The files in a folder and its subfolders that we wrote and nobody has changed since.
+
+    Only these may be overwritten or deleted. FOLDER/.hogwear.sha256 has a line for each, in the
+    format of sha256sum.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / MANIFEST
+        self.digests: dict[str, set[str]] = {}  # {path within the folder: what we wrote there}
+        if self.file.exists():
+            for line in self.file.read_text(errors="replace").splitlines():
+                digest, _, name = line.partition("  ")
+                self.digests.setdefault(name, set()).add(digest)
+
+    def owns(self, path: Path) -> bool:
+        """Whether a path in the folder is a file as we wrote it. OSError if it cannot be read."""
+        digests = self.digests.get(str(path.relative_to(self.folder)))
+        if digests is None or path.is_symlink() or not path.is_file():
+            return False
+        return hash_content(path.read_bytes()) in digests
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Record a file, then write it. A kill in between leaves a harmless line too many."""
+        name, digest = str(path.relative_to(self.folder)), hash_content(content)
+        self.digests.setdefault(name, set()).add(digest)
+        with naming(self.file), self.file.open("a") as file:
+            file.write(f"{digest}  {name}\n")
+        write_atomically(path, content)
+
+    def delete(self, paths: Iterable[Path]) -> list[Path]:
+        """Delete the files that we wrote, and return the others."""
+        others = []
+        for path in paths:
+            if self.owns(path):
+                path.unlink()
+            else:
+                others.append(path)
+        kept = [name for name in self.digests if self.owns(self.folder / name)]
+        digests = [hash_content((self.folder / name).read_bytes()) for name in kept]
+        self.digests = {name: {digest} for name, digest in zip(kept, digests, strict=True)}
+        lines = [f"{digest}  {name}\n" for name, digest in zip(kept, digests, strict=True)]
+        write_atomically(self.file, "".join(lines).encode())
+        return others
+
+
+def hash_content(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

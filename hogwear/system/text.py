@@ -20,8 +20,8 @@ def escape(text: str) -> str:
 
     The rest is what Unicode calls Other (control and format characters such as bidirectional
     controls, surrogates, private use, unassigned) and separators of lines and paragraphs. Letters,
-    marks, spaces of any width and the zero-width joiner and non-joiner stay. A text may contain
-    escaped text and be escaped again.
+    marks, spaces of any width and the zero-width joiner and non-joiner stay. Escaping a text
+    twice changes nothing more.
     """
     if text.isprintable():
         return text
@@ -61,7 +61,7 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
 
 
 def join_some(names: Sequence[str], most: int) -> str:
-    """ "a, b and 3 more": at most so many names."""
+    """ "a, b and 3 more": at most `most` names."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

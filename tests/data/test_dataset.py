@@ -23,7 +23,7 @@ from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
 from hogwear.system import flags
 from hogwear.system.errors import BadInput
-from hogwear.system.manifest import Manifest
+from hogwear.system.files import Manifest
 from hogwear.system.paths import Paths
 
 

@@ -105,8 +105,7 @@ class Canvas:
     def to_pixels(self, outline: Float32Array) -> list[Point]:
         """The article's coordinates in pixels of the sheet."""
         x, y, depth = (a * outline[:, 0] + b * outline[:, 1] + c for a, b, c in self.pose)
-        pixels = np.stack((x / depth + 1, y / depth + 1), axis=1) * SIZE
-        return list(map(tuple, pixels.tolist()))
+        return list(map(tuple, (SIZE * np.stack((x / depth + 1, y / depth + 1), axis=1)).tolist()))
 
     def part(self, outline: ArrayLike, paint: Colour | None = None, roundness: float = 0.2) -> None:
         """A piece of cloth, or of one colour, with an outline in ink."""
@@ -159,10 +158,7 @@ def photograph(sheet: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def make_background(rng: np.random.Generator) -> Float32Array:
-    """(3, H, W) float32, from 0 to 255.
-
-    White, a pale tint, or two as a gradient, a spotlight, a rough wall, or a wall and a floor.
-    """
+    """(3, H, W), 0 to 255: white, a tint, or two in a gradient, spotlight, rough wall or floor."""
     one, two = (
         mix(PALETTE[i], WHITE, rng.uniform(0.6, 0.9)) for i in rng.integers(len(PALETTE), size=2)
     )
