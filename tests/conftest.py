@@ -237,6 +237,7 @@ def call(
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
         # This process is forked often, which takes longer the larger it is.
         monkeypatch.setattr(machine, "keep_freed_memory", lambda: None)
+        capfd.readouterr()  # drops what a call left that raised
         code = command.exit_code(main or script.main, script.Settings)
         return Completed(code, *capfd.readouterr())
 

@@ -33,7 +33,7 @@ def wheel(name: str) -> bytes:
         f"{name}.py": "",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {VERSION}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/MANIFEST": "",
+        f"{info}/RECORD": "",
     }
     with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
         for file, text in files.items():

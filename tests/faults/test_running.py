@@ -193,7 +193,7 @@ def test_killed_workers_are_replaced_and_the_run_finishes(
     data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
 ) -> None:
     tries = times(2, 50)
-    epochs = 4 * tries
+    epochs = 16 * tries  # enough for a kill to come before the end on fast CPUs, too
     script = start(
         "train.py",
         *SMALL_RUN,
