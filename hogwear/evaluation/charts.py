@@ -143,12 +143,10 @@ def draw_reliability_diagram(evaluation: Evaluation) -> Figure:
     }
     for label, (confidence, colour, marker) in curves.items():
         bins = metrics.reliability_bins(confidence, evaluation.correct)
-        filled = bins["count"] > 0
-        count = bins["count"][filled]
-        upper.scatter(
-            bins["confidence"][filled],
-            bins["accuracy"][filled],
-            s=15 + 150 * count / count.max(),  # bins of few photos mean little
+        upper.scatter(  # empty bins are NaN, and are not drawn
+            bins["confidence"],
+            bins["accuracy"],
+            s=15 + 150 * bins["count"] / bins["count"].max(),  # bins of few photos mean little
             c=colour,
             marker=marker,
             alpha=0.8,
