@@ -9,7 +9,8 @@ import io
 import os
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hogwear.evaluation.trained_model import TrainedModel
 
 LATENCY_RUNS = 9  # their median is printed
+CHUNK = 1000  # photos decoded and predicted at a time
 
 
 @dataclass(frozen=True)
@@ -68,47 +70,57 @@ def main(settings: Settings) -> None:
     responses.require_free()
     trained = load_model(settings)
     load = load_given if settings.images else sample_test_photos
-    photos = load(settings, trained, responses)
-    if not any(photo.image is not None for photo in photos):
-        reasons = "; ".join(f"{photo.file}: {photo.error}" for photo in photos[:3])
+    predictions: list[Prediction] = []
+    for photos in load(settings, trained, responses):
+        with_image = max(0, settings.pictures - len(predictions))
+        predictions += predict_photos(trained, photos, with_image)
+    if all(prediction.photo.error for prediction in predictions):
+        photos = [prediction.photo for prediction in predictions[:3]]
+        reasons = "; ".join(f"{photo.file}: {photo.error}" for photo in photos)
         raise BadInput(f"{reasons}: no photo could be read")
-    predictions = predict_photos(trained, photos)
     for prediction in predictions:
         print(prediction.line())
     write(predictions, settings, responses)
-    milliseconds = measure_latency(trained, photos)
+    milliseconds = measure_latency(trained)
     print(f"Latency: {milliseconds:.1f} ms per photo, on one CPU, without decoding.")
 
 
-def load_given(settings: Settings, trained: "TrainedModel", responses: Responses) -> list[Photo]:
-    """The photos of --images, each once, with a warning if the network was trained on any of them.
+def load_given(
+    settings: Settings, trained: "TrainedModel", responses: Responses
+) -> Iterator[list[Photo]]:
+    """The photos of --images, each once, in chunks, so that memory does not grow with their number.
 
-    The name of a photo's folder is its true class, where it is one of the classes. BadInput for a
-    path that does not exist or overlaps with the results, and if there are no files.
+    The name of a photo's folder is its true class, where it is one of the classes. Warns in the end
+    if the network was trained on any of them. BadInput for a path that does not exist or overlaps
+    with the results, and if there are no files.
     """
     files = find_files(settings.images, responses)
-    processes = min(machine.cpus(), len(files))
-    decoder = create_decoder(Paths(files), trained.image_size, settings, processes)
+    decoder = create_decoder(
+        Paths(files), trained.image_size, settings, min(machine.cpus(), len(files))
+    )
     reader = partial(decode_and_hash, size=trained.image_size, limits=settings.limits)
+    hashes = []
     with decoder.workers({"decode": lambda row: decoder.read(row, reader)}) as workers:
-        decoded = dict(workers.run("decode", range(len(files))))
-    photos, hashes = [], []
-    for row, file in enumerate(files):
-        folder = normalize(file.absolute().parent.name)
-        true_class = folder if folder in trained.class_names else None
-        if isinstance(decoded[row], str):
-            photos.append(Photo(file, true_class, None, error=decoded[row]))
-        else:
-            image, content_hash = decoded[row]
-            photos.append(Photo(file, true_class, image))
-            hashes.append(content_hash)
-    rows = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)
-    if seen := int(np.isin(shorten_hashes(rows), trained.trained_on).sum()):
+        for start in range(0, len(files), CHUNK):
+            rows = range(start, min(start + CHUNK, len(files)))
+            decoded = dict(workers.run("decode", rows))
+            photos = []
+            for row in rows:
+                folder = normalize(files[row].absolute().parent.name)
+                true_class = folder if folder in trained.class_names else None
+                if isinstance(decoded[row], str):
+                    photos.append(Photo(files[row], true_class, None, error=decoded[row]))
+                else:
+                    image, content_hash = decoded[row]
+                    photos.append(Photo(files[row], true_class, image))
+                    hashes.append(content_hash)
+            yield photos
+    known = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)
+    if seen := int(np.isin(shorten_hashes(known), trained.trained_on).sum()):
         warn(
             f"{seen} of {len(hashes)} photos were used for training; "
             "the network is better on them than on new photos"
         )
-    return photos
 
 
 def find_files(patterns: tuple[Path, ...], responses: Responses) -> list[Path]:
@@ -162,8 +174,8 @@ def decode_and_hash(file: BinaryIO, size: int, limits: Limits) -> tuple[UInt8Arr
 
 def sample_test_photos(
     settings: Settings, trained: "TrainedModel", responses: Responses
-) -> list[Photo]:
-    """--num-images random readable photos of the test split, none of which was trained on."""
+) -> Iterator[list[Photo]]:
+    """--num-images random readable test photos, none of which was trained on, as one chunk."""
     photos = find_photos(settings, trained)
     responses.require_no_photos(photos)
     split = photos.evaluated
@@ -190,7 +202,7 @@ def sample_test_photos(
             chosen.append(Photo(file, photos.class_names[split.labels[row]], image))
             if len(chosen) == settings.num_images:
                 break
-    return chosen
+    yield chosen
 
 
 def create_decoder(files: Paths, size: int, settings: Settings, processes: int) -> SafeDecoder:
@@ -199,21 +211,29 @@ def create_decoder(files: Paths, size: int, settings: Settings, processes: int) 
     return SafeDecoder(files, size, settings.limits, processes, within)
 
 
-def predict_photos(trained: "TrainedModel", photos: list[Photo]) -> list[Prediction]:
-    """A prediction for every photo, in order; without probabilities for the unreadable ones."""
+def predict_photos(
+    trained: "TrainedModel", photos: list[Photo], with_image: int
+) -> list[Prediction]:
+    """A prediction for every photo, in order; without probabilities for the unreadable ones.
+
+    Only the first `with_image` predictions keep their image.
+    """
     from hogwear.evaluation.predict import predict_logits
 
-    batch = np.stack([photo.image for photo in photos if photo.image is not None])  # (n, S, S, 3)
-    logits = predict_logits(trained.net, batch, np.arange(len(batch)), machine.cpus())
-    rows = iter(trained.probabilities(logits).tolist())
+    images = [photo.image for photo in photos if photo.image is not None]
+    if images:
+        batch = np.stack(images)  # (n, S, S, 3)
+        logits = predict_logits(trained.net, batch, np.arange(len(batch)), machine.cpus())
+        rows = iter(trained.probabilities(logits).tolist())
     predictions = []
-    for photo in photos:
+    for number, photo in enumerate(photos):
         if photo.image is None:
             predictions.append(Prediction(photo, {}))
             continue
         probabilities = dict(zip(trained.class_names, next(rows), strict=True))
         unsure = max(probabilities.values()) < trained.confidence_threshold
-        predictions.append(Prediction(photo, probabilities, unsure))
+        kept = photo if number < with_image else replace(photo, image=None)
+        predictions.append(Prediction(kept, probabilities, unsure))
     return predictions
 
 
@@ -240,11 +260,12 @@ def write(predictions: list[Prediction], settings: Settings, responses: Response
         print(escape(f"Kept in {folder}: {files} that infer did not write or that were changed."))
 
 
-def measure_latency(trained: "TrainedModel", photos: list[Photo]) -> float:
+def measure_latency(trained: "TrainedModel") -> float:
     """Median milliseconds to predict one decoded photo on one thread."""
     import torch
 
-    pixels = torch.tensor(next(photo.image for photo in photos if photo.image is not None))[None]
+    size = trained.image_size
+    pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     times = []
     with torch.inference_mode():
         for _ in range(LATENCY_RUNS):

@@ -18,8 +18,8 @@ class Photo:
 
     file: Path
     true_class: str | None  # where known
-    image: UInt8Array | None  # (S, S, 3)
-    error: str | None = None  # where there is no image
+    image: UInt8Array | None  # (S, S, 3); dropped after prediction where no picture needs it
+    error: str | None = None  # why it could not be read
 
 
 @dataclass(frozen=True, eq=False)
