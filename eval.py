@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hogwear.commands.common import SharedSettings, find_photos, load_model
+from hogwear.commands.shared_settings import SharedSettings, find_photos, load_model
 from hogwear.data import leakage, loading
 from hogwear.data.photos import Photos, Split
 from hogwear.data.pixels import Pixels
@@ -48,7 +48,7 @@ def main(settings: Settings) -> None:
     split = choose_split(photos)
     started = time.perf_counter()
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
-    pixels = loading.exclude_trained_on(decoded, trained.trained_on, split.name)
+    pixels = leakage.exclude_trained_on(decoded, trained.trained_on, split.name)
     if train := settings.cache.open_if_complete(photos.train, trained.image_size):
         leakage.warn_about_leakage(train, pixels, split.name)
     logits = predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from hogwear.commands.common import SharedSettings, find_photos, load_model
+from hogwear.commands.shared_settings import SharedSettings, find_photos, load_model
 from hogwear.data import decoding
 from hogwear.data.contents import shorten_hashes
 from hogwear.data.decoding import HASH_SIZE, Limits

@@ -22,9 +22,10 @@ import numpy as np
 from hogwear.cluster import membership
 from hogwear.cluster.membership import Rank
 from hogwear.cluster.peers import SINGLE_MACHINE, Peers, SingleMachine
-from hogwear.commands.common import SharedSettings, require_same_classes
+from hogwear.commands.shared_settings import SharedSettings, require_same_classes
 from hogwear.data import dataset, leakage
-from hogwear.data.loading import Loader, exclude_trained_on
+from hogwear.data.leakage import exclude_trained_on
+from hogwear.data.loading import Loader
 from hogwear.data.photos import Photos
 from hogwear.data.pixels import Pixels
 from hogwear.data.split_assignments import SplitAssignments

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hogwear.commands.common import SharedSettings, load_model, require_same_classes
+from hogwear.commands.shared_settings import SharedSettings, load_model, require_same_classes
 from hogwear.data import checks
 from hogwear.data.checks import SMALL_CLASS, TINY_SIDE, Entry, Member
 from hogwear.data.photos import Photos

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hogwear.commands.common import SharedSettings, find_photos, load_model
 from hogwear.commands.model_card import write_card
-from hogwear.data import loading
+from hogwear.commands.shared_settings import SharedSettings, find_photos, load_model
+from hogwear.data import leakage, loading
 from hogwear.system import command, machine
 from hogwear.system.arrays import FloatArray, UInt8Array
 from hogwear.system.artifacts import EVALUATION, MODEL_CARD, ONNX_MODEL
@@ -49,7 +49,7 @@ def main(settings: Settings) -> None:
     results = read_results(settings.model_dir, trained.sha256)
     split = find_photos(settings, trained).evaluated
     decoded = loading.Loader(settings.cache).load(split, trained.image_size)
-    pixels = loading.exclude_trained_on(decoded, trained.trained_on, split.name)
+    pixels = leakage.exclude_trained_on(decoded, trained.trained_on, split.name)
     count = min(MOST_PHOTOS, len(pixels))
     chosen = np.linspace(0, len(pixels) - 1, count).round().astype(np.int64)  # of all classes
     images, labels = pixels.images[pixels.rows[chosen]], pixels.labels[chosen]  # (n, S, S, 3), (n,)

@@ -1,10 +1,15 @@
-"""Leakage: photos of val or test that are in train, too, exactly or nearly."""
+"""Leakage: photos of val or test that were trained on, or that resemble photos in train."""
 
 import hashlib
 from contextlib import suppress
 
+import numpy as np
+
 from hogwear.data import near_duplicates
+from hogwear.data.contents import shorten_hashes
 from hogwear.data.pixels import Pixels
+from hogwear.system.arrays import Int64Array
+from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
 from hogwear.system.text import plural, warn
 from hogwear.system.workers import Workers
@@ -18,6 +23,24 @@ def warn_about_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
             "train, exactly or nearly, so its figures may be too good; to list them, run the "
             "doctor: docker compose run --rm doctor, or python -m hogwear.commands.doctor"
         )
+
+
+def exclude_trained_on(pixels: Pixels, trained_on: Int64Array, name: str) -> Pixels:
+    """The photos of the split `name` that no weights were trained on; warns about the others.
+
+    A photo may be in train, too, or may have been there before somebody moved it. `trained_on` has
+    shortened hashes, (k,). Raises BadInput if no photo is left.
+    """
+    is_new = ~np.isin(shorten_hashes(pixels.hashes), trained_on)
+    if trained := len(pixels) - int(is_new.sum()):
+        some = f"{trained} of {plural(len(pixels), 'photo')} in {name}"
+        if not is_new.any():
+            raise BadInput(
+                f"{some} were used for training, so nothing is left to measure: add other photos, "
+                "or train with --fresh once these are no longer in train"
+            )
+        warn(f"{some} were used for training and are excluded")
+    return pixels.where(is_new)
 
 
 def count_leaked(train: Pixels, held_out: Pixels) -> int:

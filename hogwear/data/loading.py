@@ -3,15 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from hogwear.data.cache import DecodingJob, PhotoCache
-from hogwear.data.contents import shorten_hashes
 from hogwear.data.photos import Split
 from hogwear.data.pixels import ALL_ROWS, Pixels
 from hogwear.data.safe_decoder import show_progress
-from hogwear.system.arrays import Int64Array
-from hogwear.system.errors import BadInput
 from hogwear.system.text import plural, warn
 
 MAX_WARNINGS = 10
@@ -55,21 +50,3 @@ class Loader:
         if (more := len(pixels.skipped) - MAX_WARNINGS) > 0:
             warn(f"skipped {plural(more, 'more photo')} in {split.name}")
         return pixels
-
-
-def exclude_trained_on(pixels: Pixels, trained_on: Int64Array, name: str) -> Pixels:
-    """The photos of the split `name` that no weights were trained on; warns about the others.
-
-    A photo may be in train, too, or may have been there before somebody moved it. `trained_on` has
-    shortened hashes, (k,). Raises BadInput if no photo is left.
-    """
-    is_new = ~np.isin(shorten_hashes(pixels.hashes), trained_on)
-    if trained := len(pixels) - int(is_new.sum()):
-        some = f"{trained} of {plural(len(pixels), 'photo')} in {name}"
-        if not is_new.any():
-            raise BadInput(
-                f"{some} were used for training, so nothing is left to measure: add other photos, "
-                "or train with --fresh once these are no longer in train"
-            )
-        warn(f"{some} were used for training and are excluded")
-    return pixels.where(is_new)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from hogwear.evaluation import metrics
+from hogwear.evaluation import calibration
 from hogwear.evaluation.evaluation import Evaluation
 from hogwear.evaluation.palette import BLUE, GREY, INK, ORANGE
 from hogwear.system.arrays import Int64Array
@@ -138,11 +138,11 @@ def draw_reliability_diagram(evaluation: Evaluation) -> Figure:
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     upper.plot((0, 1), (0, 1), "--", color=GREY, linewidth=1)
     curves = {
-        "before calibration": (metrics.confidences(evaluation.logits), ORANGE, "s"),
+        "before calibration": (calibration.confidences(evaluation.logits), ORANGE, "s"),
         "after calibration": (evaluation.confidence, BLUE, "o"),
     }
     for label, (confidence, colour, marker) in curves.items():
-        bins = metrics.reliability_bins(confidence, evaluation.correct)
+        bins = calibration.reliability_bins(confidence, evaluation.correct)
         upper.scatter(  # empty bins are NaN, and are not drawn
             bins["confidence"],
             bins["accuracy"],
@@ -167,7 +167,7 @@ def draw_reliability_diagram(evaluation: Evaluation) -> Figure:
 @matplotlib.rc_context(STYLE)
 def draw_coverage_curve(evaluation: Evaluation) -> Figure:
     """Accuracy over coverage: of the photos that reach a confidence, and how many those are."""
-    thresholds, shares, accuracies = metrics.coverage_curve(
+    thresholds, shares, accuracies = calibration.coverage_curve(
         evaluation.confidence, evaluation.correct
     )
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hogwear.evaluation import metrics
+from hogwear.evaluation import calibration, metrics
 from hogwear.system.arrays import BoolArray, Float64Array, FloatArray, Int64Array
 
 COVERAGE_POINTS = 100  # of the curve of accuracy over coverage, at most
@@ -36,7 +36,7 @@ class Evaluation:
     @cached_property
     def confidence(self) -> Float64Array:
         """Calibrated probabilities of the predicted classes, (n,)."""
-        return metrics.confidences(self.logits, self.temperature)
+        return calibration.confidences(self.logits, self.temperature)
 
     @cached_property
     def confusion_matrix(self) -> Int64Array:
@@ -67,16 +67,16 @@ class Evaluation:
     def measure_calibration(self) -> dict[str, Any]:
         """Calibration, and the accuracy of the predictions above the confidence threshold."""
         confidence, correct = self.confidence, self.correct
-        bins = metrics.reliability_bins(confidence, correct)
+        bins = calibration.reliability_bins(confidence, correct)
         sure = confidence >= self.confidence_threshold
-        _, shares, accuracies = metrics.coverage_curve(confidence, correct)
+        _, shares, accuracies = calibration.coverage_curve(confidence, correct)
         points = np.unique(np.linspace(0, len(shares) - 1, COVERAGE_POINTS).astype(int))
-        uncalibrated = metrics.reliability_bins(metrics.confidences(self.logits), correct)
+        uncalibrated = calibration.reliability_bins(calibration.confidences(self.logits), correct)
         return {
             "calibration": {
                 "temperature": self.temperature,
-                "ece_before": metrics.expected_calibration_error(uncalibrated),
-                "ece_after": metrics.expected_calibration_error(bins),
+                "ece_before": calibration.expected_calibration_error(uncalibrated),
+                "ece_after": calibration.expected_calibration_error(bins),
                 "loss_after": metrics.cross_entropy(self.logits / self.temperature, self.labels),
                 "bins": [
                     {name: values[i].item() for name, values in bins.items()}

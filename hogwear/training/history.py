@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hogwear.cluster.peers import SingleMachine
 from hogwear.data.pixels import Pixels
-from hogwear.evaluation import metrics, predict
+from hogwear.evaluation import calibration, metrics, predict
 from hogwear.networks.network import Network
 from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.system.files import write_atomically
@@ -70,8 +70,8 @@ class Best:
         labels: Int64Array,
     ) -> Self:
         """Validate and calibrate weights by their `logits`, (n, classes), for labels, (n,)."""
-        temperature = metrics.fit_temperature(logits, labels)
-        confidence = metrics.confidences(logits, temperature)
+        temperature = calibration.fit_temperature(logits, labels)
+        confidence = calibration.confidences(logits, temperature)
         is_right = logits.argmax(axis=1) == labels
         return cls(
             epoch=epoch,
@@ -79,7 +79,7 @@ class Best:
             val_loss=metrics.cross_entropy(logits, labels),
             val_acc=metrics.accuracy(logits, labels),
             temperature=temperature,
-            confidence_threshold=metrics.fit_threshold(CONFIDENT, confidence, is_right),
+            confidence_threshold=calibration.fit_threshold(CONFIDENT, confidence, is_right),
             weights=weights,
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, strided
 
-from hogwear.evaluation.metrics import MAX_TEMPERATURE, MIN_TEMPERATURE, UNREACHABLE
+from hogwear.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, UNREACHABLE
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters
 from hogwear.system.text import is_safe

@@ -18,7 +18,7 @@ import eval
 import infer
 import train
 from hogwear.commands import doctor, export
-from hogwear.commands.common import SharedSettings
+from hogwear.commands.shared_settings import SharedSettings
 from hogwear.data.splitting import Splitter
 from hogwear.system.text import escape, is_safe, shorten, to_csv
 from hogwear.training import checkpoint, schema
