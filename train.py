@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +35,7 @@ from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import flag
 from hogwear.system.text import escape, plural, warn
-from hogwear.training.hyperparameters import (
-    ARCHITECTURES,
-    RANGES,
-    UNBALANCED,
-    Hyperparameters,
-    choose_hyperparameters,
-)
+from hogwear.training.hyperparameters import UNBALANCED, Hyperparameters, choose_hyperparameters
 from hogwear.training.model_folder import ModelFolder
 from hogwear.training.photo_sets import PhotoSet, PhotoSets, add_photos
 
@@ -57,10 +51,11 @@ if TYPE_CHECKING:
 # decoded, or to load a checkpoint.
 
 
-def hyperparameter(name: str, help: str, **rules: Any) -> Any:
-    """A flag for one of the Hyperparameters. Its value is None until the user sets it."""
-    rules = {"default_help": str(getattr(Hyperparameters, name)), **RANGES.get(name, {}), **rules}
-    return flag(help, None, **rules)
+def hyperparameter(name: str) -> Any:
+    """The flag of a hyperparameter. Its value is None until the user sets it."""
+    declared = Hyperparameters.__dataclass_fields__[name]
+    default_help = declared.metadata["default_help"] or str(declared.default)
+    return field(default=None, metadata={**declared.metadata, "default_help": default_help})
 
 
 @dataclass(frozen=True)
@@ -70,21 +65,10 @@ class Settings(SharedSettings):
     An interrupted run resumes where it stopped; a finished one is trained for --epochs more epochs.
     """
 
-    arch: str | None = hyperparameter("arch", "network architecture", choices=ARCHITECTURES)
-    image_size: int | None = hyperparameter(
-        "image_size", "side length in pixels to which photos are scaled"
-    )
-    epochs: int | None = hyperparameter(
-        "epochs",
-        "passes over the training photos, shared by all workers",
-        default_help="about 4,000 photos per machine, tinyvgg: 20,000; at least one epoch",
-    )
-    time_budget: int | None = hyperparameter(
-        "time_budget",
-        "target duration in seconds, instead of --epochs; "
-        "also chooses --image-size unless you set it",
-        default_help="none",
-    )
+    arch: str | None = hyperparameter("arch")
+    image_size: int | None = hyperparameter("image_size")
+    epochs: int | None = hyperparameter("epochs")
+    time_budget: int | None = hyperparameter("time_budget")
     workers: int | None = flag(
         "training processes, with one thread each",
         None,
@@ -93,12 +77,10 @@ class Settings(SharedSettings):
         below=1025,
         default_help="one per CPU",
     )
-    batch_size: int | None = hyperparameter("batch_size", "photos per step")
-    lr: float | None = hyperparameter("lr", "peak learning rate", default_help="depends on --arch")
-    momentum: float | None = hyperparameter("momentum", "momentum of SGD")
-    seed: int | None = hyperparameter(
-        "seed", "random seed for shuffling, augmentation and initial weights"
-    )
+    batch_size: int | None = hyperparameter("batch_size")
+    lr: float | None = hyperparameter("lr")
+    momentum: float | None = hyperparameter("momentum")
+    seed: int | None = hyperparameter("seed")
     sync_every: int = flag(
         "clusters only: photos seen by all machines together between two averages of the weights",
         1024,
@@ -119,7 +101,7 @@ class Settings(SharedSettings):
     @property
     def hyperparameter_flags(self) -> dict[str, Any]:
         """The hyperparameters that the user has set."""
-        values = {field.name: getattr(self, field.name) for field in fields(Hyperparameters)}
+        values = {each.name: getattr(self, each.name) for each in fields(Hyperparameters)}
         return {name: value for name, value in values.items() if value is not None}
 
     @property

@@ -1,8 +1,7 @@
 """The checkpoint file: written completely or not at all, verified to the last byte, loaded safely.
 
-It is what torch.save writes, followed by the SHA-256 of that (torch's reader verifies no checksum).
-Nothing in it runs when it is loaded. The checkpoint before is kept as well, in case the disk
-damages the newer one.
+It is what torch.save writes, followed by its SHA-256 (torch's reader verifies no checksum). Nothing
+in it runs when it is loaded. The previous checkpoint is kept, in case the disk damages the newer.
 """
 
 import hashlib
@@ -52,7 +51,11 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
         for leftover in model_dir.glob(f"{unfinished_prefix(file)}*"):  # of a save that was killed
             leftover.unlink()
         write_atomically(file, buffer.getbuffer(), partial(keep_previous, model_dir))
-        sync_folder(model_dir)
+        descriptor = os.open(model_dir, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the new names are on the disk, too
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise BadInput(
             f"{file}: could not be saved ({error.strerror}); the checkpoint before it is intact: "
@@ -73,15 +76,6 @@ def keep_previous(model_dir: Path) -> None:
     link.replace(model_dir / PREVIOUS_CHECKPOINT)
     # Renaming does nothing if both are the same file: an earlier save was killed at this point.
     link.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until new names in a folder are on the disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(model_dir: Path) -> Checkpoint:
@@ -131,16 +125,17 @@ def parse(file: Path, content: bytes) -> Checkpoint:
             f"{file}: not a Hogwear checkpoint ({reason}); move it away, or train with --fresh"
         ) from None
     found = state.get("format") if isinstance(state, dict) else None
-    if type(found) is not int or found != FORMAT:
+    found = found if type(found) is int else "none"
+    if found != FORMAT:
         raise BadInput(
             f"{file}: not a checkpoint of format {FORMAT}, which this version reads (found: "
-            f"{found if type(found) is int else 'none'}); move it away, or train with --fresh"
+            f"{found}); move it away, or train with --fresh"
         )
     return Checkpoint(file, state, hashlib.sha256(content).hexdigest())
 
 
 class SaveTimer:
-    """When to save: so that saving takes no more than SAVING_SHARE of the time.
+    """When to save, so that it takes no more than SAVING_SHARE of the time.
 
     with timer:
         save(...)

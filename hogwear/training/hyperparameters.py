@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hogwear.system.errors import BadInput
-from hogwear.system.flags import INTEGER_LIMIT
+from hogwear.system.flags import flag
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # built in model.py
 ONE_SIZE = ("tinyvgg",)  # architectures whose weights fit a single image size
@@ -18,28 +18,44 @@ MAX_ROLLBACKS = 2  # each halves the learning rate; the next divergence ends the
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Defaults for a new run; docs/decisions/defaults.md has the measurements."""
+    """Their ranges, and the defaults for a new run (measured in docs/decisions/defaults.md)."""
 
-    arch: str = "efficientnet_lite0"
-    image_size: int = 160
-    epochs: int = 1  # more with fewer than DEFAULT_IMAGES photos
-    time_budget: int | None = None  # seconds; image size and epochs follow from it
-    batch_size: int = 32
-    lr: float | None = None  # None: the network's default
-    momentum: float = 0.9
-    seed: int = 0
-
-
-# Of the numbers among them, for the flags and for the check of a checkpoint.
-RANGES: dict[str, dict[str, Any]] = {
-    "image_size": {"kind": int, "at_least": 32, "below": 1025},
-    "epochs": {"kind": int, "at_least": 1, "below": INTEGER_LIMIT},
-    "time_budget": {"kind": int, "at_least": 5, "below": INTEGER_LIMIT},
-    "batch_size": {"kind": int, "at_least": 1, "below": 4097},
-    "lr": {"kind": float, "at_least": 1e-7, "below": 10},
-    "momentum": {"kind": float, "at_least": 0, "below": 1},
-    "seed": {"kind": int, "at_least": 0, "below": 2**63},
-}
+    arch: str = flag("network architecture", "efficientnet_lite0", choices=ARCHITECTURES)
+    image_size: int = flag(
+        "side length in pixels to which photos are scaled", 160, kind=int, at_least=32, below=1025
+    )
+    epochs: int = flag(
+        "passes over the training photos, shared by all workers",
+        1,
+        kind=int,
+        at_least=1,
+        default_help="about 4,000 photos per machine, tinyvgg: 20,000; at least one epoch",
+    )
+    time_budget: int | None = flag(
+        "target duration in seconds, instead of --epochs; "
+        "also chooses --image-size unless you set it",
+        None,
+        kind=int,
+        at_least=5,
+        default_help="none",
+    )
+    batch_size: int = flag("photos per step", 32, kind=int, at_least=1, below=4097)
+    lr: float | None = flag(
+        "peak learning rate",
+        None,
+        kind=float,
+        at_least=1e-7,
+        below=10,
+        default_help="depends on --arch",
+    )
+    momentum: float = flag("momentum of SGD", 0.9, kind=float, at_least=0, below=1)
+    seed: int = flag(
+        "random seed for shuffling, augmentation and initial weights",
+        0,
+        kind=int,
+        at_least=0,
+        below=2**63,
+    )
 
 
 def choose_hyperparameters(
@@ -49,11 +65,11 @@ def choose_hyperparameters(
     saved: Hyperparameters | None = None,
     finished: bool = False,
 ) -> Hyperparameters:
-    """The hyperparameters to train with on `num_photos` photos, `flags` being those that were set.
+    """The hyperparameters to train with on `num_photos` photos; `flags` are those that were set.
 
-    An interrupted run goes on with its `saved` hyperparameters. A finished one is trained further
-    with the same architecture and image size, and the defaults for the rest. BadInput for flags
-    that exclude each other or that contradict what is saved.
+    An interrupted run keeps its `saved` hyperparameters. A finished one keeps its architecture and
+    image size, and takes the defaults for the rest. BadInput for flags that exclude each other or
+    contradict what is saved.
     """
     if "epochs" in flags and "time_budget" in flags:
         raise BadInput("--epochs and --time-budget exclude each other: use one of them")
@@ -75,8 +91,8 @@ def require_unchanged(
 ) -> None:
     """BadInput where one of these flags is set to another value than the saved one."""
     for name in names:
-        value, expected = flags.get(name, getattr(saved, name)), getattr(saved, name)
-        if value != expected:
+        expected = getattr(saved, name)
+        if (value := flags.get(name, expected)) != expected:
             raise BadInput(
                 f"--{name.replace('_', '-')} is {value}, the {source} has {expected}: "
                 "omit the flag to go on, use another --model-dir, or --fresh to start over"

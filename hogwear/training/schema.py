@@ -5,6 +5,7 @@ without further checks.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any
@@ -16,13 +17,7 @@ from hogwear.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, UNR
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters
 from hogwear.system.text import is_safe
-from hogwear.training.hyperparameters import (
-    ARCHITECTURES,
-    MAX_ROLLBACKS,
-    ONE_SIZE,
-    RANGES,
-    Hyperparameters,
-)
+from hogwear.training.hyperparameters import MAX_ROLLBACKS, ONE_SIZE, Hyperparameters
 
 MAX_QUOTED = 60  # characters of a value in a message
 Build = Callable[[str, int, int], Network]  # (architecture, classes, image size) -> a network
@@ -53,12 +48,11 @@ def number(
     """A finite int (below 2**63), or a finite float; bool is neither."""
     bounds = {"at least": at_least, "below": below, "at most": at_most}
     words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
-    if below is None:
-        below = 2**63 if kind is int else math.inf
-    limit = math.inf if at_most is None else at_most
+    end = below or (2**63 if kind is int else math.inf)
+    last = math.inf if at_most is None else at_most
     return Rule(
         f"{'an integer' if kind is int else 'a number'}, {words}",
-        lambda value: type(value) is kind and at_least <= value < below and value <= limit,
+        lambda value: type(value) is kind and at_least <= value < end and value <= last,
     )
 
 
@@ -66,31 +60,27 @@ def optional(rule: Rule) -> Rule:
     return Rule(f"{rule.expected}, or None", lambda value: value is None or rule.accepts(value))
 
 
-def exactly(expected: object) -> Rule:
-    return Rule(
-        str(expected), lambda value: type(value) is type(expected) and bool(value == expected)
-    )
+def exactly(expected: int | None) -> Rule:
+    return Rule(str(expected), lambda value: type(value) is type(expected) and value == expected)
 
 
 def tensor(*shape: int | None, dtype: str = "float32") -> Rule:
     """A tensor of finite numbers of this shape; None is any length but 0."""
 
     def accepts(value: Any) -> bool:
-        if not isinstance(value, Tensor) or value.dim() != len(shape):
-            return False
-        if (value.device.type, value.layout, str(value.dtype)) != (
-            "cpu",
-            strided,
-            f"torch.{dtype}",
-        ):
-            return False
-        if not all(
-            length == expected or (expected is None and length)
-            for length, expected in zip(value.shape, shape, strict=True)
-        ):
-            return False
-        # By NumPy, which has no threads: workers will be forked from this process.
-        return bool(np.isfinite(value.detach().numpy()).all())
+        return (
+            isinstance(value, Tensor)
+            and value.device.type == "cpu"
+            and value.layout == strided
+            and str(value.dtype) == f"torch.{dtype}"
+            and value.dim() == len(shape)
+            and all(
+                length > 0 if expected is None else length == expected
+                for length, expected in zip(value.shape, shape, strict=True)
+            )
+            # By NumPy, which has no threads: workers will be forked from this process.
+            and bool(np.isfinite(value.detach().numpy()).all())
+        )
 
     lengths = ", ".join("any" if length is None else str(length) for length in shape)
     return Rule(f"finite {dtype} numbers of shape ({lengths})", accepts)
@@ -101,47 +91,44 @@ def weights_of(net: Network) -> Schema:
 
 
 def are_class_names(value: Any) -> bool:
-    if not isinstance(value, list) or not all(
-        type(name) is str and name and is_safe(name) for name in value
-    ):
-        return False
-    return len(set(value)) == len(value) >= 2
+    return (
+        isinstance(value, list)
+        and all(type(name) is str and name and is_safe(name) for name in value)
+        and len(set(value)) == len(value) >= 2
+    )
 
 
-def is_digest(value: Any) -> bool:
-    return type(value) is str and len(value) == 64 and set(value) <= set("0123456789abcdef")
+def matching(pattern: str, expected: str) -> Rule:
+    return Rule(expected, lambda value: type(value) is str and bool(re.fullmatch(pattern, value)))
 
 
-def hyperparameter(field: "Field[Any]") -> Rule:
-    rule = number(**RANGES[field.name]) if field.name in RANGES else ARCH
+def hyperparameter(field: Field[Any]) -> Rule:
+    limits = field.metadata
+    if choices := limits["choices"]:
+        return matching("|".join(choices), f"one of {', '.join(choices)}")
+    rule = number(limits["kind"], limits["at_least"], limits["below"])
     return rule if field.default is not None else optional(rule)
 
 
 ANYTHING = Rule("anything", lambda value: True)
 SWITCH = Rule("True or False", lambda value: type(value) is bool)
+COUNT, POSITIVE = number(int), number(int, at_least=1)
+LOSS = RATE = SECONDS = number(float)
 SHARE = number(float, at_most=1)
-LOSS = number(float)
-ARCH = Rule(
-    f"one of {', '.join(ARCHITECTURES)}",
-    lambda value: type(value) is str and value in ARCHITECTURES,
-)
 HYPERPARAMETERS = {field.name: hyperparameter(field) for field in fields(Hyperparameters)}
-PHOTO_SET = {
-    "count": number(int, at_least=1),
-    "sha256": Rule("64 hexadecimal digits", is_digest),
-}
+PHOTO_SET = {"count": POSITIVE, "sha256": matching("[0-9a-f]{64}", "64 hexadecimal digits")}
 EPOCH_ROW = {
-    "epoch": number(int, at_least=1),
-    "images": number(int, at_least=1),
-    "lr": number(float),
+    "epoch": POSITIVE,
+    "images": POSITIVE,
+    "lr": RATE,
     "train_loss": LOSS,
     "train_acc": SHARE,
     "val_loss": LOSS,
     "val_acc": SHARE,
-    "images_per_second": number(float),
+    "images_per_second": RATE,
 }
 BEST: dict[str, Schema] = {
-    "epoch": number(int, at_least=1),
+    "epoch": POSITIVE,
     "image_size": HYPERPARAMETERS["image_size"],
     "val_loss": LOSS,
     "val_acc": SHARE,
@@ -155,23 +142,18 @@ STATE: dict[str, Schema] = {
     "class_names": Rule("a list of two or more different printable names", are_class_names),
     "hyperparameters": HYPERPARAMETERS,
     "photos": {"is_sample": SWITCH, "train": PHOTO_SET, "val": PHOTO_SET},
-    "split": {**PHOTO_SET, "count": number(int)},
+    "split": {**PHOTO_SET, "count": COUNT},
     "trained_on": tensor(None, dtype="int64"),
-    "images_seen": number(int),
-    "machines": number(int, at_least=1),
+    "images_seen": COUNT,
+    "machines": POSITIVE,
     "job_id": optional(Rule("a name", lambda value: type(value) is str)),
     "epochs_done": number(float),
-    "first_epoch": number(int),
+    "first_epoch": COUNT,
     "finished": SWITCH,
     "history": Rule("a list of epochs", lambda value: isinstance(value, list)),
     "best": ANYTHING,
-    "epoch_metrics": {
-        "images": number(int),
-        "loss": LOSS,
-        "correct": number(int),
-        "seconds": number(float),
-    },
-    "total_images": optional(number(int, at_least=1)),
+    "epoch_metrics": {"images": COUNT, "loss": LOSS, "correct": COUNT, "seconds": SECONDS},
+    "total_images": optional(POSITIVE),
     "rollbacks": number(int, at_most=MAX_ROLLBACKS),
     "weights": ANYTHING,
     "momentum": ANYTHING,
@@ -230,10 +212,8 @@ def describe(value: Any) -> str:
     """A value of any type and size in a few words."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    is_short_number = isinstance(value, float | bool) or (
-        isinstance(value, int) and -(2**63) <= value < 2**63
-    )
-    if is_short_number or isinstance(value, str) or value is None:
-        text = repr(value)
-        return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
-    return f"of type {type(value).__name__}"
+    is_huge = isinstance(value, int) and not -(2**63) <= value < 2**63
+    if is_huge or not isinstance(value, int | float | str | None):
+        return f"of type {type(value).__name__}"
+    quoted = repr(value)
+    return quoted if len(quoted) <= MAX_QUOTED else f"{quoted[:MAX_QUOTED]}..."
