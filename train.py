@@ -17,8 +17,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hogwear.cluster import membership
 from hogwear.cluster.membership import Rank
 from hogwear.cluster.peers import SINGLE_MACHINE, Peers, SingleMachine
@@ -374,11 +372,11 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photo
         *photos.notes,
         f"Classes: {', '.join(photos.class_names)}.",
     ]
-    counts = np.bincount(photos.train.labels)
-    if counts.max() >= UNBALANCED * counts.min():
-        fewest, most = (photos.class_names[i] for i in (counts.argmin(), counts.argmax()))
+    counts = photos.train.count_per_class(photos.class_names)
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[most] >= UNBALANCED * counts[fewest]:
         lines.append(
-            f"Class balance: {plural(int(counts.min()), 'photo')} of {fewest}, {counts.max()} of "
+            f"Class balance: {plural(counts[fewest], 'photo')} of {fewest}, {counts[most]} of "
             f"{most}; all classes count equally in training."
         )
     length = plural(hyperparameters.epochs, "epoch")
@@ -429,13 +427,19 @@ def build_network(settings: Settings, state: RunState) -> Network:
 def measure_best_again(
     history: History, net: Network, val: Pixels, num_workers: int, cluster: SingleMachine
 ) -> None:
-    """Replace the figures of the best weights, which other validation photos gave."""
-    assert history.best
-    previous = history.best.val_acc
-    best = history.best = history.best.measure_again(net, val, num_workers, cluster)
+    """Measure the best weights on other validation photos. BadInput for NaN or infinite outputs."""
+    from hogwear.evaluation import predict
+    from hogwear.training.history import Best
+
+    old = history.best
+    assert old
+    net.load_state_dict(old.weights)
+    logits = predict.predict_logits(net, val.images, val.rows, num_workers, cluster.heartbeat)
+    logits, labels = cluster.all_gather([logits, val.labels])
+    history.best = Best.measure(old.weights, old.epoch, old.image_size, logits, labels)
     print(
-        f"The best weights (epoch {best.epoch}) were evaluated again, on the present "
-        f"validation photos: accuracy {best.val_acc:.4f}, previously {previous:.4f}."
+        f"The best weights (epoch {old.epoch}) were evaluated again, on the present "
+        f"validation photos: accuracy {history.best.val_acc:.4f}, previously {old.val_acc:.4f}."
     )
 
 

@@ -25,7 +25,7 @@ TEMPERATURE = 0.03  # the Gaussian model is overconfident: fine-tuning would hav
 
 
 class Moments:
-    """Sums over the features f, (D,), of some photos of each class; each worker adds to its own.
+    """Sums over the features f, (D,), of some photos of each class; each worker has its own.
 
     with Workers(count, lambda rank: {"moments": moments.job(net.features, rank)}) as workers:
         list(workers.run("moments", moments.items))

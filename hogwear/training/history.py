@@ -6,10 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from hogwear.cluster.peers import SingleMachine
-from hogwear.data.pixels import Pixels
-from hogwear.evaluation import calibration, metrics, predict
-from hogwear.networks.network import Network
+from hogwear.evaluation import calibration, metrics
 from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.system.files import write_atomically
 from hogwear.system.text import to_csv
@@ -71,7 +68,7 @@ class Best:
     ) -> Self:
         """Validate and calibrate weights by their `logits`, (n, classes), for labels, (n,)."""
         temperature = calibration.fit_temperature(logits, labels)
-        confidence = calibration.confidences(logits, temperature)
+        confidences = calibration.confidences(logits, temperature)
         is_right = logits.argmax(axis=1) == labels
         return cls(
             epoch=epoch,
@@ -79,21 +76,9 @@ class Best:
             val_loss=metrics.cross_entropy(logits, labels),
             val_acc=metrics.accuracy(logits, labels),
             temperature=temperature,
-            confidence_threshold=calibration.fit_threshold(CONFIDENT, confidence, is_right),
+            confidence_threshold=calibration.fit_threshold(CONFIDENT, confidences, is_right),
             weights=weights,
         )
-
-    def measure_again(
-        self, net: Network, val: Pixels, workers: int, cluster: SingleMachine
-    ) -> Self:
-        """The same weights with figures of other validation photos, at their own image size.
-
-        The network is left with these weights. BadInput where its outputs are not finite.
-        """
-        net.load_state_dict(self.weights)
-        logits = predict.predict_logits(net, val.images, val.rows, workers, cluster.heartbeat)
-        logits, labels = cluster.all_gather([logits, val.labels])
-        return self.measure(self.weights, self.epoch, self.image_size, logits, labels)
 
 
 @dataclass

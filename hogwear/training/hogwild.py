@@ -46,7 +46,10 @@ def create_train_step(
     assert all(p.is_shared() for p in net.parameters())
     parameters = trained_parameters(net)
     buffers = unflatten_like(buffer, parameters)
-    clip_grad = choose_clip_grad(net)
+    if net.pretrained:
+        clip_grad: Callable[[list[nn.Parameter]], object] = adaptive_clip_grad
+    else:  # random weights have far to go, and clipping by their own norm would hold them back
+        clip_grad = partial(nn.utils.clip_grad_norm_, max_norm=MAX_GRAD_NORM)
 
     def train_step(step: int) -> StepResult:
         pixels, labels = batches.batch(step)
@@ -60,13 +63,6 @@ def create_train_step(
         return StepResult(len(labels), loss.item(), int((logits.argmax(1) == labels).sum()))
 
     return train_step
-
-
-def choose_clip_grad(net: Network) -> Callable[[list[nn.Parameter]], object]:
-    """Random weights have far to go, and clipping by their own norm would keep them in place."""
-    if net.pretrained:
-        return adaptive_clip_grad
-    return partial(nn.utils.clip_grad_norm_, max_norm=MAX_GRAD_NORM)
 
 
 def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:

@@ -1,13 +1,10 @@
-"""Which photos a run trains on and is validated with, so that a later run notices changes.
-
-A figure measured on some photos says nothing about others.
-"""
+"""The photos that a run trains on and is validated with, so that a later run notices changes."""
 
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -34,7 +31,7 @@ class PhotoSet:
     @classmethod
     def from_pixels(
         cls, pixels: Pixels, class_names: tuple[str, ...], cluster: SingleMachine = SINGLE_MACHINE
-    ) -> "PhotoSet":
+    ) -> Self:
         """The photos of this split on all machines together."""
         hashes, labels = cluster.all_gather([pixels.hashes, pixels.labels])
         digest = hashlib.sha256()
@@ -54,11 +51,11 @@ class PhotoSets:
     val: PhotoSet
 
     @classmethod
-    def from_dict(cls, photos: dict[str, Any]) -> "PhotoSets":
+    def from_dict(cls, photos: dict[str, Any]) -> Self:
         """The inverse of dataclasses.asdict."""
         return cls(photos["is_sample"], PhotoSet(**photos["train"]), PhotoSet(**photos["val"]))
 
-    def changes_since(self, before: "PhotoSets") -> Iterator[str]:
+    def changes_since(self, before: Self) -> Iterator[str]:
         """What is different now, one phrase per split."""
         splits = ((before.train, self.train, "training"), (before.val, self.val, "validation"))
         for old, new, kind in splits:

@@ -25,21 +25,14 @@ class TrainingBar:
             smoothing=0.1,
         )
 
-    def advance(self, images: int, metrics: RunningMetrics) -> None:
-        """This machine has trained on more images; `metrics` are those of the epoch."""
+    def update(self, images_seen: int, total_images: int, metrics: RunningMetrics) -> None:
+        """Show the images of this machine and the `metrics` of the epoch."""
         if metrics.seconds:
             speed = metrics.images * self.machines / metrics.seconds
             train_loss = metrics.loss / metrics.images
             self.bar.set_postfix_str(f"{speed:.0f} images/s, train loss {train_loss:.3f}", False)
-        self.bar.update(images * self.machines)
-
-    def set_total(self, images: int) -> None:
-        """The run has become longer or shorter."""
-        self.bar.total = images * self.machines
-
-    def move_to(self, images_seen: int) -> None:
-        """Go back, after divergence."""
-        self.bar.n = images_seen * self.machines
+        self.bar.total = total_images * self.machines
+        self.bar.update(images_seen * self.machines - self.bar.n)
 
     def print(self, line: str) -> None:
         """Print a line on stdout, above the bar."""

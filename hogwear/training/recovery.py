@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class Snapshot:
         images_seen: int,
         num_photos: int,
         metrics: RunningMetrics,
-    ) -> "Snapshot":
+    ) -> Self:
         """Copy the weights, the momentum and the metrics; an epoch has `num_photos` photos."""
         return cls(
             images_seen=images_seen,
@@ -43,8 +44,8 @@ class Snapshot:
     @property
     def is_finite(self) -> bool:
         """Whether no weight and no momentum is NaN or infinite."""
-        tensors = [*self.weights.values(), *([] if self.momentum is None else [self.momentum])]
-        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+        tensors = (*self.weights.values(), self.momentum)
+        return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
 
     def restore(self, net: nn.Module, momentum: Tensor) -> None:
         """Write it back into the network and the momentum, in place."""
@@ -69,7 +70,7 @@ class DivergenceDetector:
 
 
 class TrainingDiverged(BadInput):
-    """Training diverged once more after MAX_ROLLBACKS rollbacks."""
+    """Training diverged again after MAX_ROLLBACKS rollbacks."""
 
     def __init__(self, loss: float, lr: float, images_seen: int) -> None:
         super().__init__(

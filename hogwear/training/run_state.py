@@ -1,7 +1,7 @@
 """Everything that a run remembers: what its checkpoint holds."""
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -19,7 +19,7 @@ from hogwear.training.schedule import Schedule
 class RunState:
     """The state of a run, with all that eval and infer need.
 
-    `images_seen` of the snapshot counts one machine's images; the checkpoint counts those of all.
+    Its snapshot counts the images of one machine, the checkpoint those of all machines.
     """
 
     class_names: tuple[str, ...]
@@ -60,18 +60,16 @@ class RunState:
             )
         return step
 
-    def resume(self, saved: "RunState") -> "RunState":
+    def resume(self, saved: Self) -> Self:
         """This run with the progress of a saved one; if that is finished, with its history only."""
-        run = replace(self, history=saved.history, first_epoch=len(saved.history.rows))
         if saved.finished:
-            return run
+            return replace(self, history=saved.history, first_epoch=len(saved.history.rows))
         return replace(
-            run,
-            first_epoch=saved.first_epoch,
-            machines=saved.machines,
-            total_images=saved.total_images,
-            rollbacks=saved.rollbacks,
-            snapshot=saved.snapshot,
+            saved,
+            photos=self.photos,
+            split=self.split,
+            trained_on=self.trained_on,
+            job_id=self.job_id,
         )
 
     @property
@@ -108,9 +106,9 @@ class RunState:
         }
 
     @classmethod
-    def load_state_dict(cls, state: dict[str, Any]) -> "RunState":
+    def load_state_dict(cls, state: dict[str, Any]) -> Self:
         """The inverse of `state_dict`, for a dict that schema.py has accepted."""
-        best = state["best"]
+        best = Best(**state["best"]) if state["best"] else None
         return cls(
             class_names=tuple(state["class_names"]),
             hyperparameters=Hyperparameters(**state["hyperparameters"]),
@@ -121,9 +119,7 @@ class RunState:
             job_id=state["job_id"],
             first_epoch=state["first_epoch"],
             finished=state["finished"],
-            history=History(
-                [EpochRow(**row) for row in state["history"]], Best(**best) if best else None
-            ),
+            history=History([EpochRow(**row) for row in state["history"]], best),
             total_images=state["total_images"],
             rollbacks=state["rollbacks"],
             snapshot=Snapshot(

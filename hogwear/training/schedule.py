@@ -7,6 +7,7 @@ import ctypes
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,25 +21,19 @@ from hogwear.training.augment import augment
 from hogwear.training.hyperparameters import Hyperparameters
 
 WARM_UP = 0.1  # share of the images over which the learning rate rises
-STEADY_WORKERS = (
-    4  # more workers, or smaller batches, need a lower rate; docs/decisions/defaults.md
-)
+STEADY_WORKERS = 4  # more of them need a lower learning rate
 
 
 class LiveSettings(ctypes.Structure):
-    """The part of a schedule that changes during a run.
-
-    It lies in shared memory: the training process writes it, and the workers read it.
-    """
+    """The part of a schedule that the training process changes in shared memory during a run."""
 
     total_images: int  # of the run, epoch after epoch; a time budget moves it
     lr_scale: float  # factor of the learning rate, halved whenever training diverges
     _fields_ = (("total_images", ctypes.c_int64), ("lr_scale", ctypes.c_double))
 
     @classmethod
-    def create(cls, total_images: int, lr_scale: float = 1.0) -> "LiveSettings":
-        live: LiveSettings = FORK.RawValue(cls, total_images, lr_scale)
-        return live
+    def create(cls, total_images: int, lr_scale: float = 1.0) -> Self:
+        return FORK.RawValue(cls, total_images, lr_scale)
 
 
 @dataclass(frozen=True)
@@ -104,10 +99,9 @@ def permutation(count: int, *seed: int) -> Int64Array:
 def choose_peak_lr(
     net: Network, hyperparameters: Hyperparameters, workers: int, machines: int
 ) -> float:
-    """--lr, or else the network's default rate, lowered and raised.
+    """--lr, or else the network's default, lower for many workers or small batches.
 
-    Many workers or small batches lower it (docs/decisions/defaults.md), and several machines raise
-    it (docs/decisions/cluster.md).
+    docs/decisions/defaults.md; with several machines it is higher: docs/decisions/cluster.md.
     """
     batch_scale = hyperparameters.batch_size / Hyperparameters.batch_size
     scale = min(1.0, STEADY_WORKERS / workers, batch_scale)

@@ -5,6 +5,7 @@ docs/decisions/time-budget.md has the measurements.
 
 import statistics
 import time
+import timeit
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +18,7 @@ from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import MAX_IN_FLIGHT, Workers
 
-Sizes = tuple[tuple[int, float], ...]
-# Sides of photos, and the epochs that must fit into the time to make each worth its cost.
+Sizes = tuple[tuple[int, float], ...]  # sides of photos, and epochs of each that must fit
 SIZES: Sizes = ((224, 2.0), (192, 1.75), (160, 1.25), (128, 1.0), (96, 0.25))
 MIN_EPOCHS = 0.25  # at a size that the user has chosen
 MEASURED_SIZE = 160
@@ -39,12 +39,11 @@ class Speed:
 
 
 def measure_speed(net: Network, split: Split, limits: Limits, workers: int) -> Speed:
-    """Measure the speed of this machine with that many workers, in about a second."""
+    """Measure the speed with that many workers, in about a second."""
     torch.set_num_threads(1)  # as in training: the workers are forked from here
     decoding = measure_decoding(split, limits, workers)
-    images = torch.randint(
-        0, 256, (MEASURED_BATCH, MEASURED_SIZE, MEASURED_SIZE, 3), dtype=torch.uint8
-    )
+    shape = MEASURED_BATCH, MEASURED_SIZE, MEASURED_SIZE, 3
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
     labels = torch.zeros(MEASURED_BATCH, dtype=torch.int64)
     crop = net.crop_size(MEASURED_SIZE)
 
@@ -61,11 +60,9 @@ def measure_speed(net: Network, split: Split, limits: Limits, workers: int) -> S
 
         def measure(job: str) -> float:
             """Seconds per photo, the best of three rounds: other programs should not count."""
-            rounds = []
-            for _ in range(3):
-                started = time.perf_counter()
-                list(pool.run(job, range(2 * workers)))
-                rounds.append(time.perf_counter() - started)
+            rounds = timeit.repeat(
+                lambda: list(pool.run(job, range(2 * workers))), repeat=3, number=1
+            )
             return min(rounds) / (2 * workers * MEASURED_BATCH)
 
         return Speed(decoding, measure("predict"), measure("train"))

@@ -130,7 +130,6 @@ class Trainer:
         self.train_steps(pool, bar, stop)
         if not self.take_snapshot():
             self.roll_back()
-            bar.move_to(self.images_seen)
             return
         finished = self.step >= self.schedule.total_steps
         if self.is_epoch_over():
@@ -158,10 +157,9 @@ class Trainer:
             for sums in (self.epoch_metrics, self.session_metrics):
                 sums.add(result, clock - started)
             self.cluster.sync_if_due(self.step / schedule.steps_per_epoch)
-            bar.advance(result.images, self.epoch_metrics)
             if self.budget:
                 self.adjust_length(self.budget)
-                bar.set_total(schedule.live.total_images)
+            bar.update(self.images_seen, schedule.live.total_images, self.epoch_metrics)
         if self.is_epoch_over() and not detector.diverged:
             self.cluster.sync_parameters()
         for sums in (self.epoch_metrics, self.session_metrics):

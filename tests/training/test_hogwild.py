@@ -215,12 +215,16 @@ def test_a_gradient_is_clipped_to_a_share_of_the_weights_it_changes() -> None:
     assert torch.equal(small.grad, torch.full((4,), 0.001)), "unchanged"
 
 
-def test_only_pretrained_weights_are_clipped_by_their_own_norm() -> None:
-    net = create_network("tinyvgg")
-    assert hogwild.choose_clip_grad(net) is not hogwild.adaptive_clip_grad
-    parameter = torch.nn.Parameter(torch.full((4,), 1e-6))
-    parameter.grad = torch.full((4,), 0.25)
-    hogwild.choose_clip_grad(net)([parameter])
-    assert torch.equal(parameter.grad, torch.full((4,), 0.25)), "of norm 0.5, and random weights"
-    hogwild.adaptive_clip_grad([parameter])
-    assert parameter.grad.norm() < 1e-4
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_only_pretrained_weights_are_clipped_by_their_own_norm(
+    batches: Batches, pretrained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, note = create_network("tinyvgg"), log_to(tmp_path / "log")
+    monkeypatch.setattr(net, "pretrained", pretrained)
+    monkeypatch.setattr(hogwild, "adaptive_clip_grad", lambda parameters: note("own"))
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda parameters, max_norm: note(f"all {max_norm}")
+    )
+    train_in_workers(net, batches, 1, range(2))
+    clipped = (tmp_path / "log").read_text().splitlines()
+    assert clipped == ["own" if pretrained else "all 1.0"] * 2

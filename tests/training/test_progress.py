@@ -26,7 +26,7 @@ def test_the_bar_has_the_speed_and_the_loss_that_the_epoch_line_will_have(
     terminal: Terminal,
 ) -> None:
     with redirect_stderr(terminal), TrainingBar(240, 30, SINGLE_MACHINE) as bar:
-        bar.advance(30, METRICS)
+        bar.update(60, 240, METRICS)
         bar.bar.refresh()
         shown = terminal.getvalue().rpartition("\r")[2]
     assert shown.startswith("training:  25%|") and " 60/240 images [" in shown
@@ -35,7 +35,7 @@ def test_the_bar_has_the_speed_and_the_loss_that_the_epoch_line_will_have(
 
 def test_nothing_of_the_bar_stays_on_the_screen(terminal: Terminal) -> None:
     with redirect_stderr(terminal), TrainingBar(240, 0, SINGLE_MACHINE) as bar:
-        bar.advance(240, METRICS)
+        bar.update(240, 240, METRICS)
         assert "training:" in terminal.getvalue()
     assert terminal.getvalue().rpartition("\r")[2].strip() == ""
 
@@ -44,23 +44,22 @@ def test_the_bar_counts_the_images_of_all_machines(terminal: Terminal) -> None:
     cluster = SingleMachine()
     cluster.machines = 3
     with redirect_stderr(terminal), TrainingBar(80, 10, cluster) as bar:
-        bar.advance(10, METRICS)
+        bar.update(20, 80, METRICS)
         assert (bar.bar.n, bar.bar.total) == (60, 240)
-        bar.set_total(100)
-        bar.move_to(5)
-        assert (bar.bar.n, bar.bar.total) == (15, 300)
+        bar.update(5, 100, METRICS)
+        assert (bar.bar.n, bar.bar.total) == (15, 300), "back after divergence, and a longer run"
 
 
 def test_other_machines_than_rank_0_have_no_bar(terminal: Terminal) -> None:
     cluster = SingleMachine()
     cluster.rank = 1
     with redirect_stderr(terminal), TrainingBar(80, 10, cluster) as bar:
-        bar.advance(10, METRICS)
+        bar.update(20, 80, METRICS)
     assert terminal.getvalue() == ""
 
 
 def test_without_a_terminal_there_are_lines_only(capsys: pytest.CaptureFixture[str]) -> None:
     with TrainingBar(240, 0, SINGLE_MACHINE) as bar:
-        bar.advance(240, METRICS)
+        bar.update(240, 240, METRICS)
         bar.print("epoch 1/1")
     assert capsys.readouterr() == ("epoch 1/1\n", "")
