@@ -366,30 +366,29 @@ def print_start(checkpoint: Checkpoint | None, saved: RunState | None, reason: s
 def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photos) -> None:
     """Print the photos and classes, and how the network will be trained on them."""
     source = "the built-in sample (data/ is empty)" if photos.is_sample else f"{photos.folder}/"
-    lines = [
-        f"Dataset: {source}: {len(photos.train)} training, {len(photos.val)} validation photos "
-        f"in {len(photos.class_names)} classes.",
-        *photos.notes,
-        f"Classes: {', '.join(photos.class_names)}.",
-    ]
+    print(
+        f"Dataset: {escape(source)}: {len(photos.train)} training, {len(photos.val)} validation "
+        f"photos in {len(photos.class_names)} classes."
+    )
+    for note in photos.notes:
+        print(escape(note))
+    print(escape(f"Classes: {', '.join(photos.class_names)}."))
     counts = photos.train.count_per_class(photos.class_names)
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[most] >= UNBALANCED * counts[fewest]:
-        lines.append(
-            f"Class balance: {plural(counts[fewest], 'photo')} of {fewest}, {counts[most]} of "
-            f"{most}; all classes count equally in training."
+        print(
+            f"Class balance: {plural(counts[fewest], 'photo')} of {escape(fewest)}, {counts[most]} "
+            f"of {escape(most)}; all classes count equally in training."
         )
     length = plural(hyperparameters.epochs, "epoch")
     if hyperparameters.time_budget:
         length = f"about {length} in {hyperparameters.time_budget} s"
     cpus = machine.cpus()
-    lines.append(
+    print(
         f"Plan: {hyperparameters.arch} at {hyperparameters.image_size} px, {length}, "
         f"batch size {hyperparameters.batch_size}, "
         f"{plural(num_workers, 'worker')} on {plural(cpus, 'CPU')}."
     )
-    for line in lines:
-        print(escape(line))
     if num_workers > cpus:
         warn(f"{num_workers} workers on {plural(cpus, 'CPU')} are slower than {cpus}")
 

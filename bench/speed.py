@@ -37,8 +37,9 @@ from hogwear.networks.parameters import (
 )
 from hogwear.system import machine
 from hogwear.system.workers import Workers
-from hogwear.training import augment, hogwild
-from hogwear.training.schedule import Batches, LiveSettings, Schedule
+from hogwear.training import hogwild
+from hogwear.training.batches import Batches, augment
+from hogwear.training.schedule import LiveSettings, Schedule
 
 SIZE, CROP, BATCH = 160, 144, 32  # photos of SIZE are cropped to CROP for training
 GEMM_SIZE = 2048
@@ -80,7 +81,7 @@ def training_step() -> str:
     paths = list(dataset.find_photos(FASHION5, FASHION5).train.paths)[:100]
     phases: list[tuple[str, Callable[[], object], int, float]] = [
         ("decode (224 px JPEG)", lambda: [decode(path, SIZE) for path in paths], len(paths), 0),
-        ("augment", lambda: augment.augment(images, CROP, random), BATCH, 0),
+        ("augment", lambda: augment(images, CROP, random), BATCH, 0),
         ("trunk", trunk, BATCH, TRUNK_FLOP),
         ("tail, forward without gradients", tail_forward, BATCH, TAIL_FLOP),
         ("tail, forward and backward", tail_backward, BATCH, 3 * TAIL_FLOP),

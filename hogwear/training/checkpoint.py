@@ -135,11 +135,7 @@ def parse(file: Path, content: bytes) -> Checkpoint:
 
 
 class SaveTimer:
-    """When to save, so that it takes no more than SAVING_SHARE of the time.
-
-    with timer:
-        save(...)
-    """
+    """When to save, so that it takes SAVING_SHARE of the time at most: `with timer: save(...)`."""
 
     def __init__(self) -> None:
         self.cost = 0.02  # seconds that the last save took; the first is a guess

@@ -18,8 +18,8 @@ from hogwear.networks import kernels
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters, unflatten_like
 from hogwear.system.arrays import Int64Array
+from hogwear.training.batches import Batches
 from hogwear.training.hyperparameters import UNBALANCED
-from hogwear.training.schedule import Batches
 
 WEIGHT_DECAY = 1e-4
 CLIP_FACTOR = 0.01  # of a tensor's norm; docs/decisions/adaptive-clipping.md

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -49,11 +49,6 @@ class PhotoSets:
     is_sample: bool  # the built-in sample, not the user's photos
     train: PhotoSet
     val: PhotoSet
-
-    @classmethod
-    def from_dict(cls, photos: dict[str, Any]) -> Self:
-        """The inverse of dataclasses.asdict."""
-        return cls(photos["is_sample"], PhotoSet(**photos["train"]), PhotoSet(**photos["val"]))
 
     def changes_since(self, before: Self) -> Iterator[str]:
         """What is different now, one phrase per split."""

@@ -10,9 +10,12 @@ from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.training.history import Best, EpochRow, History, RunningMetrics
 from hogwear.training.hyperparameters import Hyperparameters
-from hogwear.training.photo_sets import PhotoSets
+from hogwear.training.photo_sets import PhotoSet, PhotoSets
 from hogwear.training.recovery import Snapshot
 from hogwear.training.schedule import Schedule
+
+# Fields that a checkpoint holds as they are.
+PLAIN = ("split", "machines", "job_id", "first_epoch", "finished", "total_images", "rollbacks")
 
 
 @dataclass
@@ -84,23 +87,16 @@ class RunState:
         """What a checkpoint holds, as schema.py describes it. There must be a snapshot."""
         assert self.snapshot
         best = self.history.best
-        return {
+        return {name: getattr(self, name) for name in PLAIN} | {
             "class_names": list(self.class_names),
             "hyperparameters": asdict(self.hyperparameters),
             "photos": asdict(self.photos),
-            "split": self.split,
             "trained_on": torch.from_numpy(self.trained_on),
             "images_seen": self.images_seen,
-            "machines": self.machines,
-            "job_id": self.job_id,
             "epochs_done": self.snapshot.epochs_done,
-            "first_epoch": self.first_epoch,
-            "finished": self.finished,
             "history": [asdict(row) for row in self.history.rows],
             "best": {**vars(best)} if best else None,
             "epoch_metrics": asdict(self.snapshot.metrics),  # of rank 0
-            "total_images": self.total_images,
-            "rollbacks": self.rollbacks,
             "weights": self.snapshot.weights,
             "momentum": None if self.finished else self.snapshot.momentum,
         }
@@ -108,20 +104,16 @@ class RunState:
     @classmethod
     def load_state_dict(cls, state: dict[str, Any]) -> Self:
         """The inverse of `state_dict`, for a dict that schema.py has accepted."""
+        photos = state["photos"]
         best = Best(**state["best"]) if state["best"] else None
         return cls(
             class_names=tuple(state["class_names"]),
             hyperparameters=Hyperparameters(**state["hyperparameters"]),
-            photos=PhotoSets.from_dict(state["photos"]),
-            split=state["split"],
+            photos=PhotoSets(
+                photos["is_sample"], PhotoSet(**photos["train"]), PhotoSet(**photos["val"])
+            ),
             trained_on=state["trained_on"].numpy(),
-            machines=state["machines"],
-            job_id=state["job_id"],
-            first_epoch=state["first_epoch"],
-            finished=state["finished"],
             history=History([EpochRow(**row) for row in state["history"]], best),
-            total_images=state["total_images"],
-            rollbacks=state["rollbacks"],
             snapshot=Snapshot(
                 images_seen=state["images_seen"] // state["machines"],
                 epochs_done=state["epochs_done"],
@@ -129,4 +121,5 @@ class RunState:
                 weights=state["weights"],
                 momentum=state["momentum"],
             ),
+            **{name: state[name] for name in PLAIN},
         )

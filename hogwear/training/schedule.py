@@ -1,4 +1,4 @@
-"""The schedule of a run, order of photos and learning rate, and the batches that follow from it.
+"""The schedule of a run: the order of its photos, and the learning rate.
 
 Both depend only on the step and the seed, so a batch is the same whichever worker computes it.
 """
@@ -10,14 +10,10 @@ from functools import lru_cache
 from typing import Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hogwear.data.pixels import Pixels
 from hogwear.networks.network import Network
 from hogwear.system.arrays import Int64Array
 from hogwear.system.workers import FORK
-from hogwear.training.augment import augment
 from hogwear.training.hyperparameters import Hyperparameters
 
 WARM_UP = 0.1  # share of the images over which the learning rate rises
@@ -106,19 +102,3 @@ def choose_peak_lr(
     batch_scale = hyperparameters.batch_size / Hyperparameters.batch_size
     scale = min(1.0, STEADY_WORKERS / workers, batch_scale)
     return hyperparameters.lr or net.default_lr * scale * math.sqrt(machines)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The augmented training batches of a run, by step."""
-
-    photos: Pixels  # their file is open before workers are forked, for later it may be gone
-    crop_size: int
-    schedule: Schedule
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pixels, (B, crop_size, crop_size, 3) uint8, and labels, (B,) int64."""
-        chosen = self.schedule.photos_at(step)
-        images = self.photos.images[self.photos.rows[chosen]]
-        pixels = augment(images, self.crop_size, self.schedule.random_at(step))
-        return pixels, torch.from_numpy(self.photos.labels[chosen])

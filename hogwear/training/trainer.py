@@ -22,6 +22,7 @@ from hogwear.system.signals import Stop
 from hogwear.system.text import warn
 from hogwear.system.workers import Jobs, Workers
 from hogwear.training import hogwild
+from hogwear.training.batches import Batches
 from hogwear.training.checkpoint import SaveTimer
 from hogwear.training.closed_form import Moments, fit_head
 from hogwear.training.history import Best, EpochRow, RunningMetrics
@@ -30,7 +31,7 @@ from hogwear.training.model_folder import ModelFolder
 from hogwear.training.progress import TrainingBar
 from hogwear.training.recovery import DivergenceDetector, Snapshot, TrainingDiverged
 from hogwear.training.run_state import RunState
-from hogwear.training.schedule import Batches, LiveSettings, Schedule, choose_peak_lr
+from hogwear.training.schedule import LiveSettings, Schedule, choose_peak_lr
 from hogwear.training.time_budget import Budget
 
 HUGE = 1e30  # replaces an infinite logit, so that the validation loss is a number

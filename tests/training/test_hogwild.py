@@ -23,8 +23,9 @@ from hogwear.networks import parameters
 from hogwear.networks.network import Network
 from hogwear.system.workers import Workers
 from hogwear.training import hogwild
+from hogwear.training.batches import Batches
 from hogwear.training.hogwild import StepResult, create_train_step
-from hogwear.training.schedule import Batches, LiveSettings, Schedule
+from hogwear.training.schedule import LiveSettings, Schedule
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
 LOG_PRIOR = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])

@@ -1,4 +1,4 @@
-"""The order of the photos, the learning rate, and batches that are the same whoever computes them."""
+"""The order of the photos, and the learning rate."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from helpers import SIZE, ForkedCall, pixels_of
+from helpers import ForkedCall
 
 import model
 from hogwear.networks.network import Network
 from hogwear.training.hyperparameters import Hyperparameters
-from hogwear.training.schedule import Batches, LiveSettings, Schedule, choose_peak_lr
+from hogwear.training.schedule import LiveSettings, Schedule, choose_peak_lr
 
 
 @pytest.fixture
@@ -125,39 +124,3 @@ def test_the_default_rate_falls_with_many_workers_and_small_batches_and_rises_wi
 def test_a_rate_that_was_set_is_used_as_it_is() -> None:
     net: Network = model.build("tinyvgg", 5, 32)
     assert choose_peak_lr(net, Hyperparameters(lr=0.3, batch_size=1), 64, 9) == 0.3
-
-
-# --- batches
-
-
-def test_labels_stay_with_their_photos(schedule: Schedule) -> None:
-    numbered = np.broadcast_to(np.arange(120, dtype=np.uint8)[:, None, None, None], (120, 8, 8, 3))
-    batches = Batches(pixels_of(numbered, np.arange(120) // 24), 8, schedule)
-    for step in (0, 7, 9):
-        pixels, labels = batches.batch(step)
-        assert pixels.shape == (8 if step == 7 else 16, 8, 8, 3)
-        assert labels.tolist() == [int(photo[0, 0, 0]) // 24 for photo in pixels]
-
-
-def test_photos_are_read_from_their_rows(schedule: Schedule) -> None:
-    """A split has rows that hold no photo."""
-    numbered = np.broadcast_to(np.arange(240, dtype=np.uint8)[:, None, None, None], (240, 8, 8, 3))
-    photos = pixels_of(numbered, np.zeros(240, np.int64)).where(np.arange(240) % 2 == 1)
-    pixels, _ = Batches(photos, 8, schedule).batch(0)
-    assert pixels[:, 0, 0, 0].tolist() == [2 * photo + 1 for photo in schedule.photos_at(0)]
-
-
-def test_a_batch_is_the_same_whoever_computes_it(schedule: Schedule) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (120, SIZE, SIZE, 3), dtype=np.uint8)
-    batches = Batches(pixels_of(images, np.arange(120) % 5), SIZE - 8, schedule)
-    first, labels = batches.batch(11)
-
-    def compute() -> tuple[Any, Any]:
-        batches.batch(3)
-        pixels, labels = batches.batch(11)
-        return pixels.numpy(), labels.numpy()
-
-    again, same = ForkedCall(compute).result()
-    assert np.array_equal(first.numpy(), again) and np.array_equal(labels.numpy(), same)
-    other = replace(batches, schedule=replace(schedule, seed=1))
-    assert not torch.equal(first, other.batch(11)[0])

@@ -1,10 +1,30 @@
-"""Augmentation: random crops and mirroring, so that no epoch shows the same pixels twice."""
+"""The batches of a run: photos, cropped and mirrored at random so that no two epochs are equal."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hogwear.data.pixels import Pixels
 from hogwear.system.arrays import UInt8Array
+from hogwear.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The augmented training batches of a run, by step."""
+
+    photos: Pixels  # their file is open before workers are forked, for later it may be gone
+    crop_size: int
+    schedule: Schedule
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Pixels, (B, crop_size, crop_size, 3) uint8, and labels, (B,) int64."""
+        chosen = self.schedule.photos_at(step)
+        images = self.photos.images[self.photos.rows[chosen]]
+        pixels = augment(images, self.crop_size, self.schedule.random_at(step))
+        return pixels, torch.from_numpy(self.photos.labels[chosen])
 
 
 def augment(images: UInt8Array, side: int, random: np.random.Generator) -> Tensor:
