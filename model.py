@@ -18,7 +18,7 @@ from hogwear.networks.layers import Conv, Pointwise
 from hogwear.networks.network import Network
 from hogwear.networks.weights import read_pretrained
 from hogwear.system.errors import BadInput
-from hogwear.training import checkpoint, schema
+from hogwear.training import checkpoint, checkpoint_schema
 from hogwear.training.checkpoint import Checkpoint
 
 # The stages of EfficientNet-Lite0: kernel size, stride of the first block, expansion factor, output
@@ -200,8 +200,8 @@ def load_checkpoint(model_dir: Path) -> Checkpoint:
 def validate_checkpoint(saved: Checkpoint) -> Checkpoint:
     """The same checkpoint. BadInput where its content is not what this version of train writes."""
     try:
-        schema.validate(saved.state, build)
-    except schema.InvalidState as error:
+        checkpoint_schema.validate(saved.state, build)
+    except checkpoint_schema.InvalidState as error:
         raise BadInput(
             f"{saved.file}: not what train writes ({error}); move it away, or train with --fresh"
         ) from None

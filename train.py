@@ -296,13 +296,13 @@ def find_photos(settings: Settings, cluster: SingleMachine) -> tuple[Photos, Spl
 def agree_on_checkpoint(
     settings: Settings, cluster: SingleMachine, photos: Photos, checkpoint: Checkpoint | None
 ) -> Checkpoint | None:
-    """The newest checkpoint of all machines. Raises like agreement.agree and model.load."""
+    """The newest checkpoint of all machines. Raises like cluster_agreement.agree and model.load."""
     if cluster.machines == 1:
         return checkpoint
     import model
-    from hogwear.training import agreement
+    from hogwear.training import cluster_agreement
 
-    newest = agreement.agree(cluster, photos, settings.cluster_flags, checkpoint)
+    newest = cluster_agreement.agree(cluster, photos, settings.cluster_flags, checkpoint)
     return newest and model.validate_checkpoint(newest)
 
 

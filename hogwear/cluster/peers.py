@@ -8,7 +8,7 @@ machines average their parameters while their workers go on:
     live += mean - snapshot                             # keeps what was learned meanwhile
 
 This is the update rule of LPP-SGD (arXiv 2203.06638). docs/decisions/cluster.md has the reasons and
-measurements. The communication runs in a process of its own (peer_process.py): gloo has threads,
+measurements. The communication runs in a process of its own (collectives.py): gloo has threads,
 and the training process forks its workers, so it may not have any (docs/decisions/fork.md).
 """
 
@@ -112,7 +112,7 @@ class Peers(SingleMachine):
     ) -> None:
         import torch  # takes seconds, so only where there is a cluster
 
-        from hogwear.cluster.peer_process import PeerProcess
+        from hogwear.cluster.collectives import PeerProcess
 
         torch.set_num_threads(1)
         self.rank = rank.number

@@ -34,7 +34,9 @@ class Checkpoint:
     """The content of a checkpoint file."""
 
     file: Path
-    state: dict[str, Any]  # schema.py says what it holds; RunState.load_state_dict gives it types
+    state: dict[
+        str, Any
+    ]  # checkpoint_schema.py says what it holds; RunState.load_state_dict gives it types
     sha256: str  # of the whole file: tells which checkpoint a result came from
 
 

@@ -21,7 +21,7 @@ from hogwear.system.workers import Workers
 BATCH_SIZE = 32
 PHOTOS_PER_CLASS = 100  # more would only cost time
 RIDGE = 0.6  # added to the covariance, in units of its mean eigenvalue
-TEMPERATURE = 0.03  # the Gaussian model is overconfident: fine-tuning would have nothing to learn
+LOGIT_SCALE = 0.03  # the Gaussian model is overconfident: fine-tuning would have nothing to learn
 
 
 class Moments:
@@ -89,4 +89,4 @@ def solve_classifier(sums: Sequence[Float64Array]) -> tuple[Tensor, Tensor]:
     weight = torch.linalg.solve(covariance, means.T).T
     bias = -0.5 * (weight * means).sum(1)
     weight, bias = weight - weight.mean(0), bias - bias.mean()
-    return TEMPERATURE * weight.float(), TEMPERATURE * bias.float()
+    return LOGIT_SCALE * weight.float(), LOGIT_SCALE * bias.float()

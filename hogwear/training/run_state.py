@@ -84,7 +84,7 @@ class RunState:
         return replace(self.hyperparameters, image_size=best.image_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds, as schema.py describes it. There must be a snapshot."""
+        """What checkpoint_schema.py describes. There must be a snapshot."""
         assert self.snapshot
         best = self.history.best
         return {name: getattr(self, name) for name in PLAIN} | {
@@ -103,7 +103,7 @@ class RunState:
 
     @classmethod
     def load_state_dict(cls, state: dict[str, Any]) -> Self:
-        """The inverse of `state_dict`, for a dict that schema.py has accepted."""
+        """The inverse of `state_dict`, for a dict that checkpoint_schema.py has accepted."""
         photos = state["photos"]
         best = Best(**state["best"]) if state["best"] else None
         return cls(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from machines import run_machines
 
-from hogwear.cluster import membership, peer_process
+from hogwear.cluster import collectives, membership
 from hogwear.cluster.peers import SINGLE_MACHINE, Peers, SingleMachine
 from hogwear.system.workers import FORK
 
@@ -70,7 +70,7 @@ def test_the_summary_says_how_often_and_how_much() -> None:
 def test_a_late_machine_is_waited_for_as_long_as_it_makes_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(peer_process, "STALLED", 1.5)
+    monkeypatch.setattr(collectives, "STALLED", 1.5)
 
     def be_late(peers: Peers) -> None:
         for _ in range(25):

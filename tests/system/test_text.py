@@ -21,7 +21,7 @@ from hogwear.commands import doctor, export
 from hogwear.commands.shared_settings import SharedSettings
 from hogwear.data.splitting import Splitter
 from hogwear.system.text import escape, is_safe, shorten, to_csv
-from hogwear.training import checkpoint, schema
+from hogwear.training import checkpoint, checkpoint_schema
 from hogwear.training.hyperparameters import Hyperparameters
 
 HARMLESS = {
@@ -140,7 +140,7 @@ def attack(
         lambda self, *divide: replace(read(self, *divide), class_names=names),
     )
     monkeypatch.setattr(
-        schema, "is_safe", lambda text: True
+        checkpoint_schema, "is_safe", lambda text: True
     )  # such a checkpoint is refused; what shows names does not rely on that
     return names
 

@@ -14,7 +14,7 @@ from hogwear.networks.parameters import share_parameters
 from hogwear.system.signals import Stop
 from hogwear.system.workers import Workers
 from hogwear.training import closed_form
-from hogwear.training.closed_form import RIDGE, TEMPERATURE, Moments, fit_head, solve_classifier
+from hogwear.training.closed_form import LOGIT_SCALE, RIDGE, Moments, fit_head, solve_classifier
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
     solved = np.linalg.solve(covariance, means.T)  # (features, classes)
     logits = f @ solved - (means.T * solved).sum(0) / 2
     logits -= logits.mean(1, keepdims=True)
-    assert np.abs((f @ weight.numpy().T + bias.numpy()) / TEMPERATURE - logits).max() < 1e-3
+    assert np.abs((f @ weight.numpy().T + bias.numpy()) / LOGIT_SCALE - logits).max() < 1e-3
     assert np.abs(logits).max() > 1
 
 

@@ -17,8 +17,8 @@ from hogwear.data.photos import Photos
 from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint
-from hogwear.training.agreement import agree, progress_of
 from hogwear.training.checkpoint import Checkpoint
+from hogwear.training.cluster_agreement import agree, progress_of
 from hogwear.training.history import EpochRow, RunningMetrics
 from hogwear.training.recovery import Snapshot
 

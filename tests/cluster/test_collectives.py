@@ -6,7 +6,7 @@ import pytest
 import torch
 from machines import run_machines
 
-from hogwear.cluster.peer_process import PeerProcess
+from hogwear.cluster.collectives import PeerProcess
 from hogwear.cluster.peers import Peers
 from hogwear.system.workers import FORK
 

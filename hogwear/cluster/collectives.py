@@ -1,6 +1,7 @@
-"""The process that talks to the other machines, with gloo, on behalf of the training process.
+"""Collective operations over the machines: sum, gather, broadcast, and the average of parameters.
 
-Nothing that comes from another machine is unpickled: only arrays and bytes are exchanged.
+A process of its own carries them out with gloo, on behalf of the training process. Nothing that
+comes from another machine is unpickled: only arrays and bytes are exchanged.
 """
 
 import os
