@@ -1,10 +1,6 @@
 """House rules: the size of functions, classes and lines, and imports that import-linter cannot see."""
 
 import ast
-import json
-import subprocess
-import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,15 +15,7 @@ PRODUCT = sorted(
 )
 MANY_PARAMETERS_ALLOWED = {"flag"}  # a setting has many rules, all of them optional
 
-# What still breaks a rule, by wing or script: delete an entry once it is clean, and never add one.
-# Ruff's own list is in pyproject.toml (per-file-ignores).
-TOLERATED: dict[str, set[str]] = {
-    "long function": set(),
-    "many parameters": set(),
-    "long class": set(),
-    "long line": set(),
-    "import by name": set(),
-}
+RULES = ("long function", "many parameters", "long class", "long line", "import by name")
 
 
 def place(path: Path) -> str:
@@ -73,16 +61,15 @@ def violations(text: str, path: Path) -> Iterator[tuple[str, str]]:
             yield "long line", f"{path}:{number} has {len(line)} columns"
 
 
-@pytest.mark.parametrize("rule", TOLERATED)
+@pytest.mark.parametrize("rule", RULES)
 def test_product_code_keeps_the_house_rules(rule: str) -> None:
-    found: dict[str, list[str]] = {}
-    for path in PRODUCT:
-        for broken, what in violations((ROOT / path).read_text(), path):
-            if broken == rule:
-                found.setdefault(place(path), []).append(what)
-    new = [what for where in sorted(found.keys() - TOLERATED[rule]) for what in found[where]]
-    assert new == [], rule
-    assert sorted(TOLERATED[rule] - found.keys()) == [], "clean by now: delete it from TOLERATED"
+    found = [
+        what
+        for path in PRODUCT
+        for broken, what in violations((ROOT / path).read_text(), path)
+        if broken == rule
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(
@@ -99,21 +86,3 @@ def test_product_code_keeps_the_house_rules(rule: str) -> None:
 )
 def test_a_violation_is_found(code: str, rule: str) -> None:
     assert [broken for broken, _ in violations(code, Path("hogwear/data/new.py"))] == [rule]
-
-
-def test_ruff_ignores_only_what_still_breaks_a_rule() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
-    ignored = {
-        (pattern.removesuffix("/**"), code)
-        for pattern, codes in settings["per-file-ignores"].items()
-        for code in codes
-        if not pattern.startswith("tests/")
-    }
-    ruff = [sys.executable, "-m", "ruff", "check", "--config", "lint.per-file-ignores = {}"]
-    output = ["--output-format", "json", "--exit-zero"]
-    done = subprocess.run([*ruff, *output], check=True, cwd=ROOT, capture_output=True, text=True)
-    found = {
-        (place(Path(error["filename"]).relative_to(ROOT)), error["code"])
-        for error in json.loads(done.stdout)
-    }
-    assert sorted(ignored - found) == [], "clean by now: delete it from per-file-ignores"
