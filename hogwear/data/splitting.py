@@ -123,7 +123,7 @@ class Splitter:
             whole = sum(len({assigned[photo] for photo in group}) == 1 for group in groups)
             self.notes.append(
                 f"Near duplicates: {plural(sum(map(len, groups)), 'photo')} in "
-                f"{plural(len(groups), 'group')}; {whole} of the groups are kept in one split."
+                f"{plural(len(groups), 'group')}, {whole} of them in one split each."
             )
         joining = [
             escape(str(photos.paths[rows[photo]]))

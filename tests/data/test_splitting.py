@@ -88,7 +88,7 @@ def test_near_duplicates_are_in_one_split(folder: Path, model: Path, tmp_path: P
         "of 36 photos, 15 per cent are 5: one group of three"
     )
     assert photos.notes == (
-        "Near duplicates: 72 photos in 24 groups; 24 of the groups are kept in one split.",
+        "Near duplicates: 72 photos in 24 groups, 24 of them in one split each.",
     )
     train, val, test = (
         PhotoCache(tmp_path / "cache", processes=2).open(split, 160).signatures
