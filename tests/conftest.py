@@ -73,7 +73,8 @@ def held(request: pytest.FixtureRequest) -> Callable[[str, int, str], None]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the table of faults, and write it to docs/faults.md if all of them were tried and held."""
-    if not config.getoption("--full"):
+    is_worker = hasattr(config, "workerinput")  # of xdist: it has only a part of the tests
+    if not config.getoption("--full") or is_worker:
         return
     rows = [
         f"| {fault} | {tried:,} | {what} |"
