@@ -1,4 +1,4 @@
-"""Everything that a run remembers: what its checkpoint holds."""
+"""The state of a run, typed: what is remembered between two processes that train it."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
