@@ -227,6 +227,18 @@ def trained(
 
 
 @pytest.fixture
+def tens(tmp_path: Path, photo_files: list[Path]) -> Path:
+    """{footwear,handbag}/i.jpg, ten different photos of each."""
+    for name in ("footwear", "handbag"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i, photo in enumerate(
+            [p for p in photo_files if p.parent.name == name and p.name.startswith(name)][:10]
+        ):
+            shutil.copy(photo, tmp_path / "data" / name / f"{i}.jpg")
+    return tmp_path / "data"
+
+
+@pytest.fixture
 def call(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Completed]:

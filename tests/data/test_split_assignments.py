@@ -5,47 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from split_folders import copy, find
 
-from hogwear.data import dataset
-from hogwear.data.photos import Photos
 from hogwear.data.split_assignments import SplitAssignments
-from hogwear.data.splitting import Splitter
 from hogwear.system.artifacts import SPLIT
 from hogwear.system.errors import BadInput
-
-
-def find(data: Path, model: Path, assigns_new: bool = True) -> Photos:
-    """As train finds photos, or as eval does. The cache is beside the model folder."""
-    splitter = Splitter(SplitAssignments.read(model), assigns_new=assigns_new)
-    photos = dataset.find_photos(data, model.parent / "cache", splitter=splitter)
-    if assigns_new:
-        splitter.assignments.write(model)
-    return photos
-
-
-def copy(photo: Path, target: Path, quality: int = 60, side: int = 10_000) -> None:
-    """The photo once more, but of another quality and size."""
-    image = Image.open(photo).convert("RGB")
-    image.thumbnail((side, side))
-    image.save(target, quality=quality)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
-
-
-@pytest.fixture
-def tens(tmp_path: Path, photo_files: list[Path]) -> Path:
-    """{footwear,handbag}/i.jpg, ten different photos of each."""
-    for name in ("footwear", "handbag"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i, photo in enumerate(
-            [p for p in photo_files if p.parent.name == name and p.name.startswith(name)][:10]
-        ):
-            shutil.copy(photo, tmp_path / "data" / name / f"{i}.jpg")
-    return tmp_path / "data"
 
 
 def test_written_assignments_are_read_back(tens: Path, model: Path) -> None:

@@ -6,13 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from split_folders import copy, find
 
 from hogwear.data import dataset, near_duplicates
 from hogwear.data.cache import PhotoCache
 from hogwear.data.photos import Photos
-from hogwear.data.split_assignments import SplitAssignments
-from hogwear.data.splitting import SHARES, Assigner, Splitter
+from hogwear.data.splitting import SHARES, Assigner
 from hogwear.system.artifacts import SPLIT
 from hogwear.system.errors import BadInput
 
@@ -27,22 +26,6 @@ def split_of(photos: Photos) -> dict[str, str]:
         for split in (photos.train, photos.val, photos.test)
         for path in split.paths
     }
-
-
-def find(data: Path, model: Path, assigns_new: bool = True) -> Photos:
-    """As train finds photos, or as eval does. The cache is beside the model folder."""
-    splitter = Splitter(SplitAssignments.read(model), assigns_new=assigns_new)
-    photos = dataset.find_photos(data, model.parent / "cache", splitter=splitter)
-    if assigns_new:
-        splitter.assignments.write(model)
-    return photos
-
-
-def copy(photo: Path, target: Path, quality: int = 60, side: int = 10_000) -> None:
-    """The photo once more, but of another quality and size."""
-    image = Image.open(photo).convert("RGB")
-    image.thumbnail((side, side))
-    image.save(target, quality=quality)
 
 
 @pytest.fixture
@@ -61,18 +44,6 @@ def folder(tmp_path: Path, photo_files: list[Path]) -> Path:
             copy(photo, tmp_path / "data" / name / f"{i}.jpg", 95)
             copy(photo, tmp_path / "data" / name / f"{i}-worse.jpg", 40)
             copy(photo, tmp_path / "data" / name / f"{i}-small.jpg", 80, 90)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def tens(tmp_path: Path, photo_files: list[Path]) -> Path:
-    """{footwear,handbag}/i.jpg, ten different photos of each."""
-    for name in ("footwear", "handbag"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i, photo in enumerate(
-            [p for p in photo_files if p.parent.name == name and p.name.startswith(name)][:10]
-        ):
-            shutil.copy(photo, tmp_path / "data" / name / f"{i}.jpg")
     return tmp_path / "data"
 
 
