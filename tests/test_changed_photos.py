@@ -27,6 +27,7 @@ import eval
 import infer
 import train
 from hogwear.cluster.peers import SINGLE_MACHINE
+from hogwear.commands import preparation
 from hogwear.system import flags
 from hogwear.system.artifacts import CHECKPOINT
 from hogwear.training import checkpoint
@@ -315,7 +316,7 @@ def test_an_interrupted_run_resumes_with_its_last_weights_not_its_best(
     folder = copied(interrupted)
     state, measured = saved(folder), evaluate(corrected, folder)
     settings = flags.parse(train.Settings, [*map(str, at(corrected, folder, cache))])
-    prepared = train.prepare(settings, ModelFolder(folder), SINGLE_MACHINE, 0.0)
+    prepared = preparation.prepare(settings, ModelFolder(folder), SINGLE_MACHINE, 0.0)
     assert prepared
     trainer = prepared.trainer
     best = trainer.state.history.best
@@ -384,7 +385,7 @@ def test_train_prints_in_one_line_which_photos_have_changed(
         photos, trained.model if which == "finished" else interrupted, tmp_path / "cache"
     )
     settings = flags.parse(train.Settings, [*map(str, arguments)])
-    train.prepare(settings, ModelFolder(settings.model_dir), SINGLE_MACHINE, 0.0)
+    preparation.prepare(settings, ModelFolder(settings.model_dir), SINGLE_MACHINE, 0.0)
     lines = re.findall(
         r"^The photos have changed since the last run: (.*)$", capsys.readouterr().out, re.MULTILINE
     )

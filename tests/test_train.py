@@ -39,6 +39,7 @@ from helpers import (
 import eval
 import model
 import train
+from hogwear.commands import starting_point
 from hogwear.data.sample import generate
 from hogwear.system import flags
 from hogwear.training.model_folder import ModelFolder
@@ -517,7 +518,7 @@ def test_what_a_run_resumes_from_or_why_it_does_not(
     def find(*more: str) -> tuple[str | None, str]:
         arguments = map(str, at(data, tmp_path / "model", tmp_path / "cache"))
         settings = flags.parse(train.Settings, [*arguments, *more])
-        found, reason = train.find_checkpoint(settings, ModelFolder(settings.model_dir))
+        found, reason = starting_point.find_checkpoint(settings, ModelFolder(settings.model_dir))
         return found.file.name if found else None, reason
 
     assert find() == (None, f"there is no {tmp_path}/model/checkpoint.pt yet")

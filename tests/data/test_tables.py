@@ -26,6 +26,7 @@ from table_files import (
 import eval
 import infer
 import train
+from hogwear.commands import preparation
 from hogwear.data import dataset, tables
 from hogwear.data.cache import PhotoCache
 from hogwear.data.splitting import Splitter
@@ -242,7 +243,7 @@ def test_train_prints_how_many_rows_gave_a_photo(
     photos = dataset.find_photos(
         write(folder, "id,label", *of_two([str(i) for i in range(8)]), "99,hats"), cache, FEW
     )
-    train.print_plan(Hyperparameters(), 1, photos)
+    preparation.print_plan(Hyperparameters(), 1, photos)
     assert (
         f"\n{folder}/table.csv: 8 photos of 9 rows; left out: 1 without an image (line 10: 99).\n"
         in capsys.readouterr().out

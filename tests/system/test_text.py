@@ -16,8 +16,7 @@ from PIL import Image
 
 import eval
 import infer
-import train
-from hogwear.commands import doctor, export
+from hogwear.commands import doctor, export, preparation
 from hogwear.commands.shared_settings import SharedSettings
 from hogwear.data.splitting import Splitter
 from hogwear.system.text import escape, is_safe, shorten, to_csv
@@ -247,7 +246,9 @@ def test_hostile_names_are_escaped_in_all_that_train_and_doctor_print_and_write(
     assert r"Warning: skipped '" in script.stderr and r"broken\x1b[2J\x1b]0;title" in script.stderr
     settings = SharedSettings(data_dir=tmp_path / "data", cache_dir=tmp_path / "cache")
     photos = settings.photos(Splitter())
-    train.print_plan(Hyperparameters(), 1, replace(photos, notes=(ATTACK,), folder=Path(ATTACK)))
+    preparation.print_plan(
+        Hyperparameters(), 1, replace(photos, notes=(ATTACK,), folder=Path(ATTACK))
+    )
     assert_harmless(printed := capfd.readouterr().out)
     assert printed.count(r"\x1b[2J") == 2 + len(attack) and KEPT in printed
 

@@ -1,0 +1,215 @@
+"""The preparation of a run, up to its first training step."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hogwear.cluster import membership
+from hogwear.cluster.peers import SingleMachine
+from hogwear.commands.starting_point import find_starting_point, is_job_done, print_start
+from hogwear.commands.train_settings import Settings
+from hogwear.data import leakage
+from hogwear.data.leakage import exclude_trained_on
+from hogwear.data.loading import Loader
+from hogwear.data.photos import Photos
+from hogwear.data.pixels import Pixels
+from hogwear.data.split_assignments import SplitAssignments
+from hogwear.system import machine
+from hogwear.system.arrays import Int64Array
+from hogwear.system.text import escape, plural, warn
+from hogwear.training.hyperparameters import UNBALANCED, Hyperparameters, choose_hyperparameters
+from hogwear.training.model_folder import ModelFolder
+from hogwear.training.photo_sets import PhotoSet, PhotoSets, add_photos
+
+if TYPE_CHECKING:
+    from hogwear.networks.network import Network
+    from hogwear.training.checkpoint import Checkpoint
+    from hogwear.training.history import History
+    from hogwear.training.run_state import RunState
+    from hogwear.training.time_budget import Budget
+    from hogwear.training.trainer import Trainer, TrainingData
+
+# torch takes seconds to import, so nothing above imports it: it is imported while the photos are
+# decoded, or to load a checkpoint.
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A trainer, and what else the start of training needs."""
+
+    trainer: Trainer
+    budget: Budget | None
+    checkpoint: Checkpoint | None  # to resume from
+    assignments: SplitAssignments
+
+
+def prepare(
+    settings: Settings, folder: ModelFolder, cluster: SingleMachine, started: float
+) -> Prepared | None:
+    """Find checkpoint and photos, plan, decode, create a trainer. None for a job that is done."""
+    start = find_starting_point(settings, folder, cluster)
+    saved, photos = start.saved, start.photos
+    if saved and is_job_done(saved):
+        return None
+
+    hyperparameters = choose_hyperparameters(
+        settings.hyperparameter_flags,
+        len(photos.train),
+        cluster.machines,
+        saved.next_hyperparameters if saved else None,
+        finished=bool(saved and saved.finished),
+    )
+    machine.require_memory(settings.num_workers)
+    print_start(start)
+    hyperparameters, budget = plan_time(settings, hyperparameters, photos, saved, started)
+    print_plan(hyperparameters, settings.num_workers, photos)
+
+    loader = Loader(settings.cache, cluster.shard, cluster.heartbeat, cluster.rank == 0)
+    trained_on = add_photos(saved.trained_on if saved else None, photos.train)
+    data = load_data(loader, photos, hyperparameters.image_size, trained_on)
+    if cluster.machines == 1:
+        leakage.warn_about_leakage(data.train, data.val, "val")
+
+    from hogwear.training.run_state import RunState
+    from hogwear.training.trainer import Trainer
+
+    state = RunState(
+        class_names=photos.class_names,
+        hyperparameters=hyperparameters,
+        photos=PhotoSets(
+            photos.is_sample,
+            train=PhotoSet.from_pixels(data.train, photos.class_names, cluster),
+            val=PhotoSet.from_pixels(data.val, photos.class_names, cluster),
+        ),
+        split=start.assignments.version(),
+        trained_on=trained_on,
+        job_id=membership.read_job_id(),
+        total_images=budget.images if budget else None,
+    )
+    if saved:
+        if changes := "; ".join(state.photos.changes_since(saved.photos)):
+            print(f"The photos have changed since the last run: {changes}.")
+        state = state.resume(saved)
+    net = build_network(settings, state)
+    best = state.history.best
+    if saved and best and saved.photos.val != state.photos.val:
+        same_size = best.image_size == hyperparameters.image_size
+        val = data.val if same_size else load_val(loader, photos, best.image_size, trained_on)
+        measure_best_again(state.history, net, val, settings.num_workers, cluster)
+    trainer = Trainer(net, state, data, settings.num_workers, folder)
+    return Prepared(trainer, budget, start.checkpoint, start.assignments)
+
+
+def plan_time(
+    settings: Settings,
+    hyperparameters: Hyperparameters,
+    photos: Photos,
+    saved: RunState | None,
+    started: float,
+) -> tuple[Hyperparameters, Budget | None]:
+    """With --time-budget: choose the image size, unless it is fixed, and the number of epochs.
+
+    An interrupted run keeps its length. BadInput where the time is too short.
+    """
+    if not hyperparameters.time_budget or (saved and not saved.finished):
+        return hyperparameters, None
+    import model
+    from hogwear.training import closed_form, time_budget
+
+    num_classes = len(photos.class_names)
+    dtype = model.choose_dtype(settings.cache_dir)
+    net = model.build(hyperparameters.arch, num_classes, time_budget.MEASURED_SIZE, dtype)
+    speed = time_budget.measure_speed(net, photos.train, settings.limits, settings.num_workers)
+    work = time_budget.Workload(
+        train=len(photos.train),
+        val=len(photos.val),
+        head=closed_form.PHOTOS_PER_CLASS * num_classes if net.pretrained else 0,
+    )
+    sizes = time_budget.SIZES
+    if saved or settings.image_size:
+        sizes = ((hyperparameters.image_size, time_budget.MIN_EPOCHS),)
+    budget = time_budget.plan_run(speed, started + hyperparameters.time_budget, work, sizes)
+    epochs = math.ceil(budget.images / len(photos.train))
+    return replace(hyperparameters, image_size=budget.image_size, epochs=epochs), budget
+
+
+def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photos) -> None:
+    """Print the photos and classes, and how the network will be trained on them."""
+    source = "the built-in sample (data/ is empty)" if photos.is_sample else f"{photos.folder}/"
+    print(
+        f"Dataset: {escape(source)}: {len(photos.train)} training, {len(photos.val)} validation "
+        f"photos in {len(photos.class_names)} classes."
+    )
+    for note in photos.notes:
+        print(escape(note))
+    print(escape(f"Classes: {', '.join(photos.class_names)}."))
+    counts = photos.train.count_per_class(photos.class_names)
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[most] >= UNBALANCED * counts[fewest]:
+        print(
+            f"Class balance: {plural(counts[fewest], 'photo')} of {escape(fewest)}, {counts[most]} "
+            f"of {escape(most)}; all classes count equally in training."
+        )
+    length = plural(hyperparameters.epochs, "epoch")
+    if hyperparameters.time_budget:
+        length = f"about {length} in {hyperparameters.time_budget} s"
+    cpus = machine.cpus()
+    print(
+        f"Plan: {hyperparameters.arch} at {hyperparameters.image_size} px, {length}, "
+        f"batch size {hyperparameters.batch_size}, "
+        f"{plural(num_workers, 'worker')} on {plural(cpus, 'CPU')}."
+    )
+    if num_workers > cpus:
+        warn(f"{num_workers} workers on {plural(cpus, 'CPU')} are slower than {cpus}")
+
+
+def load_data(
+    loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array
+) -> TrainingData:
+    """Decode the photos of train and val, those that are not in the cache."""
+    decoding = loader.start(photos.train, image_size)
+    importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
+    from hogwear.training.trainer import TrainingData
+
+    train = loader.finish(decoding)
+    return TrainingData(train, load_val(loader, photos, image_size, trained_on))
+
+
+def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array) -> Pixels:
+    return exclude_trained_on(loader.load(photos.val, image_size), trained_on, "val")
+
+
+def build_network(settings: Settings, state: RunState) -> Network:
+    """A network for the classes of the run, with random weights that depend on its seed."""
+    import torch
+
+    import model
+
+    torch.set_num_threads(1)
+    torch.manual_seed(state.hyperparameters.seed)
+    dtype = model.choose_dtype(settings.cache_dir)
+    print(f"Precision: {str(dtype).removeprefix('torch.')}, the fastest on this CPU.")
+    arch, image_size = state.hyperparameters.arch, state.hyperparameters.image_size
+    return model.build(arch, len(state.class_names), image_size, dtype)
+
+
+def measure_best_again(
+    history: History, net: Network, val: Pixels, num_workers: int, cluster: SingleMachine
+) -> None:
+    """Measure the best weights on other validation photos. BadInput for NaN or infinite outputs."""
+    from hogwear.evaluation import predict
+    from hogwear.training.history import Best
+
+    old = history.best
+    assert old
+    net.load_state_dict(old.weights)
+    logits = predict.predict_logits(net, val.images, val.rows, num_workers, cluster.heartbeat)
+    logits, labels = cluster.all_gather([logits, val.labels])
+    history.best = Best.measure(old.weights, old.epoch, old.image_size, logits, labels)
+    print(
+        f"The best weights (epoch {old.epoch}) were evaluated again, on the present "
+        f"validation photos: accuracy {history.best.val_acc:.4f}, previously {old.val_acc:.4f}."
+    )
