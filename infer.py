@@ -29,7 +29,7 @@ from hogwear.system import command, machine
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.artifacts import PREDICTIONS, PREDICTIONS_TABLE
 from hogwear.system.errors import BadInput
-from hogwear.system.flags import flag
+from hogwear.system.flags import Range, flag
 from hogwear.system.paths import Paths
 from hogwear.system.text import escape, normalize, plural, warn
 
@@ -47,20 +47,18 @@ class Settings(SharedSettings):
     Without --images, these are random photos of the test split (of val, without a test split).
     """
 
-    responses_dir: Path = flag("folder for pictures and predictions", Path("responses"), kind=Path)
+    responses_dir: Path = flag("folder for pictures and predictions", Path("responses"))
     images: tuple[Path, ...] = flag(
-        "photos, folders or glob patterns to predict, instead of random test photos", (), kind=Path
+        "photos, folders or glob patterns to predict, instead of random test photos", ()
     )
     pictures: int = flag(
-        "draw pictures and contact sheets of the first N photos only", 100, kind=int, at_least=0
+        "draw pictures and contact sheets of the first N photos only", 100, Range(0)
     )
-    num_images: int = flag("number of random test photos", 5, kind=int, at_least=1)
+    num_images: int = flag("number of random test photos", 5, Range(1))
     seed: int | None = flag(
         "random seed for choosing test photos",
         None,
-        kind=int,
-        at_least=0,
-        below=2**63,
+        Range(0, 2**63),
         default_help="different photos each time",
     )
 

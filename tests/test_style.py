@@ -13,7 +13,6 @@ MAY_IMPORT_SCRIPTS = {"hogwear/commands", *(f"{name}.py" for name in SCRIPTS)}
 PRODUCT = sorted(
     file.relative_to(ROOT) for file in (*ROOT.glob("*.py"), *(ROOT / "hogwear").rglob("*.py"))
 )
-MANY_PARAMETERS_ALLOWED = {"flag"}  # a setting has many rules, all of them optional
 
 RULES = ("long function", "many parameters", "long class", "long line", "import by name")
 
@@ -49,7 +48,7 @@ def violations(text: str, path: Path) -> Iterator[tuple[str, str]]:
             lines, parameters = count_lines(node), count_parameters(node)
             if lines > MOST_LINES:
                 yield "long function", f"{path}: {node.name} has {lines} lines"
-            if parameters > MOST_PARAMETERS and node.name not in MANY_PARAMETERS_ALLOWED:
+            if parameters > MOST_PARAMETERS:
                 yield "many parameters", f"{path}: {node.name} has {parameters} parameters"
         elif isinstance(node, ast.ClassDef) and count_lines(node) > MOST_LINES_OF_CLASS:
             yield "long class", f"{path}: {node.name} has {count_lines(node)} lines"

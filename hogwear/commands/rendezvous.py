@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hogwear.cluster import membership
 from hogwear.system import command
 from hogwear.system.errors import BadInput
-from hogwear.system.flags import flag
+from hogwear.system.flags import Range, flag
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Settings:
     """Let the machines of a cluster find each other, until Ctrl-C."""
 
     address: str | None = flag("address to listen on", None, default_help="of the host name")
-    port: int = flag("port to listen on", 29400, kind=int, at_least=1, below=65536)
+    port: int = flag("port to listen on", 29400, Range(1, 65536))
 
 
 def main(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from hogwear.data.splitting import Splitter
 from hogwear.data.tables import Columns
 from hogwear.system import machine
 from hogwear.system.errors import BadInput
-from hogwear.system.flags import flag
+from hogwear.system.flags import Range, flag
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,9 @@ class SharedSettings:
     data_dir: Path = flag(
         "photos: {train,val,test}/CLASS/*, CLASS/* or a CSV table; empty: the built-in sample",
         Path("data"),
-        kind=Path,
     )
-    model_dir: Path = flag(
-        "folder for checkpoint.pt, split.json and results", Path("model"), kind=Path
-    )
-    cache_dir: Path = flag("folder for decoded photos; safe to delete", Path(".cache"), kind=Path)
+    model_dir: Path = flag("folder for checkpoint.pt, split.json and results", Path("model"))
+    cache_dir: Path = flag("folder for decoded photos; safe to delete", Path(".cache"))
     image_column: str | None = flag(
         "column of the CSV table with the paths or names of photos",
         None,
@@ -47,19 +44,14 @@ class SharedSettings:
     min_count: int = flag(
         "in CSV tables: ignore classes with fewer photos than this",
         Columns.min_count,
-        kind=int,
-        at_least=3,
+        Range(3),
     )
     max_megapixels: int = flag(
         "skip photos with more megapixels than this; a worker needs up to 18 MB per megapixel",
         LIMITS.megapixels,
-        kind=int,
-        at_least=1,
-        below=100_001,
+        Range(1, 100_001),
     )
-    max_megabytes: int = flag(
-        "skip files larger than this", LIMITS.megabytes, kind=int, at_least=1, below=100_001
-    )
+    max_megabytes: int = flag("skip files larger than this", LIMITS.megabytes, Range(1, 100_001))
 
     @property
     def limits(self) -> Limits:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hogwear.commands.shared_settings import SharedSettings
 from hogwear.system import machine
-from hogwear.system.flags import flag
+from hogwear.system.flags import Range, flag
 from hogwear.training.hyperparameters import Hyperparameters
 
 
@@ -30,9 +30,7 @@ class Settings(SharedSettings):
     workers: int | None = flag(
         "training processes, with one thread each",
         None,
-        kind=int,
-        at_least=1,
-        below=1025,
+        Range(1, 1025),
         default_help="one per CPU",
     )
     batch_size: int | None = hyperparameter("batch_size")
@@ -42,13 +40,11 @@ class Settings(SharedSettings):
     sync_every: int = flag(
         "clusters only: photos seen by all machines together between two averages of the weights",
         1024,
-        kind=int,
-        at_least=1,
+        Range(1),
     )
     fresh: bool = flag(
         "start a new run; the old checkpoint is kept beside it",
         False,
-        kind=bool,
         default_help="off",
     )
 

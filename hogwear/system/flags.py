@@ -5,49 +5,56 @@ Each field is a flag, an environment variable HOGWEAR_<FIELD>, and an entry of -
     @dataclass(frozen=True)
     class Settings:
         '''The first line of --help.'''
-        epochs: int = flag("passes over the photos", 3, kind=int, at_least=1)
+        epochs: int = flag("passes over the photos", 3, Range(1))
 
     if __name__ == "__main__":
         command.run(main, Settings)
+
+The annotation of a field says how its text is parsed. It must be a type, not a string, so the file
+of the class cannot use `from __future__ import annotations`.
 """
 
 import argparse
 import inspect
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 from hogwear.system.errors import BadInput
 
 S = TypeVar("S")
 METAVARS: dict[Any, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
-# For integers without another limit; the product of two of them fits into 64 bits
-INTEGER_LIMIT = 1_000_000_000
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
-def flag(  # noqa: PLR0913
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have: from `at_least` up to, but not including, `below`."""
+
+    at_least: float
+    below: float = 1_000_000_000  # the product of two such integers fits into 64 bits
+
+
+def flag(
     help: str,
     default: Any,
-    *,
-    kind: Callable[[str], Any] = str,
-    at_least: float | None = None,
-    below: float | None = None,
+    allowed: Range | None = None,
     choices: tuple[str, ...] | None = None,
     default_help: str | None = None,
 ) -> Any:
-    """A setting. `kind` parses its text; bool makes a switch, a tuple default takes several values.
+    """A setting. Annotated with bool it is a switch, with tuple[T, ...] it takes several values.
 
-    Without `below`, integers are below INTEGER_LIMIT. `default_help` describes a default of None,
-    or what a switch is without its flag.
+    `default_help` describes a default of None, or what a switch is without its flag.
     """
-    below = INTEGER_LIMIT if kind is int and below is None else below
-    limits = {"at_least": at_least, "below": below}
-    texts = {"help": help, "default_help": default_help}
-    return field(default=default, metadata={"kind": kind, "choices": choices} | limits | texts)
+    rules = {"allowed": allowed, "choices": choices}
+    return field(default=default, metadata=rules | {"help": help, "default_help": default_help})
+
+
+def value_type(setting: "Field[Any]") -> Any:
+    """T for a setting that is annotated with T, T | None or tuple[T, ...]."""
+    return next(iter(get_args(setting.type)), setting.type)
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,15 +96,16 @@ def flag_name(setting: "Field[Any]") -> str:
 
 def make_option(setting: "Field[Any]") -> dict[str, Any]:
     """A setting's arguments for argparse."""
-    rules, is_tuple = setting.metadata, isinstance(setting.default, tuple)
-    has_plain_default = not is_tuple and rules["kind"] is not bool
+    rules, kind = setting.metadata, value_type(setting)
+    is_tuple = isinstance(setting.default, tuple)
+    has_plain_default = not is_tuple and kind is not bool
     default = rules["default_help"] or (setting.default if has_plain_default else None)
     help = rules["help"] + (f" (default: {default})" if default is not None else "")
     option = {"help": help, "default": MISSING}
-    if rules["kind"] is bool:
+    if kind is bool:
         return option | {"action": "store_true"}
     choices = "{" + ",".join(rules["choices"]) + "}" if rules["choices"] else None
-    metavar = choices or METAVARS[rules["kind"]]
+    metavar = choices or METAVARS[kind]
     return option | {"metavar": metavar, "nargs": "+" if is_tuple else None}
 
 
@@ -116,7 +124,7 @@ def read_setting(setting: "Field[Any]", given: Any) -> Any:
             given = given.split(os.pathsep)
     if isinstance(given, list):
         return tuple(parse_value(setting, text, source) for text in given)
-    if setting.metadata["kind"] is bool:
+    if value_type(setting) is bool:
         return given is True or parse_switch(given, source)
     return parse_value(setting, given, source)
 
@@ -130,17 +138,16 @@ def parse_switch(text: str, source: str) -> bool:
 
 def parse_value(setting: "Field[Any]", text: str, source: str) -> Any:
     """One value. BadInput, which names the flag or variable `source`, if it is not allowed."""
-    rules = setting.metadata
+    rules, kind = setting.metadata, value_type(setting)
     try:
-        value = rules["kind"](text)
+        value = kind(text)
     except ValueError:
-        expected = "an integer" if rules["kind"] is int else "a number"
+        expected = "an integer" if kind is int else "a number"
         raise BadInput(f"{source}: {text!r} is not {expected}") from None
     if rules["choices"] and value not in rules["choices"]:
         raise BadInput(f"{source}: {text!r} is not one of {', '.join(rules['choices'])}")
-    low, high = rules["at_least"], rules["below"]
-    if (low is not None and not value >= low) or (high is not None and not value < high):
-        limits = (("at least", low), ("below", high))
-        bounds = [f"{words} {limit:,}" for words, limit in limits if limit is not None]
-        raise BadInput(f"{source}: {text} is out of range, expected {' and '.join(bounds)}")
+    allowed = rules["allowed"]
+    if allowed and not allowed.at_least <= value < allowed.below:
+        bounds = f"at least {allowed.at_least:,} and below {allowed.below:,}"
+        raise BadInput(f"{source}: {text} is out of range, expected {bounds}")
     return value

@@ -16,6 +16,7 @@ from torch import Tensor, strided
 from hogwear.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, UNREACHABLE
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters
+from hogwear.system.flags import value_type
 from hogwear.system.text import is_safe
 from hogwear.training.hyperparameters import MAX_ROLLBACKS, ONE_SIZE, Hyperparameters
 
@@ -103,10 +104,10 @@ def matching(pattern: str, expected: str) -> Rule:
 
 
 def hyperparameter(field: Field[Any]) -> Rule:
-    limits = field.metadata
-    if choices := limits["choices"]:
+    if choices := field.metadata["choices"]:
         return matching("|".join(choices), f"one of {', '.join(choices)}")
-    rule = number(limits["kind"], limits["at_least"], limits["below"])
+    allowed = field.metadata["allowed"]
+    rule = number(value_type(field), allowed.at_least, allowed.below)
     return rule if field.default is not None else optional(rule)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hogwear.system.errors import BadInput
-from hogwear.system.flags import flag
+from hogwear.system.flags import Range, flag
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # built in model.py
 ONE_SIZE = ("tinyvgg",)  # architectures whose weights fit a single image size
@@ -21,40 +21,32 @@ class Hyperparameters:
     """Their ranges, and the defaults for a new run (measured in docs/decisions/defaults.md)."""
 
     arch: str = flag("network architecture", "efficientnet_lite0", choices=ARCHITECTURES)
-    image_size: int = flag(
-        "side length in pixels to which photos are scaled", 160, kind=int, at_least=32, below=1025
-    )
+    image_size: int = flag("side length in pixels to which photos are scaled", 160, Range(32, 1025))
     epochs: int = flag(
         "passes over the training photos, shared by all workers",
         1,
-        kind=int,
-        at_least=1,
+        Range(1),
         default_help="about 4,000 photos per machine, tinyvgg: 20,000; at least one epoch",
     )
     time_budget: int | None = flag(
         "target duration in seconds, instead of --epochs; "
         "also chooses --image-size unless you set it",
         None,
-        kind=int,
-        at_least=5,
+        Range(5),
         default_help="none",
     )
-    batch_size: int = flag("photos per step", 32, kind=int, at_least=1, below=4097)
+    batch_size: int = flag("photos per step", 32, Range(1, 4097))
     lr: float | None = flag(
         "peak learning rate",
         None,
-        kind=float,
-        at_least=1e-7,
-        below=10,
+        Range(1e-7, 10),
         default_help="depends on --arch",
     )
-    momentum: float = flag("momentum of SGD", 0.9, kind=float, at_least=0, below=1)
+    momentum: float = flag("momentum of SGD", 0.9, Range(0, 1))
     seed: int = flag(
         "random seed for shuffling, augmentation and initial weights",
         0,
-        kind=int,
-        at_least=0,
-        below=2**63,
+        Range(0, 2**63),
     )
 
 

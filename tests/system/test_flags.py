@@ -101,7 +101,7 @@ def test_a_wrong_value_is_named_in_one_line(
 def test_a_number_that_is_too_large_or_too_small_is_refused_in_one_line(
     script: Any, value: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = [f.name for f in fields(script.Settings) if f.metadata["kind"] in (int, float)]
+    numbers = [f.name for f in fields(script.Settings) if flags.value_type(f) in (int, float)]
     assert "min_count" in numbers
     for name in numbers:
         flag, variable = f"--{name.replace('_', '-')}", f"HOGWEAR_{name.upper()}"
