@@ -19,8 +19,6 @@ import torch
 
 from bench import network
 from bench.common import (
-    CLOTHING10,
-    FASHION5,
     ROOT,
     evaluate,
     folder_flags,
@@ -30,6 +28,7 @@ from bench.common import (
 )
 from bench.growth import link_photos
 from bench.network import Network
+from bench.photos import data_sets
 from hogwear.system import machine
 
 LINKS = ((100, 0.0), (1000, 0.0), (1000, 0.010))  # Mbit/s, delay in one direction in seconds
@@ -82,7 +81,7 @@ def cluster_accuracy() -> str:
     Accuracy on clothing10 is that on its validation photos.
     """
     rows = []
-    for photos in (FASHION5, CLOTHING10):
+    for photos in data_sets():
         accuracies: dict[int, list[float]] = {count: [] for count in (1, 2, 4)}
         for seed in SEEDS:
             for count, values in accuracies.items():

@@ -1,17 +1,19 @@
 """What the benchmarks share: photos, timed processes, and the format of results."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared" / "data"
-FASHION5, CLOTHING10 = SHARED / "fashion5", SHARED / "clothing10"
+T = TypeVar("T")
 
 
 def time_python(*arguments: object) -> tuple[float, str]:
@@ -20,6 +22,12 @@ def time_python(*arguments: object) -> tuple[float, str]:
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return time.perf_counter() - started, done.stdout
+
+
+def process_start() -> float:
+    """When this process started, in seconds since the machine did (time.CLOCK_BOOTTIME)."""
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def folder_flags(photos: Path, work: Path) -> list[object]:
@@ -36,6 +44,37 @@ def evaluate(photos: Path, work: Path) -> dict[str, Any]:
     time_python("eval.py", *folder_flags(photos, work))
     results: dict[str, Any] = json.loads((work / "model" / "eval_results.json").read_text())
     return results
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+class Attempts:
+    """Runs that may fail, for example for want of a library: the others go on without them."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}  # {name: why}
+
+    def run(self, name: str, work: Callable[[], T]) -> T | None:
+        """What `work` returns; None if it fails, which is printed, or has failed before."""
+        if name in self.failed:
+            return None
+        try:
+            return work()
+        except Exception as error:
+            code = getattr(error, "returncode", None)
+            problem = f"{type(error).__name__}: {error}" if code is None else f"exit code {code}"
+            self.failed[name] = problem
+            print(f"FAILED: {name} ({problem})", file=sys.stderr, flush=True)
+            return None
+
+    def report(self) -> str:
+        """A sentence to stand below the table; empty if nothing failed."""
+        failed = "; ".join(f"{name} ({problem})" for name, problem in self.failed.items())
+        return f"\n\nFailed: {failed}." if failed else ""
 
 
 def median_seconds(work: Callable[[], object], repeats: int = 15) -> float:

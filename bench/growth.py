@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.common import FASHION5, ROOT, markdown_table, time_python
-from hogwear.data.sample import generate
+from bench.common import ROOT, markdown_table, time_python
+from bench.photos import data_sets
 
 COUNTS = (2_000, 20_000, 200_000)
 SIZE, WORKERS = 64, 2
@@ -58,12 +58,11 @@ def growth() -> str:
 
 
 def link_photos(folder: Path, count: int) -> None:
-    """Make `count` hard links to photos of fashion5, or of the sample, under new names.
+    """Make `count` hard links to photos of the first data set, under new names.
 
     Where `folder` is on another file system, they are links to copies.
     """
-    source = FASHION5 if FASHION5.is_dir() else generate.ensure_sample(folder.parent / "sample")
-    splits = [source / split for split in SHARES]
+    splits = [data_sets()[0] / split for split in SHARES]
     try:
         os.link(next(splits[0].glob("*/*")), folder.parent / "probe")
     except OSError:

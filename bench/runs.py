@@ -5,10 +5,9 @@ import itertools
 import json
 import re
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bench.common import (
-    CLOTHING10,
-    FASHION5,
-    ROOT,
+    Attempts,
     evaluate,
     folder_flags,
     format_range,
@@ -27,7 +24,9 @@ from bench.common import (
     markdown_table,
     time_python,
     train,
+    workspace,
 )
+from bench.photos import data_sets, for_peers, results_folder
 
 SEEDS = range(3)
 PEERS = (  # (peer, epochs)
@@ -37,16 +36,12 @@ PEERS = (  # (peer, epochs)
     ("lightning", 1),
     ("timm", 1),
     ("frozen_features", 0),
+    ("fast_frozen_features", 0),
     ("ultralytics", 3),
     ("loop", 2),  # where it is most accurate
 )
+TIME_BUDGETS = ((10, 30), (30, 150))  # seconds, for the first and the second data set
 FASTER = ("--image-size", 128, "--epochs", 1)
-
-
-@contextmanager
-def workspace() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
 
 
 class Run(NamedTuple):
@@ -74,7 +69,7 @@ def run_hogwear(photos: Path, seed: int, *flags: object) -> Run:
 
 
 def run_peer(name: str, photos: Path, *flags: object) -> tuple[float, dict[str, Any]]:
-    """Seconds that a peer takes, and what it prints (bench/peers.py)."""
+    """Seconds that a peer takes, and what it prints (bench/peers)."""
     seconds, output = time_python("-m", "bench.peers", name, "--photos", photos, *flags)
     results: dict[str, Any] = json.loads(output.splitlines()[-1])
     return seconds, results
@@ -87,16 +82,23 @@ def peers() -> str:
     process start to exit, with nothing cached, and include measuring accuracy on the test split
     (Hogwear: train.py, then eval.py). Time ratios are to a run of Hogwear just before.
     frozen_features is one pass of the network without training it, then scikit-learn's
-    LogisticRegression on its features, with C chosen on the validation split.
+    LogisticRegression on its features, with C chosen on the validation split;
+    fast_frozen_features is the same with Hogwear's decoding and forward pass.
     """
+    photos, attempts = data_sets()[0], Attempts()
     seconds: dict[str, list[float]] = {}
     reference: dict[str, list[float]] = {}  # of the run of Hogwear before each
     accuracies: dict[str, list[float]] = {}
-    with suppress(KeyboardInterrupt):  # after an hour, say; what has been measured is reported
+    # Ctrl-C after an hour, say, ends it; what has been measured is reported
+    with workspace() as work, suppress(KeyboardInterrupt):
+        folder = for_peers(photos, work)
         for seed, (peer, epochs) in itertools.product(SEEDS, PEERS):
-            ours = run_hogwear(FASHION5, seed)
-            wall, results = run_peer(peer, FASHION5, "--epochs", epochs, "--seed", seed)
             theirs = f"{peer}, {epochs} epoch{'s' * (epochs > 1)}" if epochs else peer
+            ours = run_hogwear(photos, seed)
+            run = partial(run_peer, peer, folder, "--epochs", epochs, "--seed", seed)
+            if (measured := attempts.run(theirs, run)) is None:
+                continue
+            wall, results = measured
             for name, time_taken, accuracy in (
                 ("Hogwear", ours.seconds, ours.accuracy),
                 (theirs, wall, results["test_acc"]),
@@ -115,7 +117,8 @@ def peers() -> str:
         ]
         for name, times in seconds.items()
     ]
-    return markdown_table(["", "runs", "seconds", "time ratio", "test accuracy"], rows)
+    header = ["", "runs", "seconds", "time ratio", "test accuracy"]
+    return markdown_table(header, rows) + attempts.report()
 
 
 def accuracy() -> str:
@@ -124,12 +127,14 @@ def accuracy() -> str:
     Accuracy is that on the test split; clothing10 has none, so there it is that on validation.
     """
     rows = []
-    for photos, seeds, flags in (
-        (FASHION5, range(5), ()),
-        (FASHION5, range(5), FASTER),
-        (CLOTHING10, SEEDS, ()),
-        (CLOTHING10, SEEDS, ("--time-budget", 75)),
-    ):
+    first, *others = data_sets()
+    cases: list[tuple[Path, range, tuple[object, ...]]] = [
+        (first, range(5), ()),
+        (first, range(5), FASTER),
+    ]
+    for photos in others:
+        cases += [(photos, SEEDS, ()), (photos, SEEDS, ("--time-budget", 75))]
+    for photos, seeds, flags in cases:
         runs = [run_hogwear(photos, seed, *flags) for seed in seeds]
         accuracies = [run.accuracy for run in runs]
         rows.append(
@@ -148,15 +153,16 @@ def accuracy() -> str:
 def time_budget() -> str:
     """`train.py --time-budget`, from process start to exit with nothing cached."""
     rows = []
-    for photos, budget in ((FASHION5, 10), (FASHION5, 30), (CLOTHING10, 30), (CLOTHING10, 150)):
-        with workspace() as work:
-            flags = (*folder_flags(photos, work), "--time-budget", budget)
-            seconds, output = time_python("train.py", *flags)
-            plan = re.search(r"at (\d+) px.*?(\d+) epochs", output)
-            score = evaluate(photos, work)["test_acc"]
-        planned = f"{plan[1]} px, {plan[2]} epochs" if plan else ""
-        times = [str(budget), f"{seconds:.1f}", f"{seconds / budget - 1:+.0%}"]
-        rows.append([photos.name, *times, planned, f"{score:.4f}"])
+    for photos, budgets in zip(data_sets(), TIME_BUDGETS, strict=False):
+        for budget in budgets:
+            with workspace() as work:
+                flags = (*folder_flags(photos, work), "--time-budget", budget)
+                seconds, output = time_python("train.py", *flags)
+                plan = re.search(r"at (\d+) px.*?(\d+) epochs", output)
+                score = evaluate(photos, work)["test_acc"]
+            planned = f"{plan[1]} px, {plan[2]} epochs" if plan else ""
+            times = [str(budget), f"{seconds:.1f}", f"{seconds / budget - 1:+.0%}"]
+            rows.append([photos.name, *times, planned, f"{score:.4f}"])
     return markdown_table(["photos", "budget, s", "taken, s", "error", "plan", "accuracy"], rows)
 
 
@@ -168,12 +174,10 @@ def predecessor() -> str:
     accuracy on the test split, or on validation (clothing10).
     """
     rows, summary = [], []
-    for photos in (FASHION5, CLOTHING10):
+    for photos in data_sets():
         with workspace() as work:
-            test = "test" if (photos / "test").is_dir() else "validation"
-            (work / "train").symlink_to(photos / "train")
-            (work / "test").symlink_to(photos / test)
-            theirs, results = run_peer("predecessor", work, "--size", 128, "--epochs", 5)
+            settings = ("--size", 128, "--epochs", 5)
+            theirs, results = run_peer("predecessor", for_peers(photos, work), *settings)
         target, reached = results["test_acc"], "in no run"
         rows.append([photos.name, "predecessor", f"{theirs:.0f}", "", f"{target:.4f}", ""])
         for flags in (("--epochs", 3), ("--epochs", 5), ()):
@@ -198,10 +202,12 @@ def start_up() -> str:
     """Time from process start on fashion5, with photos in the cache unless a row says otherwise."""
     importing = [time_python("-c", "import torch, os; os._exit(0)")[0] for _ in range(5)]
     first: dict[str, list[float]] = {}
+    photos = data_sets()[0]
     with workspace() as work:
-        flags = folder_flags(FASHION5, work)
-        train(FASHION5, work, "--epochs", 1)
-        cold, *warm = (evaluate(FASHION5, work)["images_per_second"] for _ in range(6))
+        flags = folder_flags(photos, work)
+        train(photos, work, "--epochs", 1)
+        cold, *warm = (evaluate(photos, work)["images_per_second"] for _ in range(6))
+        evaluated = evaluate(photos, work)["num_examples"]
         evaluating = [time_python("eval.py", *flags)[0] for _ in range(5)]
         infer = (*flags, "--responses-dir", work / "responses", "--seed")
         predicting = [time_python("infer.py", *infer, seed) for seed in range(5)]
@@ -220,7 +226,7 @@ def start_up() -> str:
         ["train.py until the first training step", f"{format_range(first['train'])} s"],
         ["infer.py, five photos", f"{predicting_seconds} s"],
         ["prediction of one decoded photo on one thread", f"{latency} ms"],
-        ["eval.py, 630 photos", f"{format_range(evaluating)} s"],
+        [f"eval.py, {evaluated} photos", f"{format_range(evaluating)} s"],
         ["eval.py, decoding and predicting", f"{cold:.0f} images/s"],
         ["eval.py, predicting", f"{format_range(warm, '.0f')} images/s"],
     ]
@@ -280,4 +286,4 @@ def draw_curves(curves: dict[str, list[tuple[float, float]]], name: str) -> None
     axes.set(xlabel="seconds since the process started", ylabel="test accuracy", ylim=(0.7, 1.0))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(ROOT / "bench" / name, metadata={"Software": None})
+    figure.savefig(results_folder() / name, metadata={"Software": None})

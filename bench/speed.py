@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import model
 from bench.common import (
-    FASHION5,
     ROOT,
     evaluate,
     format_range,
@@ -23,6 +22,7 @@ from bench.common import (
     median_seconds,
     train,
 )
+from bench.photos import data_sets
 from hogwear.data import dataset
 from hogwear.data.array_file import ArrayFile
 from hogwear.data.decoding import decode
@@ -78,7 +78,8 @@ def training_step() -> str:
         hogwild.adaptive_clip_grad(parameters)
         kernels.sgd_step(parameters, buffers, LR, MOMENTUM, hogwild.WEIGHT_DECAY)
 
-    paths = list(dataset.find_photos(FASHION5, FASHION5).train.paths)[:100]
+    photos = data_sets()[0]
+    paths = list(dataset.find_photos(photos, photos).train.paths)[:100]
     phases: list[tuple[str, Callable[[], object], int, float]] = [
         ("decode (224 px JPEG)", lambda: [decode(path, SIZE) for path in paths], len(paths), 0),
         ("augment", lambda: augment(images, CROP, random), BATCH, 0),
@@ -262,13 +263,13 @@ def staleness() -> str:
 
     Gradients get staler with the number of workers, also where there are more workers than CPUs.
     """
-    rows = []
+    rows, photos = [], data_sets()[0]
     for workers in (1, 2, 4, 8):
         results = []
         for seed in range(3):
             with tempfile.TemporaryDirectory() as name:
-                train(FASHION5, Path(name), "--workers", workers, "--seed", seed)
-                results.append(evaluate(FASHION5, Path(name)))
+                train(photos, Path(name), "--workers", workers, "--seed", seed)
+                results.append(evaluate(photos, Path(name)))
         accuracies = [result["test_acc"] for result in results]
         means = statistics.mean(accuracies), statistics.mean(r["test_loss"] for r in results)
         rows.append(

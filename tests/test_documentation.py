@@ -224,6 +224,7 @@ def test_the_files_that_commands_write_are_those_in_the_readme(
 PEERS = {  # the name of a row in the README -> in bench/RESULTS.md
     "**Hogwear**": "Hogwear",
     "frozen features and scikit-learn's LogisticRegression": "frozen_features",
+    "the same with Hogwear's decoding and forward pass": "fast_frozen_features",
     "timm, 1 epoch": "timm, 1 epoch",
     "fastai, 1 epoch": "fastai, 1 epoch",
     "plain PyTorch loop, 1 epoch": "loop, 1 epoch",
