@@ -32,10 +32,10 @@ START, REST, EXIT = "Python and the imports of train.py", "everything else", "ex
 # because train.py imports torch while photos are decoded.
 PHASES = {
     "importlib:import_module": "import of torch, while photos are decoded",
-    "train:find_photos": "finding and hashing photos",
-    "train:load_data": "decoding, what is left of it after the import",
+    "hogwear.commands.starting_point:split_photos": "finding and hashing photos",
+    "hogwear.commands.preparation:load_data": "decoding, what is left of it after the import",
     "hogwear.data.leakage:warn_about_leakage": "looking for leakage",
-    "train:build_network": "building the network",
+    "hogwear.commands.preparation:build_network": "building the network",
     "model:choose_dtype": "choosing the precision",
     "hogwear.training.trainer:Trainer.__init__": "weights into shared memory",
     "hogwear.system.workers:Workers.__enter__": "starting and ending workers",
