@@ -63,9 +63,10 @@ def pareto() -> str:
 
     For Hogwear, time is until train.py exits; for peers, until their classifier is trained. Hogwear
     is measured with `--epochs 0` (stage 1 alone), with its defaults and with `--time-budget`; peers
-    run at 160 px, where nothing else is said. On fashion5 and on kaggle_sample, whose 24 types of
-    article are the classes, accuracy is that on the test split. On clothing10, it is that on the
-    validation photos, on which frozen_features chooses C, and Hogwear the best weights.
+    run at 160 px, where nothing else is said. On fashion5 and on kaggle_sample, whose classes are
+    the types of article with at least ten photos, accuracy is that on the test split. On
+    clothing10, it is that on the validation photos, on which frozen_features chooses C, and Hogwear
+    the best weights. Of several runs, the seed differs, not the split.
     Log loss of Hogwear is that of its calibrated probabilities.
     """
     measured: dict[str, Results] = {}

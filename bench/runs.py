@@ -94,9 +94,10 @@ def peers() -> str:
         folder = for_peers(photos, work)
         for seed, (peer, epochs) in itertools.product(SEEDS, PEERS):
             theirs = f"{peer}, {epochs} epoch{'s' * (epochs > 1)}" if epochs else peer
-            ours = run_hogwear(photos, seed)
+            before = f"Hogwear before {theirs}, seed {seed}"
+            ours = attempts.run(before, partial(run_hogwear, photos, seed))
             run = partial(run_peer, peer, folder, "--epochs", epochs, "--seed", seed)
-            if (measured := attempts.run(theirs, run)) is None:
+            if ours is None or (measured := attempts.run(theirs, run)) is None:
                 continue
             wall, results = measured
             for name, time_taken, accuracy in (
