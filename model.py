@@ -7,6 +7,7 @@
 hogwear/networks/network.py has the interface of a network.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,10 +33,15 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
+STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
 TRUNK_BATCH = 8  # photos at a time, so that their activations fit into the CPU's cache
 TRUNK_BLOCKS = 8  # of the 16; docs/decisions/frozen-trunk.md
+# The head sees several levels of the network, not only the last: docs/decisions/closed-form-head.md
+ROOT_LEVELS = (11, 13)  # blocks, counted from 0, whose depthwise outputs it sees
+MEAN_LEVELS = (8, 9, 10)  # blocks whose outputs it sees, besides that of the trunk
+ROOT_SCALE = 3.0  # of the former
+MIN_MEAN = 1e-4  # of activations, so that the slope of its root is finite
 
 
 class InvertedResidual(nn.Module):
@@ -52,8 +58,41 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else self.expand(x, relu6=True)
-        return self.project(self.depthwise(y), residual=x if self.residual else None)
+        return self.reduce(self.widen(x), x)
+
+    def widen(self, x: Tensor) -> Tensor:
+        """The output of the depthwise convolution, with more channels than the block's."""
+        return self.depthwise(x if self.expand is None else self.expand(x, relu6=True))
+
+    def reduce(self, widened: Tensor, x: Tensor) -> Tensor:
+        """The output of the block for its input x."""
+        return self.project(widened, residual=x if self.residual else None)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Activations, (B, H, W, C), of which the head sees the means over the photo, or their roots.
+
+    The roots make features out of activations that are rarely far from 0.
+    """
+
+    activations: Tensor
+    root_scale: float | None = None  # factor of the square roots; None: the means themselves
+
+    def features(self) -> Tensor:
+        """(B, C) float32."""
+        means = self.activations.mean((1, 2), dtype=torch.float32)
+        return means if self.root_scale is None else self.root_scale * means.clamp(MIN_MEAN).sqrt()
+
+    def contributions(self, weight: Tensor) -> Tensor:
+        """How much each location adds to a logit with this weight, (B, C): (B, H, W).
+
+        Summed over H and W, it is the product of features and weight.
+        """
+        x = self.activations.float()
+        if self.root_scale is not None:
+            weight = weight * self.features() / x.mean((1, 2)).clamp(MIN_MEAN)
+        return torch.einsum("bhwc,bc->bhw", x, weight) / (x.shape[1] * x.shape[2])
 
 
 class EfficientNetLite0(Network):
@@ -80,8 +119,10 @@ class EfficientNetLite0(Network):
                 )
                 channels = out_channels
         self.blocks = nn.ModuleList(blocks)
-        self.last = Pointwise(channels, HEAD_CHANNELS)
-        self.head = nn.Linear(HEAD_CHANNELS, num_classes)
+        self.last = Pointwise(channels, LAST_CHANNELS)
+        widened = (self.block(i).depthwise.groups for i in ROOT_LEVELS)
+        reduced = (self.block(i).project.out_features for i in (TRUNK_BLOCKS - 1, *MEAN_LEVELS))
+        self.head = nn.Linear(sum((LAST_CHANNELS, *widened, *reduced)), num_classes)
         self.blocks[:TRUNK_BLOCKS].requires_grad_(False)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -96,18 +137,33 @@ class EfficientNetLite0(Network):
             x = block(x)
         return x
 
-    def tail(self, x: Tensor) -> Tensor:
-        return self.last_activations(x).mean((1, 2), dtype=torch.float32)  # (B, HEAD_CHANNELS)
+    def block(self, index: int) -> InvertedResidual:
+        block = self.blocks[index]
+        assert isinstance(block, InvertedResidual)
+        return block
 
-    def last_activations(self, x: Tensor) -> Tensor:
-        for block in self.blocks[TRUNK_BLOCKS:]:
-            x = block(x)
-        return self.last(x, relu6=True)  # (B, H, W, HEAD_CHANNELS)
+    def tail(self, x: Tensor) -> Tensor:
+        return torch.cat([level.features() for level in self.levels(x)], dim=1)
+
+    def levels(self, x: Tensor) -> list[Level]:
+        """What the head sees: the last activations, and those of ROOT_LEVELS and MEAN_LEVELS."""
+        roots, means = [], [Level(x)]
+        for i in range(TRUNK_BLOCKS, len(self.blocks)):
+            widened = self.block(i).widen(x)
+            x = self.block(i).reduce(widened, x)
+            if i in ROOT_LEVELS:
+                roots.append(Level(widened, ROOT_SCALE))
+            if i in MEAN_LEVELS:
+                means.append(Level(x))
+        return [Level(self.last(x, relu6=True), 1.0), *roots, *means]
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
-        x = self.last_activations(self.trunk(pixels)).float()
-        summed = torch.einsum("bhwc,bc->bhw", x, self.head.weight[classes])
-        return summed / (x.shape[1] * x.shape[2])
+        levels = self.levels(self.trunk(pixels))
+        channels = [level.activations.shape[3] for level in levels]
+        weights = self.head.weight[classes].split(channels, dim=1)
+        maps = [level.contributions(w) for level, w in zip(levels, weights, strict=True)]
+        height, width = max(each.shape[1:] for each in maps)
+        return torch.stack([spread(each, height, width) for each in maps]).sum(0)
 
     def crop_size(self, image_size: int) -> int:
         return 8 * round(0.9 * image_size / 8)  # docs/decisions/augmentation.md
@@ -123,13 +179,22 @@ class EfficientNetLite0(Network):
             module.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
 
         fold(self.stem, "_conv_stem", "_bn0")
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, InvertedResidual)
+        for i in range(len(self.blocks)):
+            block = self.block(i)
             if block.expand is not None:
                 fold(block.expand, f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0")
             fold(block.depthwise, f"_blocks.{i}._depthwise_conv", f"_blocks.{i}._bn1")
             fold(block.project, f"_blocks.{i}._project_conv", f"_blocks.{i}._bn2")
         fold(self.last, "_conv_head", "_bn1")
+
+
+def spread(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, h, w) -> (B, height, width), with the same sum: each value is divided among its cells."""
+    for dim, size in ((1, height), (2, width)):
+        source = torch.arange(size) * x.shape[dim] // size
+        shares = 1 / source.bincount(minlength=x.shape[dim])
+        x = x.index_select(dim, source) * shares[source].unsqueeze(1 if dim == 1 else 0)
+    return x
 
 
 class TinyVGG(Network):

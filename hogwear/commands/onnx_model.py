@@ -18,7 +18,15 @@ from hogwear.data.decoding import WHITE
 from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks.layers import Conv, Pointwise
 from hogwear.system.arrays import FloatArray
-from model import EfficientNetLite0, InvertedResidual, TinyVGG
+from model import (
+    MEAN_LEVELS,
+    MIN_MEAN,
+    ROOT_LEVELS,
+    ROOT_SCALE,
+    TRUNK_BLOCKS,
+    EfficientNetLite0,
+    TinyVGG,
+)
 
 FIXED_POINT_BITS = 22  # fractional bits of the weights that Pillow resizes with, Resample.c
 # The base of the digits below. No CPU's sum of two products overflows: 2 * 255 * 63 < 2**15.
@@ -142,14 +150,27 @@ def resizing_weights(size: Value, new_size: Value) -> list[Value]:
 
 
 def add_efficientnet_lite0(x: Value, net: EfficientNetLite0) -> Value:
-    """(1, 3, S, S) -> (1, HEAD_CHANNELS, 1, 1) features."""
+    """(1, 3, S, S) -> (1, D, 1, 1) features, in the order of `EfficientNetLite0.levels`."""
+    add = x.graph.add
     x = add_convolution(x, net.stem)
-    for block in net.blocks:
-        assert isinstance(block, InvertedResidual)
+    roots, means = [], []
+    for i in range(len(net.blocks)):
+        block = net.block(i)
         y = x if block.expand is None else add_convolution(x, block.expand)
-        y = add_convolution(add_convolution(y, block.depthwise), block.project, relu6=False)
+        widened = add_convolution(y, block.depthwise)
+        y = add_convolution(widened, block.project, relu6=False)
         x = x + y if block.residual else y
-    return x.graph.add("GlobalAveragePool", add_convolution(x, net.last))
+        if i in ROOT_LEVELS:
+            roots.append(pool_root(widened) * ROOT_SCALE)
+        if i in (TRUNK_BLOCKS - 1, *MEAN_LEVELS):
+            means.append(add("GlobalAveragePool", x))
+    last = pool_root(add_convolution(x, net.last))
+    return add("Concat", last, *roots, *means, axis=1)
+
+
+def pool_root(x: Value) -> Value:
+    """The square roots of the means over the photo."""
+    return x.graph.add("Sqrt", x.graph.add("GlobalAveragePool", x).maximum(MIN_MEAN))
 
 
 def add_convolution(x: Value, layer: Conv | Pointwise, relu6: bool = True) -> Value:

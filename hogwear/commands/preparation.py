@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -57,8 +56,6 @@ def prepare(
 
     hyperparameters = choose_hyperparameters(
         settings.hyperparameter_flags,
-        len(photos.train),
-        cluster.machines,
         saved.next_hyperparameters if saved else None,
         finished=bool(saved and saved.finished),
     )
@@ -87,7 +84,6 @@ def prepare(
         split=start.assignments.version(),
         trained_on=trained_on,
         job_id=membership.read_job_id(),
-        total_images=budget.images if budget else None,
     )
     if saved:
         if changes := "; ".join(state.photos.changes_since(saved.photos)):
@@ -110,30 +106,24 @@ def plan_time(
     saved: RunState | None,
     started: float,
 ) -> tuple[Hyperparameters, Budget | None]:
-    """With --time-budget: choose the image size, unless it is fixed, and the number of epochs.
+    """With --time-budget: choose the image size, unless it is fixed.
 
     An interrupted run keeps its length. BadInput where the time is too short.
     """
     if not hyperparameters.time_budget or (saved and not saved.finished):
         return hyperparameters, None
     import model
-    from hogwear.training import closed_form, time_budget
+    from hogwear.training import time_budget
 
     num_classes = len(photos.class_names)
     dtype = model.choose_dtype(settings.cache_dir)
     net = model.build(hyperparameters.arch, num_classes, time_budget.MEASURED_SIZE, dtype)
     speed = time_budget.measure_speed(net, photos.train, settings.limits, settings.num_workers)
-    work = time_budget.Workload(
-        train=len(photos.train),
-        val=len(photos.val),
-        head=closed_form.PHOTOS_PER_CLASS * num_classes if net.pretrained else 0,
-    )
-    sizes = time_budget.SIZES
-    if saved or settings.image_size:
-        sizes = ((hyperparameters.image_size, time_budget.MIN_EPOCHS),)
+    work = time_budget.Workload(len(photos.train), len(photos.val), net.pretrained)
+    is_fixed = saved or settings.image_size
+    sizes = (hyperparameters.image_size,) if is_fixed else time_budget.SIZES
     budget = time_budget.plan_run(speed, started + hyperparameters.time_budget, work, sizes)
-    epochs = math.ceil(budget.images / len(photos.train))
-    return replace(hyperparameters, image_size=budget.image_size, epochs=epochs), budget
+    return replace(hyperparameters, image_size=budget.image_size), budget
 
 
 def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photos) -> None:
@@ -153,9 +143,11 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photo
             f"Class balance: {plural(counts[fewest], 'photo')} of {escape(fewest)}, {counts[most]} "
             f"of {escape(most)}; all classes count equally in training."
         )
-    length = plural(hyperparameters.epochs, "epoch")
-    if hyperparameters.time_budget:
-        length = f"about {length} in {hyperparameters.time_budget} s"
+    length = "for as long as the validation loss falls"
+    if hyperparameters.epochs is not None:
+        length = plural(hyperparameters.epochs, "epoch")
+    elif hyperparameters.time_budget:
+        length = f"for {hyperparameters.time_budget} s"
     cpus = machine.cpus()
     print(
         f"Plan: {hyperparameters.arch} at {hyperparameters.image_size} px, {length}, "

@@ -4,14 +4,15 @@ import errno
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hogwear.system.arrays import Int64Array, UInt8Array
+from hogwear.system.arrays import AnyArray, Int64Array
 
 
 class ArrayFile:
-    """The uint8 array in a .npy file, (N, ...), indexed by rows; forked processes may use it, too.
+    """The array in a .npy file, (N, ...), indexed by rows; forked processes may use it, too.
 
     It is not memory-mapped: a page once touched stays resident, and in the end all of them would.
     """
@@ -19,28 +20,32 @@ class ArrayFile:
     def __init__(self, path: Path, mode: str = "rb") -> None:
         self.file = path.open(mode, buffering=0)
         np.lib.format.read_magic(self.file)
-        self.shape = np.lib.format.read_array_header_1_0(self.file)[0]
-        self.start, self.stride = self.file.tell(), math.prod(self.shape[1:])
+        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
+        if self.dtype.hasobject:  # bytes read into it would be taken for pointers
+            raise ValueError(f"{path.name} has Python objects, expected numbers")
+        self.start = self.file.tell()
+        self.stride = math.prod(self.shape[1:]) * self.dtype.itemsize  # bytes of a row
 
-    def require_shape(self, *shape: int) -> None:
-        """ValueError if the shape differs or bytes are missing."""
+    def require(self, dtype: np.dtype[Any] | type, *shape: int) -> None:
+        """ValueError if the dtype or the shape differs, or bytes are missing."""
         size = os.fstat(self.file.fileno()).st_size
-        if self.shape != shape or size != self.start + math.prod(shape):
-            name = Path(self.file.name).name
+        whole = self.start + math.prod(shape) * np.dtype(dtype).itemsize
+        if self.dtype != dtype or self.shape != shape or size != whole:
             raise ValueError(
-                f"{name} has {size} bytes and the shape {self.shape}, expected {shape}"
+                f"{Path(self.file.name).name} has {size} bytes of {self.dtype} and the shape "
+                f"{self.shape}, expected {np.dtype(dtype)} and {shape}"
             )
 
-    def __getitem__(self, rows: Int64Array) -> UInt8Array:
+    def __getitem__(self, rows: Int64Array) -> AnyArray:
         """A copy of these rows, (n, ...). Raises EOFError for a row beyond the end of the file."""
-        arrays = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        arrays = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for array, row in zip(arrays, rows.tolist(), strict=True):
             if os.preadv(self.file.fileno(), [array], self.start + row * self.stride) < self.stride:
                 raise EOFError(f"{self.file.name}: no row {row}")
         return arrays
 
-    def __setitem__(self, row: int, array: UInt8Array) -> None:
-        """Write one row. Raises OSError when the disk is full."""
+    def __setitem__(self, row: int, array: AnyArray) -> None:
+        """Write one row, an array of the file's dtype. Raises OSError when the disk is full."""
         if os.pwrite(self.file.fileno(), array.data, self.start + row * self.stride) < self.stride:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
 

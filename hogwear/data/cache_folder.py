@@ -219,7 +219,7 @@ def row_shapes(size: int) -> dict[str, tuple[int, ...]]:
 def read_decoded_rows(path: Path, count: int, size: int) -> BoolArray:
     """Which rows a folder has, (count,). Raises one of DAMAGE if it is damaged."""
     for name, row_shape in row_shapes(size).items():
-        ArrayFile(path / name).require_shape(count, *row_shape)
+        ArrayFile(path / name).require(np.uint8, count, *row_shape)
     read_reasons(path)
     try:
         rows: BoolArray = np.load(path / DONE)

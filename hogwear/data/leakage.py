@@ -12,7 +12,7 @@ from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
 from hogwear.system.text import plural, warn
-from hogwear.system.workers import Workers
+from hogwear.system.workers import call_in_worker
 
 
 def warn_about_leakage(train: Pixels, held_out: Pixels, name: str) -> None:
@@ -54,9 +54,7 @@ def count_leaked(train: Pixels, held_out: Pixels) -> int:
     with suppress(OSError, ValueError):
         return int(file.read_text())
     signatures = train.signatures, held_out.signatures
-    jobs = {"count": lambda item: near_duplicates.count_leaked(*signatures)}
-    with Workers(1, lambda rank: jobs) as workers:
-        [(_, count)] = workers.run("count", [0])
+    count = call_in_worker(lambda: near_duplicates.count_leaked(*signatures))
     if held_out.folder.exists():
         write_atomically(file, str(count).encode())
-    return int(count)
+    return count

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hogwear.system.files import write_atomically
-from hogwear.system.workers import Workers
+from hogwear.system.workers import call_in_worker
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 REQUIRED_SPEEDUP = 1.25  # of bfloat16, so that noise does not change the choice from run to run
@@ -37,9 +37,7 @@ def choose_dtype(build: Build, shape: tuple[int, ...], cache_dir: Path) -> torch
         known = dict(json.loads(file.read_text()))
     if known.get(cpu) not in DTYPES:
         # In a worker, because a parent that has computed with threads must not fork.
-        jobs = {"measure": lambda item: measure_fastest(build, shape)}
-        with Workers(1, lambda rank: jobs) as workers:
-            [(_, known[cpu])] = workers.run("measure", range(1))
+        known[cpu] = call_in_worker(lambda: measure_fastest(build, shape))
         with suppress(OSError):  # without a writable cache it is measured again next time
             write_atomically(file, json.dumps(known).encode())
     return DTYPES[known[cpu]]

@@ -10,6 +10,7 @@ UInt8Array = npt.NDArray[np.uint8]  # pixels, hashes, signatures
 UInt64Array = npt.NDArray[np.uint64]  # bits, 64 at a time
 Int8Array = npt.NDArray[np.int8]  # splits
 Int64Array = npt.NDArray[np.int64]  # labels, rows, counts
+Float16Array = npt.NDArray[np.float16]  # features in the cache
 Float32Array = npt.NDArray[np.float32]  # logits, drawings
 Float64Array = npt.NDArray[np.float64]  # probabilities, sums
 FloatArray = npt.NDArray[np.floating[Any]]  # either of them

@@ -17,7 +17,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from hogwear.system.errors import BadInput
 
@@ -25,6 +25,7 @@ Jobs = Mapping[str, Callable[[int], Any]]
 OnWorkerDeath = Callable[[int, int], bool]
 MAX_IN_FLIGHT = 2  # items per worker: the one it works on and the next, so that it never waits
 MAX_DEATHS = 3  # of one worker in a row
+Result = TypeVar("Result")
 FORK = multiprocessing.get_context("fork")
 
 
@@ -169,6 +170,13 @@ class Workers:
             slot.process.join(timeout=0 if any(error) else 5)
             slot.process.kill()
             slot.process.join()
+
+
+def call_in_worker(function: Callable[[], Result]) -> Result:
+    """The function's result, computed in a process of its own, which may use threads and memory."""
+    with Workers(1, lambda rank: {"call": lambda item: function()}) as workers:
+        [(_, result)] = workers.run("call", range(1))
+    return cast(Result, result)
 
 
 def catch(function: Callable[[int], Any], argument: int) -> Any:

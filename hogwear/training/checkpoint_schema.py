@@ -18,6 +18,7 @@ from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters
 from hogwear.system.flags import value_type
 from hogwear.system.text import is_safe
+from hogwear.training.history import STAGES
 from hogwear.training.hyperparameters import MAX_ROLLBACKS, ONE_SIZE, Hyperparameters
 
 MAX_QUOTED = 60  # characters of a value in a message
@@ -114,22 +115,23 @@ def hyperparameter(field: Field[Any]) -> Rule:
 ANYTHING = Rule("anything", lambda value: True)
 SWITCH = Rule("True or False", lambda value: type(value) is bool)
 COUNT, POSITIVE = number(int), number(int, at_least=1)
-LOSS = RATE = SECONDS = number(float)
+LOSS = RATE = SECONDS = EPOCHS = number(float)
 SHARE = number(float, at_most=1)
 HYPERPARAMETERS = {field.name: hyperparameter(field) for field in fields(Hyperparameters)}
 PHOTO_SET = {"count": POSITIVE, "sha256": matching("[0-9a-f]{64}", "64 hexadecimal digits")}
-EPOCH_ROW = {
-    "epoch": POSITIVE,
-    "images": POSITIVE,
+HISTORY_ROW = {
+    "epoch": EPOCHS,
+    "stage": matching("|".join(STAGES), f"one of {', '.join(STAGES)}"),
+    "images": COUNT,
     "lr": RATE,
-    "train_loss": LOSS,
-    "train_acc": SHARE,
+    "train_loss": optional(LOSS),
+    "train_acc": optional(SHARE),
     "val_loss": LOSS,
     "val_acc": SHARE,
     "images_per_second": RATE,
 }
 BEST: dict[str, Schema] = {
-    "epoch": POSITIVE,
+    "epoch": EPOCHS,
     "image_size": HYPERPARAMETERS["image_size"],
     "val_loss": LOSS,
     "val_acc": SHARE,
@@ -148,46 +150,57 @@ STATE: dict[str, Schema] = {
     "images_seen": COUNT,
     "machines": POSITIVE,
     "job_id": optional(Rule("a name", lambda value: type(value) is str)),
-    "epochs_done": number(float),
     "first_epoch": COUNT,
+    "start_loss": optional(LOSS),
     "finished": SWITCH,
-    "history": Rule("a list of epochs", lambda value: isinstance(value, list)),
+    "forecast": ANYTHING,
+    "history": Rule("a list of validations", lambda value: isinstance(value, list) and value != []),
     "best": ANYTHING,
-    "epoch_metrics": {"images": COUNT, "loss": LOSS, "correct": COUNT, "seconds": SECONDS},
-    "total_images": optional(POSITIVE),
+    "total_images": optional(COUNT),
     "rollbacks": number(int, at_most=MAX_ROLLBACKS),
+    "snapshot": ANYTHING,
+}
+FORECAST = {"accuracy": SHARE, "loss": LOSS, "photos": POSITIVE}
+SNAPSHOT: dict[str, Schema] = {
+    "images_seen": COUNT,
+    "epochs_done": EPOCHS,
+    "metrics": {"images": COUNT, "loss": LOSS, "correct": COUNT, "seconds": SECONDS},
     "weights": ANYTHING,
     "momentum": ANYTHING,
+    "average": ANYTHING,
 }
 
 
 def validate(state: Any, build: Build) -> None:
     """Raises InvalidState where a checkpoint's state is not what train writes."""
     check("", state, STATE)
-    history, class_names = state["history"], state["class_names"]
-    for epoch, row in enumerate(history, start=1):
-        check(f"epoch {epoch} of history", row, EPOCH_ROW)
-        check(f"epoch {epoch} of history.epoch", row["epoch"], exactly(epoch))
-    check("first_epoch", state["first_epoch"], number(int, at_most=len(history)))
-    images = state["epoch_metrics"]["images"]
-    check("epoch_metrics.correct", state["epoch_metrics"]["correct"], number(int, at_most=images))
-
+    epochs = 0.0
+    for number_of_row, row in enumerate(state["history"], start=1):
+        check(f"row {number_of_row} of history", row, HISTORY_ROW)
+        rising = number(float, at_least=epochs)
+        check(f"row {number_of_row} of history.epoch", row["epoch"], rising)
+        epochs = row["epoch"]
+    if state["forecast"] is not None:
+        check("forecast", state["forecast"], FORECAST)
     arch, image_size = (state["hyperparameters"][name] for name in ("arch", "image_size"))
-    net = build(arch, len(class_names), image_size)
-    check("weights", state["weights"], weights_of(net))
-    if history:
-        check("best", state["best"], {**BEST, "weights": weights_of(net)})
-        check("best.epoch", state["best"]["epoch"], number(int, 1, at_most=len(history)))
-        if arch in ONE_SIZE:
-            check("best.image_size", state["best"]["image_size"], exactly(image_size))
-    else:
-        check("best", state["best"], exactly(None))
+    net = build(arch, len(state["class_names"]), image_size)
+    check("best", state["best"], {**BEST, "weights": weights_of(net)})
+    check("best.epoch", state["best"]["epoch"], number(float, at_most=epochs))
+    if arch in ONE_SIZE:
+        check("best.image_size", state["best"]["image_size"], exactly(image_size))
     if state["finished"]:
-        check("history", history, Rule("at least one epoch in a finished run", bool))
-        check("momentum", state["momentum"], exactly(None))
+        check("snapshot", state["snapshot"], exactly(None))
     else:
-        size = sum(p.numel() for p in trained_parameters(net))
-        check("momentum", state["momentum"], tensor(None, size))
+        validate_snapshot(state["snapshot"], net)
+
+
+def validate_snapshot(snapshot: Any, net: Network) -> None:
+    """Raises InvalidState as `validate`."""
+    size = sum(p.numel() for p in trained_parameters(net))
+    tensors = {"weights": weights_of(net), "momentum": tensor(None, size), "average": tensor(size)}
+    check("snapshot", snapshot, SNAPSHOT | tensors)
+    images = snapshot["metrics"]["images"]
+    check("snapshot.metrics.correct", snapshot["metrics"]["correct"], number(int, at_most=images))
 
 
 def check(name: str, value: Any, schema: Schema) -> None:

@@ -1,4 +1,4 @@
-"""What a run has achieved so far: running metrics, a row per epoch, and the best weights."""
+"""What a run has achieved so far: running metrics, a row per validation, and the best weights."""
 
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
@@ -10,14 +10,17 @@ from hogwear.evaluation import calibration, metrics
 from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.system.files import write_atomically
 from hogwear.system.text import to_csv
+from hogwear.training.discriminant import Forecast
 from hogwear.training.hogwild import StepResult
 
 CONFIDENT = 0.99  # accuracy of the answers whose probability is at least confidence_threshold
+STAGES = ("initial", "closed form", "hogwild", "refit")
+INITIAL, CLOSED_FORM, HOGWILD, REFIT = STAGES
 
 
 @dataclass
 class RunningMetrics:
-    """Sums over the training images of an epoch, or of a process, so far."""
+    """Sums over the training images since the last validation, or of a process, so far."""
 
     images: int = 0
     loss: float = 0.0
@@ -32,26 +35,27 @@ class RunningMetrics:
 
 
 @dataclass(frozen=True)
-class EpochRow:
-    """The figures of an epoch; also the columns of metrics.csv."""
+class HistoryRow:
+    """The figures of a validation; also the columns of metrics.csv."""
 
-    epoch: int  # from 1, over all runs
-    images: int
-    lr: float  # at its end
-    train_loss: float
-    train_acc: float
-    val_loss: float
-    val_acc: float
-    images_per_second: float
+    epoch: float  # passes over the training photos, of all runs; 0 is before the first step
+    stage: str  # one of STAGES
+    images: int = 0  # trained on since the row before
+    lr: float = 0.0  # at the last of them
+    train_loss: float | None = None  # means over them
+    train_acc: float | None = None
+    val_loss: float = 0.0  # calibrated
+    val_acc: float = 0.0
+    images_per_second: float = 0.0
 
 
 @dataclass(frozen=True)
 class Best:
     """The best weights on the validation photos, and what was measured there."""
 
-    epoch: int
+    epoch: float
     image_size: int
-    val_loss: float
+    val_loss: float  # cross-entropy of the calibrated probabilities
     val_acc: float
     temperature: float  # divides the logits, so that probabilities match accuracies
     confidence_threshold: float
@@ -61,7 +65,7 @@ class Best:
     def measure(
         cls,
         weights: dict[str, Tensor],
-        epoch: int,
+        epoch: float,
         image_size: int,
         logits: Float32Array,
         labels: Int64Array,
@@ -73,7 +77,7 @@ class Best:
         return cls(
             epoch=epoch,
             image_size=image_size,
-            val_loss=metrics.cross_entropy(logits, labels),
+            val_loss=metrics.cross_entropy(logits / temperature, labels),
             val_acc=metrics.accuracy(logits, labels),
             temperature=temperature,
             confidence_threshold=calibration.fit_threshold(CONFIDENT, confidences, is_right),
@@ -83,32 +87,47 @@ class Best:
 
 @dataclass
 class History:
-    """All epochs of all runs into a checkpoint."""
+    """All validations of all runs into a checkpoint."""
 
-    rows: list[EpochRow] = field(default_factory=list)
+    rows: list[HistoryRow] = field(default_factory=list)
     best: Best | None = None
 
-    def is_best(self, row: EpochRow) -> bool:
-        """Whether an epoch has the highest validation accuracy so far; of equal ones, the last."""
-        return self.best is None or row.val_acc >= self.best.val_acc
+    @property
+    def epochs(self) -> float:
+        """Passes over the training photos, of all runs, at the last validation."""
+        return self.rows[-1].epoch if self.rows else 0.0
+
+    def add(self, row: HistoryRow, measured: Best) -> None:
+        """Add a row. The weights that were measured are kept if their loss is the lowest so far.
+
+        Loss, not accuracy: on a few hundred photos, accuracy is mostly chance, and the loss tells
+        networks apart whose accuracies are equal (docs/decisions/fine-tuning.md).
+        """
+        self.rows.append(row)
+        if self.best is None or measured.val_loss < self.best.val_loss:
+            self.best = measured
 
     def describe_best(self) -> str:
-        """Of a run with at least one epoch."""
+        """Of a run with at least one validation."""
         assert self.best
-        return f"validation accuracy {self.best.val_acc:.4f} (epoch {self.best.epoch})"
+        return f"validation accuracy {self.best.val_acc:.4f} (epoch {self.best.epoch:.4g})"
 
-    def describe_last(self, total_epochs: int) -> str:
-        """The last epoch, as a line to print."""
+    def describe_last(self, forecast: Forecast | None = None) -> str:
+        """The last row, as a line to print."""
         row = self.rows[-1]
-        best = " (best)" if self.best and self.best.epoch == row.epoch else ""
+        what, training = row.stage, ""
+        if row.train_loss is not None:
+            what = f"epoch {row.epoch:.4g}"
+            training = f"train loss {row.train_loss:.3f}, train accuracy {row.train_acc:.3f}, "
+        elif forecast:
+            training = f"expected accuracy {forecast.accuracy:.3f} from cross-validation, "
+        best = " (best)" if self.best and self.best.val_loss == row.val_loss else ""
         return (
-            f"epoch {row.epoch}/{total_epochs}: "
-            f"train loss {row.train_loss:.3f}, train accuracy {row.train_acc:.3f}, "
-            f"val loss {row.val_loss:.4f}, val accuracy {row.val_acc:.4f}{best}, "
+            f"{what}: {training}val loss {row.val_loss:.4f}, val accuracy {row.val_acc:.4f}{best}, "
             f"{row.images_per_second:.0f} images/s"
         )
 
     def write_csv(self, file: Path) -> None:
         """metrics.csv. OSError where it cannot be written."""
-        header = [column.name for column in fields(EpochRow)]
+        header = [column.name for column in fields(HistoryRow)]
         write_atomically(file, to_csv([header, *map(astuple, self.rows)]).encode())

@@ -3,7 +3,7 @@
 The training process hands out the batches (workers.py), so an epoch is one pass by all workers
 together, and the learning rate follows the images that all of them have seen. Gradients and
 momentum are private to each worker; the momentum is in shared memory only so that the training
-process can save it.
+process can save it. The average of the weights, which is what a run is about, is common to all.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hogwear.networks import kernels
 from hogwear.networks.network import Network
-from hogwear.networks.parameters import trained_parameters, unflatten_like
+from hogwear.networks.parameters import OptimizerState, trained_parameters, unflatten_like
 from hogwear.system.arrays import Int64Array
 from hogwear.training.batches import Batches
 from hogwear.training.hyperparameters import UNBALANCED
@@ -36,16 +36,17 @@ class StepResult:
 
 
 def create_train_step(
-    net: Network, buffer: Tensor, batches: Batches, momentum: float, log_prior: Tensor
+    net: Network, own: OptimizerState, batches: Batches, momentum: float, log_prior: Tensor
 ) -> Callable[[int], StepResult]:
     """A worker's job: train the shared parameters of `net` on the batch of a step.
 
-    The momentum `buffer`, (trained parameters,), belongs to this worker alone. The loss adds
+    Its `own` state has one row of momentum; the average is that of all workers. The loss adds
     `log_prior`, (classes,) or (1,), to the logits.
     """
     assert all(p.is_shared() for p in net.parameters())
     parameters = trained_parameters(net)
-    buffers = unflatten_like(buffer, parameters)
+    buffers = unflatten_like(own.momentum[0], parameters)
+    averages = unflatten_like(own.average, parameters)
     if net.pretrained:
         clip_grad: Callable[[list[nn.Parameter]], object] = adaptive_clip_grad
     else:  # random weights have far to go, and clipping by their own norm would hold them back
@@ -60,6 +61,9 @@ def create_train_step(
         clip_grad(parameters)
         lr = batches.schedule.lr_at(step)
         kernels.sgd_step(parameters, buffers, lr, momentum, WEIGHT_DECAY)
+        if weight := batches.schedule.average_weight(step):
+            for average, p in zip(averages, parameters, strict=True):
+                average.lerp_(p.detach(), weight)
         return StepResult(len(labels), loss.item(), int((logits.argmax(1) == labels).sum()))
 
     return train_step

@@ -9,8 +9,6 @@ from hogwear.system.flags import Range, flag
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # built in model.py
 ONE_SIZE = ("tinyvgg",)  # architectures whose weights fit a single image size
-# Images that each machine sees by default, in one epoch or more.
-DEFAULT_IMAGES = {"efficientnet_lite0": 4000, "tinyvgg": 20_000}
 # Classes count equally in the loss if the largest has this many times the smallest one's photos.
 UNBALANCED = 10
 MAX_ROLLBACKS = 2  # each halves the learning rate; the next divergence ends the run
@@ -22,11 +20,12 @@ class Hyperparameters:
 
     arch: str = flag("network architecture", "efficientnet_lite0", choices=ARCHITECTURES)
     image_size: int = flag("side length in pixels to which photos are scaled", 160, Range(32, 1025))
-    epochs: int = flag(
-        "passes over the training photos, shared by all workers",
-        1,
-        Range(1),
-        default_help="about 4,000 photos per machine, tinyvgg: 20,000; at least one epoch",
+    epochs: int | None = flag(
+        "passes over the training photos, shared by all workers; "
+        "0 stops after the classifier in closed form",
+        None,
+        Range(0),
+        default_help="for as long as the validation loss falls",
     )
     time_budget: int | None = flag(
         "target duration in seconds, instead of --epochs; "
@@ -52,12 +51,10 @@ class Hyperparameters:
 
 def choose_hyperparameters(
     flags: Mapping[str, Any],
-    num_photos: int,
-    machines: int = 1,
     saved: Hyperparameters | None = None,
     finished: bool = False,
 ) -> Hyperparameters:
-    """The hyperparameters to train with on `num_photos` photos; `flags` are those that were set.
+    """The hyperparameters to train with; `flags` are those that were set.
 
     An interrupted run keeps its `saved` hyperparameters. A finished one keeps its architecture and
     image size, and takes the defaults for the rest. BadInput for flags that exclude each other or
@@ -73,9 +70,7 @@ def choose_hyperparameters(
         fixed = ("arch", "image_size") if saved.arch in ONE_SIZE else ("arch",)
         require_unchanged(flags, saved, fixed, "checkpoint")
         start = Hyperparameters(arch=saved.arch, image_size=saved.image_size)
-    arch = flags.get("arch", start.arch)
-    epochs = max(1, round(DEFAULT_IMAGES[arch] * machines / num_photos))
-    return replace(start, **{"epochs": epochs, **flags})
+    return replace(start, **flags)
 
 
 def require_unchanged(

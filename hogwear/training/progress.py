@@ -8,30 +8,37 @@ from tqdm import tqdm
 from hogwear.cluster.peers import SingleMachine
 from hogwear.training.history import RunningMetrics
 
+OPEN_ENDED = "{desc}: {n_fmt} images [{elapsed}{postfix}]"
+WITH_END = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}{postfix}]"
+)
+
 
 class TrainingBar:
-    """Images of the run by all machines, the time left, and speed and loss of the current epoch."""
+    """Images of the run by all machines, and the present speed and loss.
 
-    def __init__(self, total_images: int, images_seen: int, cluster: SingleMachine) -> None:
+    Where the run's length is known, also the time left.
+    """
+
+    def __init__(self, cluster: SingleMachine) -> None:
         self.machines = cluster.machines
         self.bar = tqdm(
-            total=total_images * self.machines,
-            initial=images_seen * self.machines,
             desc="training",
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images "
-            "[{elapsed}<{remaining}{postfix}]",
+            bar_format=OPEN_ENDED,
             disable=True if cluster.rank else None,  # None: where stderr is no terminal
             leave=False,
             smoothing=0.1,
         )
 
-    def update(self, images_seen: int, total_images: int, metrics: RunningMetrics) -> None:
-        """Show the images of this machine and the `metrics` of the epoch."""
+    def update(self, images_seen: int, total_images: int | None, metrics: RunningMetrics) -> None:
+        """Show the images of this machine and the `metrics` since the last validation."""
         if metrics.seconds:
             speed = metrics.images * self.machines / metrics.seconds
             train_loss = metrics.loss / metrics.images
             self.bar.set_postfix_str(f"{speed:.0f} images/s, train loss {train_loss:.3f}", False)
-        self.bar.total = total_images * self.machines
+        if total_images is not None:
+            self.bar.bar_format = WITH_END
+            self.bar.total = total_images * self.machines
         self.bar.update(images_seen * self.machines - self.bar.n)
 
     def print(self, line: str) -> None:

@@ -1,11 +1,12 @@
 """Recovery from divergence: snapshots of what has been learned, and the signs of trouble."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from torch import Tensor, nn
 
+from hogwear.networks.parameters import OptimizerState
 from hogwear.system.errors import BadInput
 from hogwear.training.history import RunningMetrics
 from hogwear.training.hyperparameters import MAX_ROLLBACKS
@@ -15,43 +16,60 @@ DIVERGED = 5.0  # times the loss of guessing: with a larger mean loss, training 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of what has been learned, taken while no worker was training."""
+    """A copy of an unfinished run's progress, taken while no worker was training."""
 
     images_seen: int  # by this machine, in this run
     epochs_done: float
-    metrics: RunningMetrics  # of the current epoch
+    metrics: RunningMetrics  # since the last validation
     weights: dict[str, Tensor]
-    momentum: Tensor | None  # (workers, trained parameters); None once a run is finished
+    optimizer: OptimizerState
 
     @classmethod
     def take(
         cls,
         net: nn.Module,
-        momentum: Tensor,
+        optimizer: OptimizerState,
         images_seen: int,
-        num_photos: int,
+        epochs_done: float,
         metrics: RunningMetrics,
     ) -> Self:
-        """Copy the weights, the momentum and the metrics; an epoch has `num_photos` photos."""
+        """Copy everything, so that nothing changes it later."""
         return cls(
-            images_seen=images_seen,
-            epochs_done=images_seen / num_photos,
-            metrics=replace(metrics),
-            weights={name: tensor.clone() for name, tensor in net.state_dict().items()},
-            momentum=momentum.clone(),
+            images_seen,
+            epochs_done,
+            replace(metrics),
+            {name: tensor.clone() for name, tensor in net.state_dict().items()},
+            optimizer.clone(),
         )
 
     @property
     def is_finite(self) -> bool:
         """Whether no weight and no momentum is NaN or infinite."""
-        tensors = (*self.weights.values(), self.momentum)
-        return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
+        weights = all(bool(tensor.isfinite().all()) for tensor in self.weights.values())
+        return weights and self.optimizer.is_finite
 
-    def restore(self, net: nn.Module, momentum: Tensor) -> None:
-        """Write it back into the network and the momentum, in place."""
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoint_schema.py describes."""
+        return {
+            "images_seen": self.images_seen,
+            "epochs_done": self.epochs_done,
+            "metrics": asdict(self.metrics),
+            "weights": self.weights,
+            "momentum": self.optimizer.momentum,
+            "average": self.optimizer.average,
+        }
+
+    @classmethod
+    def load_state_dict(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state_dict`."""
+        optimizer = OptimizerState(state["momentum"], state["average"])
+        metrics, weights = RunningMetrics(**state["metrics"]), state["weights"]
+        return cls(state["images_seen"], state["epochs_done"], metrics, weights, optimizer)
+
+    def restore(self, net: nn.Module, optimizer: OptimizerState) -> None:
+        """Write it back into the network and the optimizer's state, in place."""
         net.load_state_dict(self.weights)
-        if self.momentum is not None:
-            momentum.copy_(self.momentum)
+        optimizer.copy_(self.optimizer)
 
 
 class DivergenceDetector:

@@ -1,6 +1,8 @@
-"""The schedule of a run: the order of its photos, and the learning rate.
+"""The schedule of a run: the order of its photos, its learning rate, and its averaged weights.
 
-Both depend only on the step and the seed, so a batch is the same whichever worker computes it.
+All depend only on the step and the seed, so a batch is the same whichever worker computes it. None
+depends on the length of the run: its averaged weights are good whenever it ends
+(docs/decisions/fine-tuning.md).
 """
 
 import ctypes
@@ -16,20 +18,21 @@ from hogwear.system.arrays import Int64Array
 from hogwear.system.workers import FORK
 from hogwear.training.hyperparameters import Hyperparameters
 
-WARM_UP = 0.1  # share of the images over which the learning rate rises
+WARM_UP_IMAGES = 320  # over which the learning rate rises; then it stays
 STEADY_WORKERS = 4  # more of them need a lower learning rate
+AVERAGED_STEPS = 8  # from one sample of the weights in their average to the next
+RECENCY = 3.0  # of the average: 0 weighs all samples alike, 3 mostly the last quarter of them
 
 
 class LiveSettings(ctypes.Structure):
     """The part of a schedule that the training process changes in shared memory during a run."""
 
-    total_images: int  # of the run, epoch after epoch; a time budget moves it
     lr_scale: float  # factor of the learning rate, halved whenever training diverges
-    _fields_ = (("total_images", ctypes.c_int64), ("lr_scale", ctypes.c_double))
+    _fields_ = (("lr_scale", ctypes.c_double),)
 
     @classmethod
-    def create(cls, total_images: int, lr_scale: float = 1.0) -> Self:
-        return FORK.RawValue(cls, total_images, lr_scale)
+    def create(cls, lr_scale: float = 1.0) -> Self:
+        return FORK.RawValue(cls, lr_scale)
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Schedule:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.num_photos / self.batch_size)
 
-    @property
-    def total_steps(self) -> int:
-        epochs, images = divmod(self.live.total_images, self.num_photos)
-        return epochs * self.steps_per_epoch + math.ceil(images / self.batch_size)
+    def steps_for(self, images: int) -> int:
+        """The steps that it takes to see that many images."""
+        epochs, rest = divmod(images, self.num_photos)
+        return epochs * self.steps_per_epoch + math.ceil(rest / self.batch_size)
 
     def images_before(self, step: int) -> int:
         """Images seen when `step` begins. The last batch of an epoch may be smaller."""
@@ -63,16 +66,22 @@ class Schedule:
         return epoch * self.steps_per_epoch + images // self.batch_size
 
     def lr_at(self, step: int) -> float:
-        """1. Linear warm-up. 2. Half a cosine down to 0. Both by images seen."""
-        done = min(1.0, self.images_before(step) / self.live.total_images)
-        warm_up = min(1.0, (done + 1 / self.total_steps) / WARM_UP)
-        cosine = 0.5 + 0.5 * math.cos(math.pi * max(0.0, done - WARM_UP) / (1 - WARM_UP))
-        return self.current_peak_lr * warm_up * cosine
+        """1. Linear warm-up by images seen. 2. Constant."""
+        images = self.images_before(step) + self.batch_size
+        return self.current_peak_lr * min(1.0, images / WARM_UP_IMAGES)
 
     @property
     def current_peak_lr(self) -> float:
         """The peak learning rate, after any divergence."""
         return self.peak_lr * self.live.lr_scale
+
+    def average_weight(self, step: int) -> float:
+        """How far the average moves to the weights after this step: 0 for most steps.
+
+        Polynomial-decay averaging (arXiv 1212.1824) of every AVERAGED_STEPS-th step.
+        """
+        sample, rest = divmod(step + 1, AVERAGED_STEPS)
+        return 0.0 if rest else (1 + RECENCY) / (sample + 1 + RECENCY)
 
     def photos_at(self, step: int) -> Int64Array:
         """Indices of the photos of a step, (B,), sorted: their file is read forwards."""

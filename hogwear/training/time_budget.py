@@ -6,6 +6,7 @@ docs/decisions/time-budget.md has the measurements.
 import statistics
 import time
 import timeit
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,14 +19,16 @@ from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
 from hogwear.system.workers import MAX_IN_FLIGHT, Workers
 
-Sizes = tuple[tuple[int, float], ...]  # sides of photos, and epochs of each that must fit
-SIZES: Sizes = ((224, 2.0), (192, 1.75), (160, 1.25), (128, 1.0), (96, 0.25))
-MIN_EPOCHS = 0.25  # at a size that the user has chosen
+SIZES = (288, 256, 224, 192, 160, 128, 96)  # sides of photos to choose from, in pixels
+# Of the time that the classifier in closed form takes; larger photos are worth more than epochs
+FIRST_STAGE_SHARE = 0.6
+SCRATCH_EPOCHS = 5  # that a network without pretrained weights needs at least
 MEASURED_SIZE = 160
 MEASURED_BATCH = 16
 MAX_DECODING_SECONDS = 1.0  # per photo while speed is measured; the cache has more patience
 MIN_IMAGES = 256  # trained on before the measured speed counts
 START_UP_SECONDS = 1.5  # of a run, besides what grows with the photos
+SOLVING_SECONDS = 2.0  # of a classifier in closed form
 SAVING_SECONDS = 0.3  # from the last validation to the exit
 
 
@@ -88,45 +91,50 @@ def measure_decoding(split: Split, limits: Limits, workers: int) -> float:
 
 @dataclass(frozen=True)
 class Workload:
-    """Numbers of photos."""
+    """Numbers of photos, and whether the network has pretrained weights."""
 
     train: int
     val: int
-    head: int  # seen once more by the closed form, before the first epoch
+    pretrained: bool
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A plan for a run, which is corrected after every batch."""
+    """A plan for a run: it trains until there is just time to finish."""
 
     deadline: float  # of time.monotonic()
     image_size: int
-    images: int  # to train on, as forecast before the run
-    validation_seconds: float  # each time, as forecast
+    closing_seconds: float  # from the last step to the exit, as forecast
 
-    def images_left(self, images: int, seconds: float, per_epoch: int) -> int | None:
-        """How many more images fit into the time, with a validation per epoch and at the end.
+    @property
+    def seconds_left(self) -> float:
+        """For training."""
+        return self.deadline - self.closing_seconds - time.monotonic()
 
-        The forecast assumes the speed so far, `images` in `seconds`; None for too few of them.
+    def images_left(self, images: int, seconds: float) -> int | None:
+        """How many more images there is time for at the speed so far, `images` in `seconds`.
+
+        None for too few of them.
         """
         if images < MIN_IMAGES:
             return None
-        left = self.deadline - SAVING_SECONDS - time.monotonic() - self.validation_seconds
-        return max(0, int(left / (seconds / images + self.validation_seconds / per_epoch)))
+        return max(0, int(self.seconds_left * images / seconds))
 
 
-def plan_run(speed: Speed, deadline: float, work: Workload, sizes: Sizes = SIZES) -> Budget:
-    """The first of `sizes` for which enough epochs fit into the time. BadInput if none does."""
-    decoding = (work.train + work.val) * speed.decoding
-    left = deadline - time.monotonic() - START_UP_SECONDS - decoding
-    for size, enough in sizes:
+def plan_run(speed: Speed, deadline: float, work: Workload, sizes: Sequence[int] = SIZES) -> Budget:
+    """The first of `sizes` that leaves time for Hogwild, or the last. BadInput if none fits."""
+    left = deadline - time.monotonic() - START_UP_SECONDS - (work.train + work.val) * speed.decoding
+    for size in sizes:
         scale = (size / MEASURED_SIZE) ** 2
+        one_pass = scale * work.train * speed.prediction
         validation = scale * work.val * speed.prediction
-        closed_form = scale * work.head * speed.prediction
-        training = scale * work.train * speed.training
-        epochs = (left - validation - closed_form) / (training + validation)
-        if epochs >= enough:
-            return Budget(deadline, size, round(epochs * work.train), validation)
+        closing = SAVING_SECONDS + validation
+        needed = closing + SCRATCH_EPOCHS * scale * work.train * speed.training
+        if work.pretrained:
+            needed = SOLVING_SECONDS + one_pass + validation
+            closing += SOLVING_SECONDS + one_pass + 2 * validation
+        if needed <= FIRST_STAGE_SHARE * left or (size == sizes[-1] and needed <= left):
+            return Budget(deadline, size, closing)
     raise BadInput(
         f"--time-budget: too short for {work.train} photos on this machine; "
         "allow more seconds, or omit the flag"

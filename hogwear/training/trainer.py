@@ -1,7 +1,11 @@
-"""The trainer: the closed form first, then Hogwild in stretches until the run is finished.
+"""The trainer: a classifier in closed form first, then Hogwild for as long as that pays.
 
-No worker is training between two stretches. There the trainer takes a snapshot or rolls back,
-validates at the end of an epoch, and saves when it is time.
+1. One pass over the photos gives a classifier, which is validated and saved at once.
+2. Hogwild, in stretches. No worker is training between two of them: there the trainer takes a
+   snapshot or rolls back, validates the averaged weights, and saves when it is time.
+3. The head is solved once more, on the features that training has improved.
+
+The weights with the lowest validation loss are kept, so the result is never worse than that of 1.
 """
 
 import time
@@ -10,13 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
 
-import numpy as np
-
 from hogwear.cluster.peers import SINGLE_MACHINE, PeerLost, SingleMachine
 from hogwear.data.pixels import Pixels
-from hogwear.evaluation import metrics, predict
+from hogwear.evaluation import predict
 from hogwear.networks import parameters
 from hogwear.networks.network import Network
+from hogwear.networks.parameters import OptimizerState
 from hogwear.system.errors import BadInput
 from hogwear.system.signals import Stop
 from hogwear.system.text import warn
@@ -24,17 +27,17 @@ from hogwear.system.workers import Jobs, Workers
 from hogwear.training import hogwild
 from hogwear.training.batches import Batches
 from hogwear.training.checkpoint import SaveTimer
-from hogwear.training.closed_form import Moments, fit_head
-from hogwear.training.history import Best, EpochRow, RunningMetrics
+from hogwear.training.heads import HeadSolver
+from hogwear.training.history import CLOSED_FORM, HOGWILD, INITIAL, HistoryRow, RunningMetrics
 from hogwear.training.hyperparameters import MAX_ROLLBACKS
 from hogwear.training.model_folder import ModelFolder
 from hogwear.training.progress import TrainingBar
 from hogwear.training.recovery import DivergenceDetector, Snapshot, TrainingDiverged
 from hogwear.training.run_state import RunState
 from hogwear.training.schedule import LiveSettings, Schedule, choose_peak_lr
+from hogwear.training.stopping import Length
 from hogwear.training.time_budget import Budget
-
-HUGE = 1e30  # replaces an infinite logit, so that the validation loss is a number
+from hogwear.training.validation import Validator
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Trainer:
     """Trains a network until its run is finished. `state` is what the run remembers."""
 
     schedule: Schedule
+    length: Length
     save_timer: SaveTimer
     cluster: SingleMachine = SINGLE_MACHINE
     budget: Budget | None = None
@@ -62,7 +66,6 @@ class Trainer:
         self.data = data
         self.workers = workers
         self.folder = folder
-        self.num_classes = len(state.class_names)
         saved = state.snapshot
         if saved:
             net.load_state_dict(saved.weights)
@@ -71,12 +74,13 @@ class Trainer:
         else:
             net.load_pretrained()
         parameters.share_parameters(net)
-        momentum = saved.momentum if saved else None
-        self.momentum = parameters.create_momentum_buffers(net, workers, momentum)
+        self.optimizer = OptimizerState.create(net, workers)
+        if saved:
+            self.optimizer.copy_(saved.optimizer)
         self.step = 0  # the next one of the run
-        self.epoch_metrics = replace(saved.metrics) if saved else RunningMetrics()
+        self.metrics = replace(saved.metrics) if saved else RunningMetrics()  # since a validation
         self.session_metrics = RunningMetrics()  # of this process
-        self.detector = DivergenceDetector(self.num_classes)
+        self.detector = DivergenceDetector(len(state.class_names))
 
     @property
     def images_seen(self) -> int:
@@ -103,89 +107,141 @@ class Trainer:
             raise
 
     def run_stages(self, stop: Stop) -> None:
-        state, cluster = self.state, self.cluster
+        state, data, cluster = self.state, self.data, self.cluster
         self.schedule = create_schedule(self)
         self.step = state.first_step(self.schedule, cluster.machines)
-        moments = create_moments(self)
-        total_images = self.schedule.images_before(self.schedule.total_steps)
-        with (
-            Workers(self.workers, create_jobs(self, moments)) as pool,
-            TrainingBar(total_images, self.images_seen, cluster) as bar,
-        ):
-            # Stage 1: the classifier in closed form, from one pass over the photos.
-            if moments:
-                fit_head(self.net, moments, pool, cluster, stop)
-            cluster.broadcast_parameters()
-            self.take_snapshot()
-            # Stage 2: Hogwild.
+        self.length = Length(self.schedule, state, self.budget)
+        heads = HeadSolver(self.net, data.train, self.workers, cluster, stop)
+        with Workers(self.workers, create_jobs(self)) as pool, TrainingBar(cluster) as bar:
+            validator = Validator(self.net, state, data.val, pool, cluster)
+            if not state.snapshot and not self.begin(heads, validator, bar):
+                return
             self.save_timer = SaveTimer()
-            while not state.finished and not stop.requested:
-                self.train_stretch(pool, bar, stop)
-            if state.finished:
+            while not self.is_over() and not stop.requested:
+                self.train_stretch(validator, bar, stop)
+            if self.is_over():
+                self.finish(heads, validator, bar)
                 cluster.barrier()  # no machine leaves before rank 0 has saved
             elif self.session_metrics.images:
                 self.save()
 
-    def train_stretch(self, pool: Workers, bar: TrainingBar, stop: Stop) -> None:
-        """Train to the end of the epoch, until it is time to save, or until training diverges."""
-        self.train_steps(pool, bar, stop)
+    def is_over(self) -> bool:
+        return not self.metrics.images and self.length.is_over(self.step)
+
+    def begin(self, heads: HeadSolver, validator: Validator, bar: TrainingBar) -> bool:
+        """Stage 1, validated and saved at once. False if a stop was requested before that."""
+        state, rows = self.state, len(self.state.history.rows)
+        if not state.history.best:
+            row = HistoryRow(0.0, INITIAL)
+            if self.net.pretrained:
+                solved = heads.solve(keep_features=True)
+                if not solved:
+                    return False
+                state.forecast, speed = solved
+                row = HistoryRow(0.0, CLOSED_FORM, images_per_second=speed)
+            self.cluster.broadcast_parameters()
+            validator.record(row, validator.predict())
+        elif self.net.pretrained and state.train_photos_changed:
+            heads.refit(validator)
+        self.cluster.broadcast_parameters()
+        self.optimizer.copy_(OptimizerState.create(self.net, 0))
+        assert state.history.best
+        state.start_loss = state.history.best.val_loss
+        self.take_snapshot()
+        if len(state.history.rows) > rows:
+            self.save()
+            bar.print(state.history.describe_last(state.forecast))
+        return True
+
+    def finish(self, heads: HeadSolver, validator: Validator, bar: TrainingBar) -> None:
+        """Stage 3, if Hogwild has improved the network; then save the result."""
+        best = self.state.history.best
+        assert best
+        if self.net.pretrained and best.epoch > self.state.first_epoch and heads.refit(validator):
+            bar.print(self.state.history.describe_last())
+        self.state.finished = True
+        self.save()
+
+    def train_stretch(self, validator: Validator, bar: TrainingBar, stop: Stop) -> None:
+        """Stage 2: train until it is time to validate or to save, or until training diverges."""
+        self.train_steps(validator.workers, bar, stop)
         if not self.take_snapshot():
             self.roll_back()
             return
-        finished = self.step >= self.schedule.total_steps
-        if self.is_epoch_over():
-            self.close_epoch(pool)
-            self.state.finished = finished
-            total_epochs = self.state.first_epoch + self.state.hyperparameters.epochs
-            bar.print(self.state.history.describe_last(total_epochs))
-        if finished or self.save_timer.is_due():
+        if self.metrics.images and (
+            self.length.is_check(self.step) or self.length.is_over(self.step)
+        ):
+            self.validate_average(validator)
+            bar.print(self.state.history.describe_last())
+        if self.save_timer.is_due():
             with self.save_timer:
                 self.save()
 
+    def validate_average(self, validator: Validator) -> None:
+        """Validate the averaged weights, and keep them if they are the best so far."""
+        sums = validator.total(self.metrics)
+        progress = self.step / self.schedule.steps_per_epoch
+        row = HistoryRow(
+            epoch=round(self.state.first_epoch + progress, 2),
+            stage=HOGWILD,
+            images=sums.images,
+            lr=self.schedule.lr_at(self.step - 1),
+            train_loss=sums.loss / sums.images,
+            train_acc=sums.correct / sums.images,
+            images_per_second=sums.images / sums.seconds,
+        )
+        with self.optimizer.averaged(self.net):
+            validator.record(row, validator.predict())
+        self.metrics = RunningMetrics()
+        assert self.state.snapshot
+        self.state.snapshot = replace(self.state.snapshot, metrics=RunningMetrics())
+
     def train_steps(self, pool: Workers, bar: TrainingBar, stop: Stop) -> None:
-        schedule, detector = self.schedule, self.detector
-        end = (self.step // schedule.steps_per_epoch + 1) * schedule.steps_per_epoch
-        steps = takewhile(lambda step: step < min(end, schedule.total_steps), count(self.step))
+        schedule, detector, end = self.schedule, self.detector, self.length.next_check(self.step)
+        steps = takewhile(lambda step: step < end, count(self.step))
 
         def should_pause() -> bool:
-            return detector.diverged or stop.requested or self.save_timer.is_due()
+            return (
+                detector.diverged
+                or stop.requested
+                or self.save_timer.is_due()
+                or self.length.is_out_of_time
+            )
 
         clock = time.monotonic()
         for _, result in pool.run("train", steps, should_pause):
             self.step += 1
             detector.add(result.loss)
             started, clock = clock, time.monotonic()
-            for sums in (self.epoch_metrics, self.session_metrics):
+            for sums in (self.metrics, self.session_metrics):
                 sums.add(result, clock - started)
             self.cluster.sync_if_due(self.step / schedule.steps_per_epoch)
             if self.budget:
                 self.adjust_length(self.budget)
-            bar.update(self.images_seen, schedule.live.total_images, self.epoch_metrics)
-        if self.is_epoch_over() and not detector.diverged:
+            bar.update(self.images_seen, self.length.total_images, self.metrics)
+        if self.length.is_check(self.step) and not detector.diverged:
             self.cluster.sync_parameters()
-        for sums in (self.epoch_metrics, self.session_metrics):
+        for sums in (self.metrics, self.session_metrics):
             sums.seconds += time.monotonic() - clock
 
     def adjust_length(self, budget: Budget) -> None:
         """Move the end of the run to where the budget ends at the present speed."""
         session = self.session_metrics
-        left = budget.images_left(session.images, session.seconds, self.schedule.num_photos)
+        left = budget.images_left(session.images, session.seconds)
         if left is not None:
-            self.state.total_images = self.schedule.live.total_images = self.images_seen + left
-
-    def is_epoch_over(self) -> bool:
-        at_boundary = self.step % self.schedule.steps_per_epoch == 0
-        is_run_over = self.step >= self.schedule.total_steps
-        return (at_boundary and self.epoch_metrics.images > 0) or is_run_over
+            self.state.total_images = self.images_seen + left
 
     def take_snapshot(self) -> bool:
         """Copy what has been learned. False, keeping the last snapshot, if training diverged."""
-        images, num_photos = self.images_seen, self.schedule.num_photos
-        snapshot = Snapshot.take(self.net, self.momentum, images, num_photos, self.epoch_metrics)
+        epochs_done = self.step / self.schedule.steps_per_epoch
+        snapshot = Snapshot.take(
+            self.net, self.optimizer, self.images_seen, epochs_done, self.metrics
+        )
         if self.detector.diverged or not snapshot.is_finite:
             return False
         self.state.snapshot = snapshot
         self.state.machines = self.cluster.machines
+        self.state.images_seen = self.images_seen * self.cluster.machines
         return True
 
     def roll_back(self) -> None:
@@ -193,10 +249,10 @@ class Trainer:
         snapshot, images_seen = self.state.snapshot, self.images_seen
         assert snapshot
         loss, lr = self.detector.mean_loss, self.schedule.current_peak_lr
-        snapshot.restore(self.net, self.momentum)
-        self.epoch_metrics = replace(snapshot.metrics)
+        snapshot.restore(self.net, self.optimizer)
+        self.metrics = replace(snapshot.metrics)
         self.step = self.schedule.step_at(snapshot.images_seen)
-        self.detector = DivergenceDetector(self.num_classes)
+        self.detector = DivergenceDetector(len(self.state.class_names))
         if self.state.rollbacks == MAX_ROLLBACKS:
             raise TrainingDiverged(loss, lr, self.images_seen)
         self.state.rollbacks += 1
@@ -205,34 +261,6 @@ class Trainer:
             f"training diverged (loss {loss:.1f}) after {images_seen} images: "
             f"back to {self.images_seen}, with half the learning rate, {lr / 2:g}"
         )
-
-    def close_epoch(self, pool: Workers) -> None:
-        """Validate, add a row to the history, and keep the weights if they are the best so far."""
-        history, val, sums = self.state.history, self.data.val, self.epoch_metrics
-        logits = predict.collect_logits(pool, len(val), self.cluster.heartbeat)
-        logits = np.nan_to_num(logits, nan=0, posinf=HUGE, neginf=-HUGE)
-        logits, labels, sums_by_rank = self.cluster.all_gather(
-            [logits, val.labels, np.array([[sums.images, sums.loss, sums.correct]])]
-        )
-        images, loss, correct = sums_by_rank.sum(axis=0).tolist()
-        row = EpochRow(
-            epoch=len(history.rows) + 1,
-            images=int(images),
-            lr=self.schedule.lr_at(self.step - 1),
-            train_loss=loss / images,
-            train_acc=correct / images,
-            val_loss=metrics.cross_entropy(logits, labels),
-            val_acc=metrics.accuracy(logits, labels),
-            images_per_second=images / sums.seconds,
-        )
-        history.rows.append(row)
-        assert self.state.snapshot
-        if history.is_best(row):
-            image_size = self.state.hyperparameters.image_size
-            weights = self.state.snapshot.weights
-            history.best = Best.measure(weights, row.epoch, image_size, logits, labels)
-        self.epoch_metrics = RunningMetrics()
-        self.state.snapshot = replace(self.state.snapshot, metrics=RunningMetrics())
 
     def save(self, on_every_machine: bool = False) -> None:
         """Save on rank 0. After a machine was lost any of the others may be the one to go on."""
@@ -247,40 +275,26 @@ class Trainer:
 def create_schedule(trainer: Trainer) -> Schedule:
     """The schedule of a run, for the photos on this machine."""
     state, hyperparameters = trainer.state, trainer.state.hyperparameters
-    machines, num_photos = trainer.cluster.machines, len(trainer.data.train)
-    total_images = state.total_images or hyperparameters.epochs * num_photos
+    machines = trainer.cluster.machines
     return Schedule(
-        num_photos=num_photos,
+        num_photos=len(trainer.data.train),
         batch_size=hyperparameters.batch_size,
         peak_lr=choose_peak_lr(trainer.net, hyperparameters, trainer.workers, machines),
         seed=hyperparameters.seed,
         first_epoch=state.first_epoch,
-        live=LiveSettings.create(total_images, lr_scale=0.5**state.rollbacks),
+        live=LiveSettings.create(lr_scale=0.5**state.rollbacks),
     )
 
 
-def create_moments(trainer: Trainer) -> Moments | None:
-    """What the closed form needs; None unless a pretrained network begins its first run."""
-    if trainer.step or trainer.state.history.rows or not trainer.net.pretrained:
-        return None
-    features = trainer.net.head.in_features
-    return Moments(trainer.workers, features, trainer.data.train, trainer.num_classes)
-
-
-def create_jobs(trainer: Trainer, moments: Moments | None) -> Callable[[int], Jobs]:
+def create_jobs(trainer: Trainer) -> Callable[[int], Jobs]:
     """What a worker does, by rank."""
     net, train, val = trainer.net, trainer.data.train, trainer.data.val
     hyperparameters = trainer.state.hyperparameters
     batches = Batches(train, net.crop_size(hyperparameters.image_size), trainer.schedule)
-    log_prior = hogwild.log_prior(train.labels, trainer.num_classes)
-
-    def jobs(rank: int) -> Jobs:
-        jobs = {
-            "train": hogwild.create_train_step(
-                net, trainer.momentum[rank], batches, hyperparameters.momentum, log_prior
-            ),
-            "predict": predict.prediction_job(net, val.images, val.rows),
-        }
-        return jobs | ({"moments": moments.job(net.features, rank)} if moments else {})
-
-    return jobs
+    log_prior = hogwild.log_prior(train.labels, len(trainer.state.class_names))
+    return lambda rank: {
+        "train": hogwild.create_train_step(
+            net, trainer.optimizer.for_worker(rank), batches, hyperparameters.momentum, log_prior
+        ),
+        "predict": predict.prediction_job(net, val.images, val.rows),
+    }

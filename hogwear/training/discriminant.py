@@ -1,0 +1,267 @@
+"""Linear discriminant analysis (Fisher 1936) in closed form, regularised and calibrated honestly.
+
+The within-class covariance gets a ridge, and the logits a temperature. Both are chosen by the
+predictions for photos that were left out, together with their near duplicates. These predictions
+follow from the solution for all photos by a low-rank update, so nothing is solved again; they equal
+those of a classifier trained without the photos. Formulas: docs/decisions/closed-form-head.md.
+
+Let r be the residuals of the features (minus the mean of their class), m the means of the classes,
+N the number of photos, and A = R'R / N + ridge * I. All that is needed are products in the metric
+of A's inverse. With more features than photos, they follow from the matrix of the photos' products
+(`ByPhotos`), otherwise from A itself (`ByFeatures`): the smaller of both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hogwear.evaluation import calibration, metrics
+from hogwear.system.arrays import Float32Array, Int64Array
+
+FIRST_RIDGE = 0.4  # in units of the mean within-class variance; the search starts here
+MAX_EXPONENT = 12  # of 2, by which it goes away from there
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How well the classifier predicted photos that it was made without."""
+
+    accuracy: float
+    loss: float  # cross-entropy, in nats
+    photos: int
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Weight, (classes, D), and bias, (classes,), of calibrated logits."""
+
+    weight: Float32Array
+    bias: Float32Array
+    ridge: float  # in units of the mean within-class variance
+    forecast: Forecast | None  # None where no photo can be left out: one of each class
+
+
+@dataclass(frozen=True)
+class Products:
+    """Products in the metric of A's inverse, of residuals r (n of them) and means m."""
+
+    own: Callable[[Tensor], Tensor]  # rows (b, g) -> (b, g, g): r with r, within b groups
+    mixed: Tensor  # (n, classes): r with m
+    means: Tensor  # (classes, classes): m with m
+
+
+class Solver:
+    """Solves for any ridge. The means are relative to their center: their sum is then zero."""
+
+    variance: float  # the mean within-class variance
+
+    def __init__(self, means: Float32Array) -> None:
+        """`means` is (classes, D)."""
+        self.center = torch.from_numpy(means.mean(axis=0))
+        self.means = torch.from_numpy(means) - self.center
+
+    def positive(self, variance: float) -> float:
+        """At least a little, where all photos of a class are equal or there is one of each."""
+        return max(variance, 1e-3 * float(self.means.square().mean()), 1e-6)
+
+    def products(self, ridge: float) -> Products:
+        raise NotImplementedError
+
+    def weight(self, ridge: float) -> Tensor:
+        """The means times A's inverse, (classes, D)."""
+        raise NotImplementedError
+
+
+class ByPhotos(Solver):
+    """By the products of the photos, (N, N): A's inverse by the Woodbury identity."""
+
+    def __init__(self, residuals: Float32Array, means: Float32Array) -> None:
+        """`residuals` is (N, D)."""
+        super().__init__(means)
+        self.residuals, self.count = torch.from_numpy(residuals), len(residuals)
+        self.gram = self.residuals @ self.residuals.T
+        self.mixed, self.between = self.residuals @ self.means.T, self.means @ self.means.T
+        self.variance = self.positive(float(self.gram.trace()) / self.residuals.numel())
+
+    def inverse(self, ridge: float) -> Tensor:
+        """Of R R' + N * ridge * I."""
+        matrix = self.gram.clone()
+        matrix.diagonal().add_(self.count * ridge)
+        return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+    def products(self, ridge: float) -> Products:
+        inverse = self.inverse(ridge)
+        solved = inverse @ self.mixed
+
+        def own(rows: Tensor) -> Tensor:
+            identity = torch.eye(rows.shape[1])
+            inner = inverse[rows[:, :, None], rows[:, None, :]]
+            return self.count * (identity - self.count * ridge * inner)
+
+        means = (self.between - self.mixed.T @ solved) / ridge
+        return Products(own, self.count * solved, means)
+
+    def weight(self, ridge: float) -> Tensor:
+        solved = self.inverse(ridge) @ self.mixed
+        return (self.means - solved.T @ self.residuals) / ridge
+
+
+class ByFeatures(Solver):
+    """By the covariance, (D, D); products are those of a sample of the residuals."""
+
+    def __init__(
+        self, scatter: Float32Array, count: int, means: Float32Array, residuals: Float32Array
+    ) -> None:
+        """`scatter` is R'R, (D, D), of `count` photos; `residuals`, (n, D), are those of some."""
+        super().__init__(means)
+        self.covariance = torch.from_numpy(scatter) / count
+        self.residuals = torch.from_numpy(residuals)
+        self.variance = self.positive(float(self.covariance.diagonal().mean()))
+
+    def root(self, ridge: float) -> Tensor:
+        """The Cholesky factor of A."""
+        matrix = self.covariance.clone()
+        matrix.diagonal().add_(ridge)
+        return torch.linalg.cholesky(matrix)
+
+    def products(self, ridge: float) -> Products:
+        root = self.root(ridge)
+        residuals, means = (
+            torch.linalg.solve_triangular(root, x.T, upper=False).T
+            for x in (self.residuals, self.means)
+        )
+
+        def own(rows: Tensor) -> Tensor:
+            return residuals[rows] @ residuals[rows].transpose(1, 2)
+
+        return Products(own, residuals @ means.T, means @ means.T)
+
+    def weight(self, ridge: float) -> Tensor:
+        return torch.cholesky_solve(self.means.T, self.root(ridge)).T
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The photos to be left out, by group. `counts`, (classes,), are those of all N photos."""
+
+    groups: list[Int64Array]  # each (b, g): rows of b groups of g photos of one class
+    labels: Int64Array  # (n,)
+    counts: Int64Array
+
+    @classmethod
+    def group(cls, labels: Int64Array, groups: Int64Array, counts: Int64Array) -> "LeftOut":
+        """Of photos with these `labels` and `groups`, (n,) both.
+
+        A group with photos of several classes counts as one of each class. Photos whose class has
+        no other group cannot be left out: nothing of the class would remain.
+        """
+        keys = np.stack([groups, labels], axis=1)
+        _, index, sizes = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+        by_group = np.split(np.argsort(index, kind="stable"), np.cumsum(sizes)[:-1])
+        by_size: dict[int, list[Int64Array]] = {}
+        for rows in by_group:
+            if len(rows) < counts[labels[rows[0]]]:
+                by_size.setdefault(len(rows), []).append(rows)
+        return cls([np.stack(each) for each in by_size.values()], labels, counts)
+
+    @property
+    def rows(self) -> Int64Array:
+        """All rows that are left out, in the order of `predict`."""
+        return np.concatenate([rows.ravel() for rows in self.groups])
+
+    def predict(self, products: Products) -> Float32Array:
+        """The logits of each photo from a classifier without its group, (rows, classes)."""
+        total = int(self.counts.sum())
+        parts = [
+            predict_without(
+                products,
+                torch.from_numpy(rows),
+                torch.from_numpy(self.labels[rows[:, 0]]),
+                torch.from_numpy(self.counts),
+                total,
+            ).flatten(0, 1)
+            for rows in self.groups
+        ]
+        return torch.cat(parts).numpy()
+
+
+def predict_without(
+    products: Products, rows: Tensor, classes: Tensor, counts: Tensor, total: int
+) -> Tensor:
+    """The logits of b groups of g photos from classifiers without each group, (b, g, classes).
+
+    Without a group of class c, the scatter loses the products of B = [r, s / sqrt(n - g)], where s
+    is the sum of the group's residuals and n the size of the class, and the mean of the class moves
+    by -s / (n - g). The inverse follows by the Woodbury identity.
+    """
+    batch, size = rows.shape
+    own, mixed, means = products.own(rows), products.mixed[rows], products.means
+    left = (counts[classes] - size).float()  # photos of the class that remain
+    root = left.sqrt().reciprocal().expand(size, batch).T[:, :, None]
+    change = torch.cat([torch.eye(size).expand(batch, size, size), root], dim=2)  # B = R' change
+    lost = change.transpose(1, 2) @ own @ change / total
+    inner = torch.linalg.solve(torch.eye(size + 1) - lost, change.transpose(1, 2))
+    update = change @ inner / total  # (b, g, g): A's inverse gains R' update R, in its metric
+
+    index = torch.arange(batch)
+    with_class = mixed[index, :, classes]  # (b, g): r with the mean of the class
+    of_class = means[classes]  # (b, classes)
+    with_group = own + with_class[:, None, :]  # (b, g, g): features with r
+    # 1. Of all classes, as if no mean moved
+    cross = mixed + of_class[:, None, :] + with_group @ update @ mixed  # (b, g, classes)
+    square = means.diagonal() + (mixed * (update @ mixed)).sum(1)  # (b, classes)
+    # 2. Of the class itself, whose mean moves by -s / left
+    share = (1 / left)[:, None]
+    with_sum = with_group.sum(2) + (with_group @ update @ own).sum(2)
+    moved = cross[index, :, classes] - share * with_sum
+    mean_sum = with_class.sum(1) + (with_class[:, None, :] @ update @ own).sum((1, 2))
+    sum_sum = own.sum((1, 2)) + (own.sum(1)[:, None, :] @ update @ own.sum(2)[:, :, None])[:, 0, 0]
+    moved_square = square[index, classes] - 2 * mean_sum / left + sum_sum / left**2
+    logits = cross - square[:, None, :] / 2
+    logits[index, :, classes] = moved - moved_square[:, None] / 2
+    return logits
+
+
+def solve(solver: Solver, left_out: LeftOut) -> Classifier:
+    """The classifier with the ridge and the temperature that suit the photos left out best."""
+    search = RidgeSearch(solver, left_out)
+    ridge, temperature, forecast = FIRST_RIDGE, 1.0, None
+    if left_out.groups:
+        ridge, temperature, forecast = search.best()
+    weight = solver.weight(ridge * solver.variance) / temperature
+    bias = -weight @ solver.center - (weight * solver.means).sum(1) / 2
+    return Classifier(weight.numpy(), bias.numpy(), ridge, forecast)
+
+
+class RidgeSearch:
+    """Downhill among powers of two: the loss has one minimum, as far as was measured."""
+
+    def __init__(self, solver: Solver, left_out: LeftOut) -> None:
+        self.solver, self.left_out = solver, left_out
+        self.tried: dict[int, tuple[float, float, Forecast]] = {}  # by exponent
+
+    def best(self) -> tuple[float, float, Forecast]:
+        """Ridge, temperature, and what they predict."""
+        best = 0
+        for step in 4, 2, 1:
+            while (nearby := min((best, best - step, best + step), key=self.loss)) != best:
+                if abs(nearby) > MAX_EXPONENT:
+                    break
+                best = nearby
+        return self.tried[best]
+
+    def loss(self, exponent: int) -> float:
+        if exponent not in self.tried:
+            self.tried[exponent] = self.attempt(FIRST_RIDGE * 2.0**exponent)
+        return self.tried[exponent][2].loss
+
+    def attempt(self, ridge: float) -> tuple[float, float, Forecast]:
+        labels = self.left_out.labels[self.left_out.rows]
+        logits = self.left_out.predict(self.solver.products(ridge * self.solver.variance))
+        spread = float(logits.std()) or 1.0  # so that the temperature is in the range of its fit
+        temperature = spread * calibration.fit_temperature(logits / spread, labels)
+        loss = metrics.cross_entropy(logits / temperature, labels)
+        return ridge, temperature, Forecast(metrics.accuracy(logits, labels), loss, len(labels))
