@@ -104,6 +104,7 @@ def provenance(trained: "TrainedModel", photos: Photos, pixels: Pixels) -> dict[
         "checkpoint": {
             "sha256": trained.sha256,
             "epoch": trained.epoch,
+            "expected_acc": trained.expected_acc,
             "arch": trained.arch,
             "image_size": trained.image_size,
         },

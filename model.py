@@ -279,9 +279,10 @@ def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
     Raises as load_checkpoint.
     """
     saved = load_checkpoint(model_dir)
-    state, hyperparameters = saved.state, saved.state["hyperparameters"]
-    never_validated = {"weights": state["weights"], "image_size": hyperparameters["image_size"]}
-    best = state["best"] or never_validated
+    state = saved.state
+    hyperparameters, best, forecast = (
+        state[name] for name in ("hyperparameters", "best", "forecast")
+    )
     measured = ("epoch", "val_acc", "temperature", "confidence_threshold")
     class_names, image_size = tuple(state["class_names"]), best["image_size"]
     net = build(hyperparameters["arch"], len(class_names), image_size, dtype)
@@ -299,5 +300,6 @@ def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
         sha256=saved.sha256,
         split=state["split"],
         trained_on=state["trained_on"].numpy(),
-        **{name: best[name] for name in measured if name in best},
+        expected_acc=forecast and forecast["accuracy"],
+        **{name: best[name] for name in measured},
     )

@@ -98,8 +98,6 @@ def code_span(text: str) -> str:
 
 
 def describe_calibration(trained: "TrainedModel") -> str:
-    if not trained.is_calibrated:
-        return "The probabilities are not calibrated: the run has not been validated yet."
     scaling = (
         f"The probabilities are calibrated with temperature scaling ({trained.temperature:.3g})."
     )
@@ -118,10 +116,11 @@ def describe_training(trained: "TrainedModel") -> str:
     settings = ", ".join(
         f"{name} {value}" for name, value in trained.hyperparameters.items() if value is not None
     )
-    best = ""
-    if trained.val_acc is not None:
-        best = f" Validation accuracy: {trained.val_acc:.4f}, after epoch {trained.epoch}."
-    return f"{start}, by Hogwild SGD with {code_span(settings)}.{best}"
+    how = f"by Hogwild SGD with {code_span(settings)}"
+    if trained.net.pretrained and not trained.epoch:
+        how = f"by linear discriminant analysis of its features, with {code_span(settings)}"
+    accuracy = f"Validation accuracy: {trained.val_acc:.4f}, after epoch {trained.epoch:.4g}."
+    return f"{start}, {how}. {accuracy}"
 
 
 def describe_accuracy(results: dict[str, Any] | None) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hogwear.evaluation import calibration
 from hogwear.evaluation.evaluation import Evaluation
@@ -100,32 +102,50 @@ def draw_confusion_matrix(matrix: Int64Array, class_names: Sequence[str]) -> Fig
 
 
 @matplotlib.rc_context(STYLE)
-def draw_learning_curves(history: Sequence[dict[str, float]]) -> Figure:
-    """Loss, accuracy, learning rate and throughput of each epoch, from the rows of metrics.csv."""
-    epochs = [row["epoch"] for row in history]
+def draw_learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
+    """Loss, accuracy, learning rate and throughput at each validation: the rows of metrics.csv.
+
+    Heads in closed form, before and after training, are diamonds.
+    """
     panels = {
         "Loss": ("train_loss", "val_loss"),
         "Accuracy": ("train_acc", "val_acc"),
-        "Learning rate at the end of the epoch": ("lr",),
-        "Training throughput (images/s)": ("images_per_second",),
+        "Learning rate": ("lr",),
+        "Throughput (images/s)": ("images_per_second",),
     }
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
-            values = [row[name] for row in history]
-            label = name.partition("_")[0]
-            axes.plot(epochs, values, "o-", color=colour, markersize=4, label=label, clip_on=False)
+            draw_curve(axes, history, name, colour)
         axes.set_title(title)
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.set_xticks(epochs[:: -(-len(epochs) // SHOWN_EPOCHS)])
         axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(SHOWN_EPOCHS, integer=True))
+        axes.set_xlim(-0.1, 0.1 + max(row["epoch"] for row in history))
         if len(names) > 1:
             axes.legend()
         else:
-            axes.set_ylim(0, 1.1 * max(values) or 1)
+            axes.set_ylim(bottom=0)
     for axes in figure.axes[2:]:
-        axes.set_xlabel("Epoch")
+        axes.set_xlabel("Epoch (diamonds: heads in closed form)")
     return figure
+
+
+def draw_curve(axes: Axes, history: Sequence[dict[str, Any]], name: str, colour: str) -> None:
+    """A column of metrics.csv over the epochs; rows without a value are left out."""
+    rows = [row for row in history if row[name] is not None]
+    for marker, is_shown in (("o-", True), ("D", False)):
+        shown = [row for row in rows if (row["stage"] == "hogwild") == is_shown]
+        if name == "lr" and not is_shown:
+            continue
+        axes.plot(
+            [row["epoch"] for row in shown],
+            [row[name] for row in shown],
+            marker,
+            color=colour,
+            markersize=4,
+            label=name.partition("_")[0] if is_shown else None,
+            clip_on=False,
+        )
 
 
 @matplotlib.rc_context(STYLE)

@@ -21,7 +21,7 @@ class Evaluation:
     labels: Int64Array  # (n,)
     temperature: float  # as in TrainedModel, like the next two
     confidence_threshold: float
-    history: tuple[dict[str, float], ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
 
     @cached_property
     def predicted(self) -> Int64Array:

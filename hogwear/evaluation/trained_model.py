@@ -22,22 +22,17 @@ class TrainedModel:
     image_size: int
     dtype: torch.dtype
     is_sample: bool  # whether it was trained on the built-in sample
-    history: tuple[dict[str, float], ...]  # one row per epoch, as in metrics.csv
+    history: tuple[dict[str, Any], ...]  # one row per validation, as in metrics.csv
     hyperparameters: dict[str, Any]  # of the last run
     sha256: str  # of the checkpoint file
     split: SplitVersion  # of model/split.json
     trained_on: Int64Array  # (k,), contents.shorten_hashes of all photos it was ever trained on
-    # The defaults are those of a run that was interrupted before its first validation.
-    epoch: int = 0  # that the weights are from
-    val_acc: float | None = None  # of these weights
-    temperature: float = 1.0  # divides the logits, to calibrate the probabilities; fitted on val
-    confidence_threshold: float = 0.0  # from this probability on, 99 % were correct on val
+    expected_acc: float | None  # by cross-validation of the classifier in closed form
+    epoch: float  # that the weights are from; 0 is before the first step
+    val_acc: float  # of these weights
+    temperature: float  # divides the logits, to calibrate the probabilities; fitted on val
+    confidence_threshold: float  # from this probability on, 99 % were correct on val
 
     def probabilities(self, logits: FloatArray) -> Float64Array:
         """(n, classes) logits -> calibrated probabilities."""
         return np.exp(metrics.log_softmax(logits / self.temperature))
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the weights were validated, which fits the temperature and the threshold."""
-        return self.confidence_threshold > 0
