@@ -126,7 +126,7 @@ def draw_learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
         else:
             axes.set_ylim(bottom=0)
     for axes in figure.axes[2:]:
-        axes.set_xlabel("Epoch (diamonds: heads in closed form)")
+        axes.set_xlabel("Epoch")
     return figure
 
 
@@ -143,7 +143,7 @@ def draw_curve(axes: Axes, history: Sequence[dict[str, Any]], name: str, colour:
             marker,
             color=colour,
             markersize=4,
-            label=name.partition("_")[0] if is_shown else None,
+            label=name.partition("_")[0] + ("" if is_shown else ", closed form"),
             clip_on=False,
         )
 

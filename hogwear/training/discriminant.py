@@ -46,11 +46,15 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Products:
-    """Products in the metric of A's inverse, of residuals r (n of them) and means m."""
+    """Products in the metric of A's inverse, of residuals r (n of them) and means m.
+
+    `weight` is the means times A's inverse, (classes, D).
+    """
 
     own: Callable[[Tensor], Tensor]  # rows (b, g) -> (b, g, g): r with r, within b groups
     mixed: Tensor  # (n, classes): r with m
     means: Tensor  # (classes, classes): m with m
+    weight: Tensor
 
 
 class Solver:
@@ -68,10 +72,6 @@ class Solver:
         return max(variance, 1e-3 * float(self.means.square().mean()), 1e-6)
 
     def products(self, ridge: float) -> Products:
-        raise NotImplementedError
-
-    def weight(self, ridge: float) -> Tensor:
-        """The means times A's inverse, (classes, D)."""
         raise NotImplementedError
 
 
@@ -102,11 +102,8 @@ class ByPhotos(Solver):
             return self.count * (identity - self.count * ridge * inner)
 
         means = (self.between - self.mixed.T @ solved) / ridge
-        return Products(own, self.count * solved, means)
-
-    def weight(self, ridge: float) -> Tensor:
-        solved = self.inverse(ridge) @ self.mixed
-        return (self.means - solved.T @ self.residuals) / ridge
+        weight = (self.means - solved.T @ self.residuals) / ridge
+        return Products(own, self.count * solved, means, weight)
 
 
 class ByFeatures(Solver):
@@ -137,10 +134,8 @@ class ByFeatures(Solver):
         def own(rows: Tensor) -> Tensor:
             return residuals[rows] @ residuals[rows].transpose(1, 2)
 
-        return Products(own, residuals @ means.T, means @ means.T)
-
-    def weight(self, ridge: float) -> Tensor:
-        return torch.cholesky_solve(self.means.T, self.root(ridge)).T
+        weight = torch.cholesky_solve(self.means.T, root).T
+        return Products(own, residuals @ means.T, means @ means.T, weight)
 
 
 @dataclass(frozen=True)
@@ -225,43 +220,51 @@ def predict_without(
     return logits
 
 
+@dataclass(frozen=True)
+class Solution:
+    """What a ridge leads to."""
+
+    ridge: float
+    weight: Tensor  # (classes, D)
+    temperature: float = 1.0
+    forecast: Forecast | None = None
+
+    @property
+    def loss(self) -> float:
+        return self.forecast.loss if self.forecast else 0.0
+
+
 def solve(solver: Solver, left_out: LeftOut) -> Classifier:
     """The classifier with the ridge and the temperature that suit the photos left out best."""
-    search = RidgeSearch(solver, left_out)
-    ridge, temperature, forecast = FIRST_RIDGE, 1.0, None
-    if left_out.groups:
-        ridge, temperature, forecast = search.best()
-    weight = solver.weight(ridge * solver.variance) / temperature
+    tried: dict[int, Solution] = {}  # by exponent
+
+    def loss(exponent: int) -> float:
+        if exponent not in tried:
+            tried[exponent] = attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
+        return tried[exponent].loss
+
+    # Downhill among powers of two: the loss has one minimum, as far as was measured
+    best = 0
+    for step in 2, 1:
+        while (nearby := min((best, best - step, best + step), key=loss)) != best:
+            best = nearby
+            if abs(best) >= MAX_EXPONENT:
+                break
+    found = tried[best]
+    weight = found.weight / found.temperature
     bias = -weight @ solver.center - (weight * solver.means).sum(1) / 2
-    return Classifier(weight.numpy(), bias.numpy(), ridge, forecast)
+    return Classifier(weight.numpy(), bias.numpy(), found.ridge, found.forecast)
 
 
-class RidgeSearch:
-    """Downhill among powers of two: the loss has one minimum, as far as was measured."""
-
-    def __init__(self, solver: Solver, left_out: LeftOut) -> None:
-        self.solver, self.left_out = solver, left_out
-        self.tried: dict[int, tuple[float, float, Forecast]] = {}  # by exponent
-
-    def best(self) -> tuple[float, float, Forecast]:
-        """Ridge, temperature, and what they predict."""
-        best = 0
-        for step in 4, 2, 1:
-            while (nearby := min((best, best - step, best + step), key=self.loss)) != best:
-                if abs(nearby) > MAX_EXPONENT:
-                    break
-                best = nearby
-        return self.tried[best]
-
-    def loss(self, exponent: int) -> float:
-        if exponent not in self.tried:
-            self.tried[exponent] = self.attempt(FIRST_RIDGE * 2.0**exponent)
-        return self.tried[exponent][2].loss
-
-    def attempt(self, ridge: float) -> tuple[float, float, Forecast]:
-        labels = self.left_out.labels[self.left_out.rows]
-        logits = self.left_out.predict(self.solver.products(ridge * self.solver.variance))
-        spread = float(logits.std()) or 1.0  # so that the temperature is in the range of its fit
-        temperature = spread * calibration.fit_temperature(logits / spread, labels)
-        loss = metrics.cross_entropy(logits / temperature, labels)
-        return ridge, temperature, Forecast(metrics.accuracy(logits, labels), loss, len(labels))
+def attempt(solver: Solver, left_out: LeftOut, ridge: float) -> Solution:
+    """Predict the photos left out with this ridge, in units of the variance, and calibrate that."""
+    products = solver.products(ridge * solver.variance)
+    if not left_out.groups:
+        return Solution(ridge, products.weight)
+    labels = left_out.labels[left_out.rows]
+    logits = left_out.predict(products)
+    spread = float(logits.std()) or 1.0  # so that the temperature is in the range of its fit
+    temperature = spread * calibration.fit_temperature(logits / spread, labels)
+    loss = metrics.cross_entropy(logits / temperature, labels)
+    forecast = Forecast(metrics.accuracy(logits, labels), loss, len(labels))
+    return Solution(ridge, products.weight, temperature, forecast)
