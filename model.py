@@ -36,6 +36,8 @@ STAGES = (
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
 TRUNK_BATCH = 8  # photos at a time, so that their activations fit into the CPU's cache
+TRAINING_SIZE = 160  # of photos, at most; docs/decisions/fine-tuning.md
+TRUNK_STRIDE = 16  # pixels of a photo for one location after the trunk
 TRUNK_BLOCKS = 8  # of the 16; docs/decisions/frozen-trunk.md
 # The head sees several levels of the network, not only the last: docs/decisions/closed-form-head.md
 ROOT_LEVELS = (11, 13)  # blocks, counted from 0, whose depthwise outputs it sees
@@ -123,12 +125,18 @@ class EfficientNetLite0(Network):
         widened = (self.block(i).depthwise.groups for i in ROOT_LEVELS)
         reduced = (self.block(i).project.out_features for i in (TRUNK_BLOCKS - 1, *MEAN_LEVELS))
         self.head = nn.Linear(sum((LAST_CHANNELS, *widened, *reduced)), num_classes)
+        self.training_head = nn.Linear(LAST_CHANNELS, num_classes)
         self.blocks[:TRUNK_BLOCKS].requires_grad_(False)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head.requires_grad_(False)
+        for p in (*self.head.parameters(), *self.training_head.parameters()):
+            nn.init.zeros_(p)
 
     def trunk(self, pixels: Tensor) -> Tensor:
         return torch.cat([self.trunk_of_batch(part) for part in pixels.split(TRUNK_BATCH)])
+
+    def trunk_shape(self, image_size: int) -> tuple[int, int, int]:
+        side = -(-image_size // TRUNK_STRIDE)
+        return side, side, self.block(TRUNK_BLOCKS - 1).project.out_features
 
     def trunk_of_batch(self, pixels: Tensor) -> Tensor:
         x = (pixels.to(self.dtype) - 127) / 128  # exact in bfloat16: 8 significant bits
@@ -156,6 +164,13 @@ class EfficientNetLite0(Network):
             if i in MEAN_LEVELS:
                 means.append(Level(x))
         return [Level(self.last(x, relu6=True), 1.0), *roots, *means]
+
+    def training_logits(self, pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.trunk(pixels)
+        for block in self.blocks[TRUNK_BLOCKS:]:
+            x = block(x)
+        return self.training_head(Level(self.last(x, relu6=True), 1.0).features())
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         levels = self.levels(self.trunk(pixels))
@@ -217,7 +232,7 @@ class TinyVGG(Network):
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # arXiv 1502.01852
                 nn.init.zeros_(layer.bias)
-        self.head = nn.Linear(c * self.side * self.side, num_classes)
+        self.head = self.training_head = nn.Linear(c * self.side * self.side, num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -246,6 +261,14 @@ def build(
     Trunk and tail compute in `dtype`.
     """
     return ARCHITECTURES[arch](num_classes, image_size, dtype)
+
+
+def training_size(arch: str, image_size: int) -> int:
+    """The size of the photos that the tail is trained on, for a classifier of larger ones.
+
+    Random crops, which enlarge objects, and fewer pixels are enough for it (arXiv 1906.06423).
+    """
+    return min(image_size, TRAINING_SIZE) if ARCHITECTURES[arch].pretrained else image_size
 
 
 def choose_dtype(cache_dir: Path) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -66,7 +65,7 @@ def prepare(
 
     loader = Loader(settings.cache, cluster.shard, cluster.heartbeat, cluster.rank == 0)
     trained_on = add_photos(saved.trained_on if saved else None, photos.train)
-    data = load_data(loader, photos, hyperparameters.image_size, trained_on)
+    data = load_data(loader, photos, hyperparameters, trained_on)
     if cluster.machines == 1:
         leakage.warn_about_leakage(data.train, data.val, "val")
 
@@ -159,15 +158,18 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photo
 
 
 def load_data(
-    loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array
+    loader: Loader, photos: Photos, hyperparameters: Hyperparameters, trained_on: Int64Array
 ) -> TrainingData:
     """Decode the photos of train and val, those that are not in the cache."""
+    arch, image_size = hyperparameters.arch, hyperparameters.image_size
     decoding = loader.start(photos.train, image_size)
-    importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
+    import model  # and torch, which takes seconds, while the workers decode
     from hogwear.training.trainer import TrainingData
 
     train = loader.finish(decoding)
-    return TrainingData(train, load_val(loader, photos, image_size, trained_on))
+    training_size = model.training_size(arch, image_size)
+    small = train if training_size == image_size else loader.load(photos.train, training_size)
+    return TrainingData(train, load_val(loader, photos, image_size, trained_on), small)
 
 
 def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array) -> Pixels:

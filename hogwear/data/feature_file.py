@@ -1,10 +1,9 @@
-"""The features of a split's photos, kept beside their pixels in the cache.
+"""What a network computes from the photos of a split, kept beside their pixels in the cache.
 
-    features-<key>.npy        (N, D) float16, the rows of the pixels' files
-    features-<key>-done.npy   (N,) bool, which rows are there
+    <name>-<key>.npy        (N, ...) float16, the rows of the pixels' files
+    <name>-<key>-done.npy   (N,) bool, which rows are there
 
-The key stands for the network that computed them, so features are computed once for each photo. The
-folder keeps those of one network.
+The key stands for the network, so each photo is computed once. The folder keeps one key per name.
 """
 
 import fcntl
@@ -13,6 +12,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -23,35 +23,32 @@ from hogwear.system.arrays import AnyArray, Float16Array, Int64Array
 from hogwear.system.errors import naming
 from hogwear.system.files import write_atomically
 
+LOCKS: dict[Path, TextIO] = {}  # of this process, until it ends
+
 
 class FeatureFile:
-    """The features of some photos by one network. Forked workers write them, their parent notes it.
+    """A row for each of some photos. Forked workers write them, their parent notes it.
 
-    If another process is writing the features of this folder, or if the folder cannot be written, a
-    temporary file that nobody else sees takes its place.
+    If another process is writing in this folder, or if the folder cannot be written, a temporary
+    file that nobody else sees takes its place.
     """
 
-    def __init__(self, photos: Pixels, key: str | None, width: int) -> None:
-        """Without a key, the file is temporary. Raises OSError, with its name, on a full disk."""
+    def __init__(self, photos: Pixels, name: str | None, row_shape: tuple[int, ...]) -> None:
+        """`name` has the key; without it, the file is temporary.
+
+        Raises OSError, with the file's name, on a full disk.
+        """
         self.rows = photos.rows  # (n,)
-        self.shape = photos.images.shape[0], width
+        self.shape = photos.images.shape[0], *row_shape
         self.done = np.zeros(self.shape[0], bool)
         self.done_file: Path | None = None
-        if key and self.try_lock(photos.folder):
-            self.done_file = photos.folder / f"features-{key}-done.npy"
-            self.file = self.open(photos.folder / f"features-{key}.npy", self.done_file)
+        if name and lock(photos.folder):
+            self.done_file = photos.folder / f"{name}-done.npy"
+            self.file = self.open(photos.folder / f"{name}.npy", self.done_file)
         else:
             with tempfile.NamedTemporaryFile(suffix=".npy") as file:
                 self.file = self.create(Path(file.name))
         self.last_note = time.monotonic()
-
-    def try_lock(self, folder: Path) -> bool:
-        """Whether this process may write in the folder, until it ends."""
-        with suppress(OSError):
-            self.lock = (folder / "features.lock").open("a")
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        return False
 
     def open(self, path: Path, done_file: Path) -> ArrayFile:
         """The file with what is there already, or a new one."""
@@ -62,7 +59,7 @@ class FeatureFile:
             if done.shape == self.done.shape and done.dtype == bool:
                 self.done = done
                 return file
-        for obsolete in path.parent.glob("features-*"):
+        for obsolete in path.parent.glob(f"{path.stem.partition('-')[0]}-*"):
             obsolete.unlink()
         return self.create(path)
 
@@ -74,22 +71,22 @@ class FeatureFile:
 
     @property
     def missing(self) -> Int64Array:
-        """The rows, of those of the photos, that have no features yet, (k,)."""
-        return self.rows[~self.done[self.rows]]
+        """The photos without a row, (k,), by their place in `rows`."""
+        return np.flatnonzero(~self.done[self.rows])
 
-    def write(self, rows: Int64Array, features: AnyArray) -> None:
-        """In a worker: write the features of some rows, (k, D) of any dtype."""
-        for row, each in zip(rows.tolist(), features.astype(np.float16), strict=True):
-            self.file[row] = each
+    def write(self, index: Int64Array, values: AnyArray) -> None:
+        """In a worker: write the rows of some photos, (k, ...) of any dtype."""
+        for row, each in zip(self.rows[index].tolist(), values.astype(np.float16), strict=True):
+            self.file[row] = np.ascontiguousarray(each)
 
-    def note(self, rows: Int64Array) -> None:
-        """Count these rows as written; save that now and then."""
-        self.done[rows] = True
+    def note(self, index: Int64Array) -> None:
+        """Count the rows of these photos as written; save that now and then."""
+        self.done[self.rows[index]] = True
         if time.monotonic() - self.last_note > SECONDS_BETWEEN_NOTES:
             self.save_progress()
 
     def save_progress(self) -> None:
-        """First the features reach the disk, then the note that they are there."""
+        """First the rows reach the disk, then the note that they are there."""
         self.last_note = time.monotonic()
         if self.done_file:
             self.file.flush()
@@ -97,5 +94,20 @@ class FeatureFile:
             write_atomically(self.done_file, content.getvalue())
 
     def __getitem__(self, index: Int64Array) -> Float16Array:
-        """The features of some photos, (k, D), by their place in `rows`."""
+        """The rows of some photos, (k, ...)."""
         return self.file[self.rows[index]]
+
+
+def lock(folder: Path) -> bool:
+    """Whether this process may write in the folder, until it ends.
+
+    A lock ends when any handle of the file is closed, so there is one per process.
+    """
+    if folder in LOCKS:
+        return True
+    with suppress(OSError):
+        handle = (folder / "features.lock").open("a")
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        LOCKS[folder] = handle
+        return True
+    return False

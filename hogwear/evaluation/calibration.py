@@ -34,6 +34,12 @@ def fit_temperature(logits: FloatArray, labels: Int64Array) -> float:
     return temperature
 
 
+def fit_any_temperature(logits: FloatArray, labels: Int64Array) -> float:
+    """The same without limits, for logits of any scale."""
+    spread = float(logits.std()) or 1.0
+    return spread * fit_temperature(logits / spread, labels)
+
+
 def reliability_bins(
     confidence: FloatArray, correct: BoolArray, bins: int = BINS
 ) -> dict[str, FloatArray | Int64Array]:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 class Network(nn.Module):
     """An image classifier in three parts: a frozen trunk, a trained tail, and a linear head.
 
+    A pretrained network has a second head, by which gradient descent trains the tail. The first one
+    is then solved in closed form (docs/decisions/fine-tuning.md).
+
     It takes letterboxed RGB pixels, (B, S, S, 3) uint8, normalises them itself, and returns
     (B, num_classes) float32 logits.
     """
@@ -14,6 +17,7 @@ class Network(nn.Module):
     default_lr: float  # peak learning rate
     pretrained: bool  # whether its features are useful before any training
     head: nn.Linear  # the classifier; its weights are never pretrained
+    training_head: nn.Linear  # the same as `head` in a network without pretrained weights
 
     def trunk(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8, or float in 0..255 -> activations in the network's compute dtype."""
@@ -21,6 +25,10 @@ class Network(nn.Module):
 
     def tail(self, x: Tensor) -> Tensor:
         """Activations of the trunk -> (B, D) float32 features, the input of the head."""
+        raise NotImplementedError
+
+    def trunk_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(H, W, C) of the trunk's activations for a photo of this size."""
         raise NotImplementedError
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -31,6 +39,13 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.features(pixels))
+
+    def training_logits(self, pixels: Tensor) -> Tensor:
+        """(B, S, S, 3) pixels -> (B, num_classes) float32 logits of the training head.
+
+        With gradients of this head and the tail. Its features are the first ones of `features`.
+        """
+        return self(pixels)
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         """How much each location contributes to the logit of `classes`, (B,) int64, one per photo.

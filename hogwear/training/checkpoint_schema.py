@@ -152,6 +152,7 @@ STATE: dict[str, Schema] = {
     "job_id": optional(Rule("a name", lambda value: type(value) is str)),
     "first_epoch": COUNT,
     "start_loss": optional(LOSS),
+    "ridge": optional(number(float, at_least=1e-6)),
     "finished": SWITCH,
     "forecast": ANYTHING,
     "history": Rule("a list of validations", lambda value: isinstance(value, list) and value != []),

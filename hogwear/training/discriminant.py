@@ -250,7 +250,15 @@ def solve(solver: Solver, left_out: LeftOut) -> Classifier:
             best = nearby
             if abs(best) >= MAX_EXPONENT:
                 break
-    found = tried[best]
+    return to_classifier(solver, tried[best])
+
+
+def solve_with(solver: Solver, ridge: float) -> Classifier:
+    """The classifier with this ridge, in units of the variance; its logits are not calibrated."""
+    return to_classifier(solver, Solution(ridge, solver.products(ridge * solver.variance).weight))
+
+
+def to_classifier(solver: Solver, found: Solution) -> Classifier:
     weight = found.weight / found.temperature
     bias = -weight @ solver.center - (weight * solver.means).sum(1) / 2
     return Classifier(weight.numpy(), bias.numpy(), found.ridge, found.forecast)
@@ -263,8 +271,7 @@ def attempt(solver: Solver, left_out: LeftOut, ridge: float) -> Solution:
         return Solution(ridge, products.weight)
     labels = left_out.labels[left_out.rows]
     logits = left_out.predict(products)
-    spread = float(logits.std()) or 1.0  # so that the temperature is in the range of its fit
-    temperature = spread * calibration.fit_temperature(logits / spread, labels)
+    temperature = calibration.fit_any_temperature(logits, labels)
     loss = metrics.cross_entropy(logits / temperature, labels)
     forecast = Forecast(metrics.accuracy(logits, labels), loss, len(labels))
     return Solution(ridge, products.weight, temperature, forecast)

@@ -14,8 +14,8 @@ from hogwear.training.discriminant import Forecast
 from hogwear.training.hogwild import StepResult
 
 CONFIDENT = 0.99  # accuracy of the answers whose probability is at least confidence_threshold
-STAGES = ("initial", "closed form", "hogwild", "refit")
-INITIAL, CLOSED_FORM, HOGWILD, REFIT = STAGES
+STAGES = ("initial", "closed form", "hogwild")
+INITIAL, CLOSED_FORM, HOGWILD = STAGES
 
 
 @dataclass

@@ -54,7 +54,7 @@ def create_train_step(
 
     def train_step(step: int) -> StepResult:
         pixels, labels = batches.batch(step)
-        logits = net(pixels)
+        logits = net.training_logits(pixels)
         loss = F.cross_entropy(logits + log_prior, labels)
         net.zero_grad()
         loss.backward()

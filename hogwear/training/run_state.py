@@ -26,6 +26,7 @@ PLAIN = (
     "rollbacks",
     "images_seen",
     "start_loss",
+    "ridge",
 )
 
 
@@ -47,6 +48,7 @@ class RunState:
     finished: bool = False
     history: History = field(default_factory=History)
     forecast: Forecast | None = None  # of the classifier in closed form
+    ridge: float | None = None  # of the classifier in closed form
     start_loss: float | None = None  # on the validation photos, before the first step of this run
     train_photos_changed: bool = False  # since the run before
     total_images: int | None = None  # of one machine, planned for a time budget
@@ -78,6 +80,7 @@ class RunState:
                 history=saved.history,
                 first_epoch=first_epoch,
                 forecast=saved.forecast,
+                ridge=saved.ridge,
                 train_photos_changed=self.photos.train != saved.photos.train,
             )
         return replace(

@@ -1,18 +1,16 @@
 """When to validate, and when a run is over: at its length, or when the loss falls too slowly."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from hogwear.training.photo_sets import PhotoSets
 from hogwear.training.run_state import RunState
 from hogwear.training.schedule import Schedule
 from hogwear.training.time_budget import Budget
 
-MIN_IMAGES = 1024  # between two validations
-VAL_SHARE = 3  # train on that many images for each photo that is validated
-PATIENCE = 2  # validations
-MIN_GAIN = 0.02  # by which the loss has to fall within them, relative to what it is ...
+FIRST_EPOCHS, FIRST_IMAGES = 0.5, 1024  # before the first validation: the larger of both
+MIN_GAIN = 0.03  # by which the loss has to fall while the images double, relative to what it is ...
 MIN_NATS = 0.001  # ... and absolutely
 
 
@@ -51,26 +49,25 @@ class Length:
         return self.is_check(step) and not still_pays(self.state.losses())
 
     def is_check(self, step: int) -> bool:
-        """Whether a part of an epoch ends before this step. An epoch has as many everywhere."""
-        steps, parts = self.schedule.steps_per_epoch, checks_per_epoch(self.state.photos)
-        return step * parts // steps != (step - 1) * parts // steps
+        """Whether to validate before this step: after each doubling of the images."""
+        return step in (self.check(number) for number in range(step.bit_length() + 1))
 
     def next_check(self, step: int) -> int:
         """The next step before which to validate, after this one."""
-        check = next(later for later in count(step + 1) if self.is_check(later))
+        check = next(check for check in map(self.check, count()) if check > step)
         steps = self.total_steps
         return check if steps is None else min(check, steps)
 
-
-def checks_per_epoch(photos: PhotoSets) -> int:
-    """Validations in an epoch of all machines together: they take a tenth of the time at most."""
-    images = max(MIN_IMAGES, VAL_SHARE * photos.val.count)
-    return max(1, photos.train.count // images)
+    def check(self, number: int) -> int:
+        """The step before which to validate, the first time for 0; the same part of an epoch on
+        all machines."""
+        first = max(FIRST_EPOCHS, FIRST_IMAGES / self.state.photos.train.count)
+        return math.ceil(first * 2**number * self.schedule.steps_per_epoch)
 
 
 def still_pays(losses: Sequence[float]) -> bool:
     """Whether to go on after these validation losses; the first is from before training."""
-    if len(losses) <= PATIENCE:
+    if len(losses) == 1:
         return True
-    before, now = min(losses[:-PATIENCE]), min(losses)
-    return before - now >= max(MIN_GAIN * before, MIN_NATS)
+    before = min(losses[:-1])
+    return before - losses[-1] >= max(MIN_GAIN * before, MIN_NATS)

@@ -2,8 +2,8 @@
 
 1. One pass over the photos gives a classifier, which is validated and saved at once.
 2. Hogwild, in stretches. No worker is training between two of them: there the trainer takes a
-   snapshot or rolls back, validates the averaged weights, and saves when it is time.
-3. The head is solved once more, on the features that training has improved.
+   snapshot or rolls back, and saves when it is time. After each doubling of the images seen, it
+   solves the head anew, for the features of the averaged weights, and validates that.
 
 The weights with the lowest validation loss are kept, so the result is never worse than that of 1.
 """
@@ -14,9 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
 
+import numpy as np
+import torch
+
 from hogwear.cluster.peers import SINGLE_MACHINE, PeerLost, SingleMachine
 from hogwear.data.pixels import Pixels
-from hogwear.evaluation import predict
+from hogwear.evaluation import calibration, predict
 from hogwear.networks import parameters
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import OptimizerState
@@ -27,7 +30,7 @@ from hogwear.system.workers import Jobs, Workers
 from hogwear.training import hogwild
 from hogwear.training.batches import Batches
 from hogwear.training.checkpoint import SaveTimer
-from hogwear.training.heads import HeadSolver
+from hogwear.training.heads import HeadSolver, scale_head
 from hogwear.training.history import CLOSED_FORM, HOGWILD, INITIAL, HistoryRow, RunningMetrics
 from hogwear.training.hyperparameters import MAX_ROLLBACKS
 from hogwear.training.model_folder import ModelFolder
@@ -46,6 +49,7 @@ class TrainingData:
 
     train: Pixels
     val: Pixels
+    small: Pixels  # train at the size that the tail is trained at
 
 
 class Trainer:
@@ -53,7 +57,9 @@ class Trainer:
 
     schedule: Schedule
     length: Length
+    validator: Validator
     save_timer: SaveTimer
+    heads: HeadSolver | None = None  # of a pretrained network
     cluster: SingleMachine = SINGLE_MACHINE
     budget: Budget | None = None
 
@@ -111,39 +117,43 @@ class Trainer:
         self.schedule = create_schedule(self)
         self.step = state.first_step(self.schedule, cluster.machines)
         self.length = Length(self.schedule, state, self.budget)
-        heads = HeadSolver(self.net, data.train, self.workers, cluster, stop)
+        if self.net.pretrained:
+            is_new = not state.history.best
+            self.heads = HeadSolver(self.net, data.train, cluster, stop, is_new)
         with Workers(self.workers, create_jobs(self)) as pool, TrainingBar(cluster) as bar:
-            validator = Validator(self.net, state, data.val, pool, cluster)
-            if not state.snapshot and not self.begin(heads, validator, bar):
+            self.validator = Validator(self.net, state, data.val, pool, cluster)
+            if not state.snapshot and not self.begin(bar):
                 return
             self.save_timer = SaveTimer()
             while not self.is_over() and not stop.requested:
-                self.train_stretch(validator, bar, stop)
-            if self.is_over():
-                self.finish(heads, validator, bar)
-                cluster.barrier()  # no machine leaves before rank 0 has saved
-            elif self.session_metrics.images:
+                self.train_stretch(bar, stop)
+            state.finished = self.is_over()
+            if state.finished or self.session_metrics.images:
                 self.save()
+            if state.finished:
+                cluster.barrier()  # no machine leaves before rank 0 has saved
 
     def is_over(self) -> bool:
         return not self.metrics.images and self.length.is_over(self.step)
 
-    def begin(self, heads: HeadSolver, validator: Validator, bar: TrainingBar) -> bool:
+    def begin(self, bar: TrainingBar) -> bool:
         """Stage 1, validated and saved at once. False if a stop was requested before that."""
-        state, rows = self.state, len(self.state.history.rows)
+        state, heads, rows = self.state, self.heads, len(self.state.history.rows)
         if not state.history.best:
             row = HistoryRow(0.0, INITIAL)
-            if self.net.pretrained:
-                solved = heads.solve(keep_features=True)
+            if heads:
+                solved = heads.solve_first(self.validator.workers)
                 if not solved:
                     return False
-                state.forecast, speed = solved
+                classifier, speed = solved
+                state.forecast, state.ridge = classifier.forecast, classifier.ridge
                 row = HistoryRow(0.0, CLOSED_FORM, images_per_second=speed)
             self.cluster.broadcast_parameters()
-            validator.record(row, validator.predict())
-        elif self.net.pretrained and state.train_photos_changed:
-            heads.refit(validator)
-        self.cluster.broadcast_parameters()
+            self.validator.record(row, self.validator.predict())
+        elif heads and state.train_photos_changed:
+            row = HistoryRow(state.history.epochs, CLOSED_FORM)
+            if not self.validate_new_head(row):
+                return False
         self.optimizer.copy_(OptimizerState.create(self.net, 0))
         assert state.history.best
         state.start_loss = state.history.best.val_loss
@@ -153,33 +163,27 @@ class Trainer:
             bar.print(state.history.describe_last(state.forecast))
         return True
 
-    def finish(self, heads: HeadSolver, validator: Validator, bar: TrainingBar) -> None:
-        """Stage 3, if Hogwild has improved the network; then save the result."""
-        best = self.state.history.best
-        assert best
-        if self.net.pretrained and best.epoch > self.state.first_epoch and heads.refit(validator):
-            bar.print(self.state.history.describe_last())
-        self.state.finished = True
-        self.save()
-
-    def train_stretch(self, validator: Validator, bar: TrainingBar, stop: Stop) -> None:
+    def train_stretch(self, bar: TrainingBar, stop: Stop) -> None:
         """Stage 2: train until it is time to validate or to save, or until training diverges."""
-        self.train_steps(validator.workers, bar, stop)
-        if not self.take_snapshot():
-            self.roll_back()
-            return
-        if self.metrics.images and (
-            self.length.is_check(self.step) or self.length.is_over(self.step)
-        ):
-            self.validate_average(validator)
+        if not self.is_check_due():
+            self.train_steps(bar, stop)
+            if not self.take_snapshot():
+                self.roll_back()
+                return
+        if self.is_check_due() and self.validate_average():
             bar.print(self.state.history.describe_last())
         if self.save_timer.is_due():
             with self.save_timer:
                 self.save()
 
-    def validate_average(self, validator: Validator) -> None:
-        """Validate the averaged weights, and keep them if they are the best so far."""
-        sums = validator.total(self.metrics)
+    def is_check_due(self) -> bool:
+        """Whether to validate before the next step."""
+        is_time = self.length.is_check(self.step) or self.length.is_over(self.step)
+        return self.metrics.images > 0 and is_time
+
+    def validate_average(self) -> bool:
+        """Validate the averaged weights. False if a stop was requested before."""
+        sums = self.validator.total(self.metrics)
         progress = self.step / self.schedule.steps_per_epoch
         row = HistoryRow(
             epoch=round(self.state.first_epoch + progress, 2),
@@ -191,12 +195,28 @@ class Trainer:
             images_per_second=sums.images / sums.seconds,
         )
         with self.optimizer.averaged(self.net):
-            validator.record(row, validator.predict())
+            if not self.validate_new_head(row):
+                return False
         self.metrics = RunningMetrics()
         assert self.state.snapshot
         self.state.snapshot = replace(self.state.snapshot, metrics=RunningMetrics())
+        return True
 
-    def train_steps(self, pool: Workers, bar: TrainingBar, stop: Stop) -> None:
+    def validate_new_head(self, row: HistoryRow) -> bool:
+        """Validate the present features with a head of their own. False if a stop was requested."""
+        if self.heads:
+            assert self.state.ridge
+            if not self.heads.solve_again(self.validator.workers, self.state.ridge):
+                return False
+        logits, labels = self.validator.predict()
+        if self.heads:
+            scale = 1 / calibration.fit_any_temperature(logits, labels)
+            scale_head(self.net.head, scale)
+            logits *= np.float32(scale)
+        self.validator.record(row, (logits, labels))
+        return True
+
+    def train_steps(self, bar: TrainingBar, stop: Stop) -> None:
         schedule, detector, end = self.schedule, self.detector, self.length.next_check(self.step)
         steps = takewhile(lambda step: step < end, count(self.step))
 
@@ -209,7 +229,7 @@ class Trainer:
             )
 
         clock = time.monotonic()
-        for _, result in pool.run("train", steps, should_pause):
+        for _, result in self.validator.workers.run("train", steps, should_pause):
             self.step += 1
             detector.add(result.loss)
             started, clock = clock, time.monotonic()
@@ -221,8 +241,15 @@ class Trainer:
             bar.update(self.images_seen, self.length.total_images, self.metrics)
         if self.length.is_check(self.step) and not detector.diverged:
             self.cluster.sync_parameters()
+            self.average_machines()
         for sums in (self.metrics, self.session_metrics):
             sums.seconds += time.monotonic() - clock
+
+    def average_machines(self) -> None:
+        """Average the averages of all machines."""
+        average = self.optimizer.average
+        [total] = self.cluster.all_reduce([average.numpy()])
+        average.copy_(torch.from_numpy(total) / self.cluster.machines)
 
     def adjust_length(self, budget: Budget) -> None:
         """Move the end of the run to where the budget ends at the present speed."""
@@ -277,7 +304,7 @@ def create_schedule(trainer: Trainer) -> Schedule:
     state, hyperparameters = trainer.state, trainer.state.hyperparameters
     machines = trainer.cluster.machines
     return Schedule(
-        num_photos=len(trainer.data.train),
+        num_photos=len(trainer.data.small),
         batch_size=hyperparameters.batch_size,
         peak_lr=choose_peak_lr(trainer.net, hyperparameters, trainer.workers, machines),
         seed=hyperparameters.seed,
@@ -288,13 +315,18 @@ def create_schedule(trainer: Trainer) -> Schedule:
 
 def create_jobs(trainer: Trainer) -> Callable[[int], Jobs]:
     """What a worker does, by rank."""
-    net, train, val = trainer.net, trainer.data.train, trainer.data.val
-    hyperparameters = trainer.state.hyperparameters
-    batches = Batches(train, net.crop_size(hyperparameters.image_size), trainer.schedule)
-    log_prior = hogwild.log_prior(train.labels, len(trainer.state.class_names))
-    return lambda rank: {
-        "train": hogwild.create_train_step(
-            net, trainer.optimizer.for_worker(rank), batches, hyperparameters.momentum, log_prior
-        ),
-        "predict": predict.prediction_job(net, val.images, val.rows),
-    }
+    net, small, val = trainer.net, trainer.data.small, trainer.data.val
+    batches = Batches(small, net.crop_size(small.images.shape[1]), trainer.schedule)
+    log_prior = hogwild.log_prior(small.labels, len(trainer.state.class_names))
+    momentum = trainer.state.hyperparameters.momentum
+    head_jobs = trainer.heads.jobs if trainer.heads else {}
+
+    def jobs(rank: int) -> Jobs:
+        own = trainer.optimizer.for_worker(rank)
+        return {
+            **head_jobs,
+            "train": hogwild.create_train_step(net, own, batches, momentum, log_prior),
+            "predict": predict.prediction_job(net, val.images, val.rows),
+        }
+
+    return jobs
