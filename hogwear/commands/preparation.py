@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hogwear.cluster import membership
 from hogwear.cluster.peers import SingleMachine
+from hogwear.commands.image_size import choose_image_size
 from hogwear.commands.starting_point import find_starting_point, is_job_done, print_start
 from hogwear.commands.train_settings import Settings
 from hogwear.data import leakage
@@ -60,6 +61,10 @@ def prepare(
     )
     machine.require_memory(settings.num_workers)
     print_start(start)
+    if not (saved or settings.image_size or settings.time_budget):
+        size = choose_image_size(settings, photos, hyperparameters) if cluster.rank == 0 else 0
+        size = int(cluster.broadcast_bytes(0, str(size).encode()))
+        hyperparameters = replace(hyperparameters, image_size=size)
     hyperparameters, budget = plan_time(settings, hyperparameters, photos, saved, started)
     print_plan(hyperparameters, settings.num_workers, photos)
 

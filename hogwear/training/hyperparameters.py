@@ -19,7 +19,12 @@ class Hyperparameters:
     """Their ranges, and the defaults for a new run (measured in docs/decisions/defaults.md)."""
 
     arch: str = flag("network architecture", "efficientnet_lite0", choices=ARCHITECTURES)
-    image_size: int = flag("side length in pixels to which photos are scaled", 160, Range(32, 1025))
+    image_size: int = flag(
+        "side length in pixels to which photos are scaled",
+        160,
+        Range(32, 1025),
+        default_help="160, or 224 where that is worth it",
+    )
     epochs: int | None = flag(
         "passes over the training photos, shared by all workers; "
         "0 stops after the classifier in closed form",

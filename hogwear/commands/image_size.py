@@ -1,0 +1,85 @@
+"""The default size of photos: small ones where they are enough, larger ones where they are not.
+
+Larger photos are the surest way to a better classifier, and the time grows with their area. So a
+classifier in closed form for some small photos tells whether that is worth it:
+docs/decisions/fine-tuning.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from hogwear.cluster.peers import SINGLE_MACHINE
+from hogwear.commands.train_settings import Settings
+from hogwear.data.decoding import FORMATS
+from hogwear.data.loading import Loader
+from hogwear.data.photos import Photos
+from hogwear.data.safe_decoder import read_all
+from hogwear.system.signals import Stop
+from hogwear.system.workers import Workers
+from hogwear.training.hyperparameters import Hyperparameters
+
+if TYPE_CHECKING:
+    from hogwear.training.discriminant import Forecast
+
+SMALL, LARGE = 160, 224
+MOST_PHOTOS = 600  # to classify, so that it takes a second or two
+MOST_HEADERS = 100  # of files, to read the size of a photo from
+HARD = 0.05  # cross-entropy, in nats, from which on larger photos are worth it
+MANY = 50_000  # training photos, from which on larger ones would take too long
+
+
+def choose_image_size(settings: Settings, photos: Photos, defaults: Hyperparameters) -> int:
+    """SMALL, or LARGE if small photos are hard to classify and the photos themselves are larger."""
+    import model
+
+    if not model.ARCHITECTURES[defaults.arch].pretrained or len(photos.train) > MANY:
+        return SMALL
+    if median_side(settings, photos) <= (SMALL + LARGE) / 2:
+        return SMALL
+    forecast = forecast_small(settings, photos, defaults)
+    if not forecast or forecast.loss < HARD:
+        return SMALL
+    print(
+        f"At {SMALL} px, cross-validation on {forecast.photos} photos expects an accuracy of "
+        f"{forecast.accuracy:.3f}: using {LARGE} px."
+    )
+    return LARGE
+
+
+def median_side(settings: Settings, photos: Photos) -> float:
+    """Of the longer sides of the photos' files, in pixels; 0 if none can be read."""
+
+    def read_side(file: BinaryIO) -> int:
+        return max(Image.open(file, formats=FORMATS).size)
+
+    split = photos.train
+    mask = np.arange(len(split)) % (1 + len(split) // MOST_HEADERS) == 0
+    sides = read_all(split.paths.where(mask), split.root, settings.limits, read_side, "measuring")
+    return float(np.median([side for _, side in sides if not isinstance(side, str)] or [0]))
+
+
+def forecast_small(
+    settings: Settings, photos: Photos, defaults: Hyperparameters
+) -> Forecast | None:
+    """What to expect of a classifier for some of the photos at the size SMALL."""
+    every = 1 + len(photos.train) // MOST_PHOTOS
+    loader = Loader(settings.cache, slice(None, None, every))
+    decoding = loader.start(photos.train, SMALL)
+    import torch  # takes seconds, while the workers decode
+
+    import model
+    from hogwear.training.heads import HeadSolver
+
+    torch.set_num_threads(1)
+    pixels = loader.finish(decoding)
+    dtype = model.choose_dtype(settings.cache_dir)
+    net = model.build(defaults.arch, len(photos.class_names), SMALL, dtype)
+    net.load_pretrained()
+    heads = HeadSolver(net, pixels, SINGLE_MACHINE, Stop(), is_new=True)
+    with Workers(settings.num_workers, lambda rank: heads.jobs) as workers:
+        solved = heads.solve_first(workers)
+    return solved[0].forecast if solved else None
