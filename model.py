@@ -36,7 +36,8 @@ STAGES = (
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
 TRUNK_BATCH = 8  # photos at a time, so that their activations fit into the CPU's cache
-TRAINING_SIZE = 160  # of photos, at most; docs/decisions/fine-tuning.md
+TRAINING_SIZE = 160  # of photos that the tail is trained on; docs/decisions/fine-tuning.md
+TRAINING_SHARE = 0.7  # of the size of large photos
 TRUNK_STRIDE = 16  # pixels of a photo for one location after the trunk
 TRUNK_BLOCKS = 8  # of the 16; docs/decisions/frozen-trunk.md
 # The head sees several levels of the network, not only the last: docs/decisions/closed-form-head.md
@@ -266,9 +267,11 @@ def build(
 def training_size(arch: str, image_size: int) -> int:
     """The size of the photos that the tail is trained on, for a classifier of larger ones.
 
-    Random crops, which enlarge objects, and fewer pixels are enough for it (arXiv 1906.06423).
+    Fewer pixels are enough, because a random crop enlarges objects (arXiv 1906.06423).
     """
-    return min(image_size, TRAINING_SIZE) if ARCHITECTURES[arch].pretrained else image_size
+    if not ARCHITECTURES[arch].pretrained:
+        return image_size
+    return min(image_size, max(TRAINING_SIZE, 8 * round(TRAINING_SHARE * image_size / 8)))
 
 
 def choose_dtype(cache_dir: Path) -> torch.dtype:

@@ -20,7 +20,7 @@ from hogwear.data.photos import Photos
 from hogwear.data.safe_decoder import read_all
 from hogwear.system.signals import Stop
 from hogwear.system.workers import Workers
-from hogwear.training.hyperparameters import Hyperparameters
+from hogwear.training.hyperparameters import ONE_SIZE, Hyperparameters
 
 if TYPE_CHECKING:
     from hogwear.training.discriminant import Forecast
@@ -34,9 +34,7 @@ MANY = 50_000  # training photos, from which on larger ones would take too long
 
 def choose_image_size(settings: Settings, photos: Photos, defaults: Hyperparameters) -> int:
     """SMALL, or LARGE if small photos are hard to classify and the photos themselves are larger."""
-    import model
-
-    if not model.ARCHITECTURES[defaults.arch].pretrained or len(photos.train) > MANY:
+    if defaults.arch in ONE_SIZE or len(photos.train) > MANY:
         return SMALL
     if median_side(settings, photos) <= (SMALL + LARGE) / 2:
         return SMALL
