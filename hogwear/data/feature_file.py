@@ -8,6 +8,7 @@ The key stands for the network, so each photo is computed once. The folder keeps
 
 import fcntl
 import io
+import os
 import tempfile
 import time
 from contextlib import suppress
@@ -46,7 +47,9 @@ class FeatureFile:
             self.done_file = photos.folder / f"{name}-done.npy"
             self.file = self.open(photos.folder / f"{name}.npy", self.done_file)
         else:
-            with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+            # Not in /tmp, which may be memory
+            place = photos.folder if os.access(photos.folder, os.W_OK) else None
+            with tempfile.NamedTemporaryFile(dir=place, suffix=".npy") as file:
                 self.file = self.create(Path(file.name))
         self.last_note = time.monotonic()
 
