@@ -124,6 +124,7 @@ class Trainer:
             self.validator = Validator(self.net, state, data.val, pool, cluster)
             if not state.snapshot and not self.begin(bar):
                 return
+            cluster.broadcast_parameters()  # later averages are relative to these
             self.save_timer = SaveTimer()
             while not self.is_over() and not stop.requested:
                 self.train_stretch(bar, stop)
@@ -148,7 +149,6 @@ class Trainer:
                 classifier, speed = solved
                 state.forecast, state.ridge = classifier.forecast, classifier.ridge
                 row = HistoryRow(0.0, CLOSED_FORM, images_per_second=speed)
-            self.cluster.broadcast_parameters()
             self.validator.record(row, self.validator.predict())
         elif heads and state.train_photos_changed:
             row = HistoryRow(state.history.epochs, CLOSED_FORM)
@@ -160,7 +160,7 @@ class Trainer:
         self.take_snapshot()
         if len(state.history.rows) > rows:
             self.save()
-            bar.print(state.history.describe_last(state.forecast))
+            bar.print(state.history.describe_last(None if rows else state.forecast))
         return True
 
     def train_stretch(self, bar: TrainingBar, stop: Stop) -> None:
