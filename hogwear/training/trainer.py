@@ -14,12 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
 
-import numpy as np
 import torch
 
 from hogwear.cluster.peers import SINGLE_MACHINE, PeerLost, SingleMachine
 from hogwear.data.pixels import Pixels
-from hogwear.evaluation import calibration, predict
+from hogwear.evaluation import predict
 from hogwear.networks import parameters
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import OptimizerState
@@ -30,8 +29,8 @@ from hogwear.system.workers import Jobs, Workers
 from hogwear.training import hogwild
 from hogwear.training.batches import Batches
 from hogwear.training.checkpoint import SaveTimer
-from hogwear.training.heads import HeadSolver, scale_head
-from hogwear.training.history import CLOSED_FORM, HOGWILD, INITIAL, HistoryRow, RunningMetrics
+from hogwear.training.heads import HeadSolver
+from hogwear.training.history import HOGWILD, HistoryRow, RunningMetrics
 from hogwear.training.hyperparameters import MAX_ROLLBACKS
 from hogwear.training.model_folder import ModelFolder
 from hogwear.training.progress import TrainingBar
@@ -59,7 +58,6 @@ class Trainer:
     length: Length
     validator: Validator
     save_timer: SaveTimer
-    heads: HeadSolver | None = None  # of a pretrained network
     cluster: SingleMachine = SINGLE_MACHINE
     budget: Budget | None = None
 
@@ -117,11 +115,11 @@ class Trainer:
         self.schedule = create_schedule(self)
         self.step = state.first_step(self.schedule, cluster.machines)
         self.length = Length(self.schedule, state, self.budget)
+        heads = None
         if self.net.pretrained:
-            is_new = not state.history.best
-            self.heads = HeadSolver(self.net, data.train, cluster, stop, is_new)
-        with Workers(self.workers, create_jobs(self)) as pool, TrainingBar(cluster) as bar:
-            self.validator = Validator(self.net, state, data.val, pool, cluster)
+            heads = HeadSolver(self.net, data.train, cluster, stop, not state.history.best)
+        with Workers(self.workers, create_jobs(self, heads)) as pool, TrainingBar(cluster) as bar:
+            self.validator = Validator(self.net, state, data.val, heads, pool, cluster)
             if not state.snapshot and not self.begin(bar):
                 return
             cluster.broadcast_parameters()  # later averages are relative to these
@@ -139,21 +137,9 @@ class Trainer:
 
     def begin(self, bar: TrainingBar) -> bool:
         """Stage 1, validated and saved at once. False if a stop was requested before that."""
-        state, heads, rows = self.state, self.heads, len(self.state.history.rows)
-        if not state.history.best:
-            row = HistoryRow(0.0, INITIAL)
-            if heads:
-                solved = heads.solve_first(self.validator.workers)
-                if not solved:
-                    return False
-                classifier, speed = solved
-                state.forecast, state.ridge = classifier.forecast, classifier.ridge
-                row = HistoryRow(0.0, CLOSED_FORM, images_per_second=speed)
-            self.validator.record(row, self.validator.predict())
-        elif heads and state.train_photos_changed:
-            row = HistoryRow(state.history.epochs, CLOSED_FORM)
-            if not self.validate_new_head(row):
-                return False
+        state, rows = self.state, len(self.state.history.rows)
+        if not self.validator.validate_first():
+            return False
         self.optimizer.copy_(OptimizerState.create(self.net, 0))
         assert state.history.best
         state.start_loss = state.history.best.val_loss
@@ -195,25 +181,11 @@ class Trainer:
             images_per_second=sums.images / sums.seconds,
         )
         with self.optimizer.averaged(self.net):
-            if not self.validate_new_head(row):
+            if not self.validator.validate(row):
                 return False
         self.metrics = RunningMetrics()
         assert self.state.snapshot
         self.state.snapshot = replace(self.state.snapshot, metrics=RunningMetrics())
-        return True
-
-    def validate_new_head(self, row: HistoryRow) -> bool:
-        """Validate the present features with a head of their own. False if a stop was requested."""
-        if self.heads:
-            assert self.state.ridge
-            if not self.heads.solve_again(self.validator.workers, self.state.ridge):
-                return False
-        logits, labels = self.validator.predict()
-        if self.heads:
-            scale = 1 / calibration.fit_any_temperature(logits, labels)
-            scale_head(self.net.head, scale)
-            logits *= np.float32(scale)
-        self.validator.record(row, (logits, labels))
         return True
 
     def train_steps(self, bar: TrainingBar, stop: Stop) -> None:
@@ -313,13 +285,13 @@ def create_schedule(trainer: Trainer) -> Schedule:
     )
 
 
-def create_jobs(trainer: Trainer) -> Callable[[int], Jobs]:
+def create_jobs(trainer: Trainer, heads: HeadSolver | None) -> Callable[[int], Jobs]:
     """What a worker does, by rank."""
     net, small, val = trainer.net, trainer.data.small, trainer.data.val
     batches = Batches(small, net.crop_size(small.images.shape[1]), trainer.schedule)
     log_prior = hogwild.log_prior(small.labels, len(trainer.state.class_names))
     momentum = trainer.state.hyperparameters.momentum
-    head_jobs = trainer.heads.jobs if trainer.heads else {}
+    head_jobs = heads.jobs if heads else {}
 
     def jobs(rank: int) -> Jobs:
         own = trainer.optimizer.for_worker(rank)

@@ -1,4 +1,4 @@
-"""Validation: the photos of val, predicted by the present network, become a row of the history."""
+"""Validation: the present features get a head of their own, which predicts the photos of val."""
 
 from dataclasses import dataclass, replace
 
@@ -6,44 +6,83 @@ import numpy as np
 
 from hogwear.cluster.peers import SingleMachine
 from hogwear.data.pixels import Pixels
-from hogwear.evaluation import predict
+from hogwear.evaluation import calibration, predict
 from hogwear.networks.network import Network
 from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.system.workers import Workers
-from hogwear.training.history import Best, HistoryRow, RunningMetrics
+from hogwear.training.heads import HeadSolver, scale_head
+from hogwear.training.history import CLOSED_FORM, INITIAL, Best, HistoryRow, RunningMetrics
 from hogwear.training.run_state import RunState
 
 HUGE = 1e30  # replaces an infinite logit, so that the validation loss is a number
-Logits = tuple[Float32Array, Int64Array]  # (n, classes), and the labels, (n,)
 
 
 @dataclass(frozen=True)
 class Validator:
-    """Validates a network between its steps; `workers` have a job "predict"."""
+    """Validates the network between its steps, and adds a row to the history each time.
+
+    `workers` have a job "predict", and those of `heads`, which only a pretrained network has.
+    """
 
     net: Network
     state: RunState
     val: Pixels
+    heads: HeadSolver | None
     workers: Workers
     cluster: SingleMachine
 
-    def predict(self) -> Logits:
-        """The logits for the validation photos of all machines."""
+    def validate_first(self) -> bool:
+        """Validate what a run starts from. False if a stop was requested before that.
+
+        In a pretrained network, both heads are solved. A later run does that again only for the
+        classifier, and only if the training photos have changed since the one before.
+        """
+        state, heads = self.state, self.heads
+        if not state.history.best:
+            row = HistoryRow(0.0, INITIAL)
+            if heads:
+                solved = heads.solve_first(self.workers)
+                if not solved:
+                    return False
+                classifier, speed = solved
+                state.forecast, state.ridge = classifier.forecast, classifier.ridge
+                row = HistoryRow(0.0, CLOSED_FORM, images_per_second=speed)
+            self.record(row, *self.predict())
+        elif heads and state.train_photos_changed:
+            return self.validate(HistoryRow(state.history.epochs, CLOSED_FORM))
+        return True
+
+    def validate(self, row: HistoryRow) -> bool:
+        """Solve the head for the present features, and validate it. False as above."""
+        if self.heads:
+            assert self.state.ridge
+            if not self.heads.solve_again(self.workers, self.state.ridge):
+                return False
+        logits, labels = self.predict()
+        if self.heads:
+            scale = 1 / calibration.fit_any_temperature(logits, labels)
+            scale_head(self.net.head, scale)
+            logits *= np.float32(scale)
+        self.record(row, logits, labels)
+        return True
+
+    def predict(self) -> tuple[Float32Array, Int64Array]:
+        """The logits, (n, classes), and labels, (n,), of the validation photos of all machines."""
         logits = predict.collect_logits(self.workers, len(self.val), self.cluster.heartbeat)
         logits = np.nan_to_num(logits, nan=0, posinf=HUGE, neginf=-HUGE)
         logits, labels = self.cluster.all_gather([logits, self.val.labels])
         return logits, labels
 
-    def total(self, sums: RunningMetrics) -> RunningMetrics:
-        """Those of all machines together."""
-        mine = np.array([[sums.images, sums.loss, sums.correct]])
-        images, loss, correct = self.cluster.all_gather([mine])[0].sum(axis=0).tolist()
-        return RunningMetrics(int(images), loss, int(correct), sums.seconds)
-
-    def record(self, row: HistoryRow, logits: Logits) -> None:
+    def record(self, row: HistoryRow, logits: Float32Array, labels: Int64Array) -> None:
         """Add a row with these logits' figures to the history, which keeps the best weights."""
         weights = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
         image_size = self.state.hyperparameters.image_size
-        measured = Best.measure(weights, row.epoch, image_size, *logits)
+        measured = Best.measure(weights, row.epoch, image_size, logits, labels)
         row = replace(row, val_loss=measured.val_loss, val_acc=measured.val_acc)
         self.state.history.add(row, measured)
+
+    def total(self, sums: RunningMetrics) -> RunningMetrics:
+        """The training metrics of all machines together, in the time of this one."""
+        mine = np.array([[sums.images, sums.loss, sums.correct]])
+        images, loss, correct = self.cluster.all_gather([mine])[0].sum(axis=0).tolist()
+        return RunningMetrics(int(images), loss, int(correct), sums.seconds)
