@@ -169,19 +169,8 @@ class Trainer:
 
     def validate_average(self) -> bool:
         """Validate the averaged weights. False if a stop was requested before."""
-        sums = self.validator.total(self.metrics)
-        progress = self.step / self.schedule.steps_per_epoch
-        row = HistoryRow(
-            epoch=round(self.state.first_epoch + progress, 2),
-            stage=HOGWILD,
-            images=sums.images,
-            lr=self.schedule.lr_at(self.step - 1),
-            train_loss=sums.loss / sums.images,
-            train_acc=sums.correct / sums.images,
-            images_per_second=sums.images / sums.seconds,
-        )
         with self.optimizer.averaged(self.net):
-            if not self.validator.validate(row):
+            if not self.validator.validate(summarize_stretch(self)):
                 return False
         self.metrics = RunningMetrics()
         assert self.state.snapshot
@@ -213,15 +202,10 @@ class Trainer:
             bar.update(self.images_seen, self.length.total_images, self.metrics)
         if self.length.is_check(self.step) and not detector.diverged:
             self.cluster.sync_parameters()
-            self.average_machines()
+            [average] = self.cluster.all_reduce([self.optimizer.average.numpy()])
+            self.optimizer.average.copy_(torch.from_numpy(average) / self.cluster.machines)
         for sums in (self.metrics, self.session_metrics):
             sums.seconds += time.monotonic() - clock
-
-    def average_machines(self) -> None:
-        """Average the averages of all machines."""
-        average = self.optimizer.average
-        [total] = self.cluster.all_reduce([average.numpy()])
-        average.copy_(torch.from_numpy(total) / self.cluster.machines)
 
     def adjust_length(self, budget: Budget) -> None:
         """Move the end of the run to where the budget ends at the present speed."""
@@ -269,6 +253,21 @@ class Trainer:
             with suppress(BadInput):  # the folder may be that of rank 0, which saves there
                 self.folder.claim()
                 self.folder.save(self.state)
+
+
+def summarize_stretch(trainer: Trainer) -> HistoryRow:
+    """What was trained since the last validation, on all machines."""
+    state, schedule = trainer.state, trainer.schedule
+    sums = trainer.validator.total(trainer.metrics)
+    return HistoryRow(
+        epoch=round(state.first_epoch + trainer.step / schedule.steps_per_epoch, 2),
+        stage=HOGWILD,
+        images=sums.images,
+        lr=schedule.lr_at(trainer.step - 1),
+        train_loss=sums.loss / sums.images,
+        train_acc=sums.correct / sums.images,
+        images_per_second=sums.images / sums.seconds,
+    )
 
 
 def create_schedule(trainer: Trainer) -> Schedule:
