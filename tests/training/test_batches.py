@@ -59,8 +59,8 @@ def test_crops_come_from_everywhere_up_to_the_edges() -> None:
 
 @pytest.fixture
 def schedule() -> Schedule:
-    """Two epochs of 120 photos; the last batch of each has 8 photos."""
-    return Schedule(120, 16, 0.01, 0, 0, LiveSettings.create(total_images=240))
+    """Of 120 photos; the last batch of each epoch has 8."""
+    return Schedule(120, 16, 0.01, 0, 0, LiveSettings.create())
 
 
 def test_labels_stay_with_their_photos(schedule: Schedule) -> None:

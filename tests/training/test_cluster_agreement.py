@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import CLASSES, new_state
+from helpers import CLASSES, hogwild_row, validated_state
 from machines import run_machines
 
-import model
 from hogwear.cluster.peers import Peers
 from hogwear.data import dataset
 from hogwear.data.photos import Photos
-from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint
 from hogwear.training.checkpoint import Checkpoint
 from hogwear.training.cluster_agreement import agree, progress_of
-from hogwear.training.history import EpochRow, RunningMetrics
-from hogwear.training.recovery import Snapshot
 
 FLAGS: dict[str, Any] = {"lr": 0.01, "epochs": None}
 
@@ -35,12 +31,9 @@ def save(tmp_path: Path) -> Callable[..., Checkpoint]:
     """save("model", epochs=1): a checkpoint in a folder of that name."""
 
     def save(name: str, epochs: int = 0, images: int = 0, finished: bool = False) -> Checkpoint:
-        state, net = new_state(), model.build("tinyvgg", 5, 32)
-        momentum = create_momentum_buffers(net, 1, None)
-        state.snapshot = Snapshot.take(net, momentum, images, 120, RunningMetrics())
+        rows = (hogwild_row(epoch) for epoch in range(epochs + 1))
+        state = validated_state(*rows, images_seen=images)
         state.finished = finished
-        for epoch in range(1, epochs + 1):
-            state.history.rows.append(EpochRow(epoch, 120, 0.1, 0.5, 0.5, 0.5, 0.5, 9.0))
         (tmp_path / name).mkdir()
         checkpoint.save(tmp_path / name, state.state_dict())
         return checkpoint.load(tmp_path / name)

@@ -21,6 +21,7 @@ from hogwear.data.cache import PhotoCache
 from hogwear.data.pixels import Pixels
 from hogwear.networks import parameters
 from hogwear.networks.network import Network
+from hogwear.networks.parameters import OptimizerState
 from hogwear.system.workers import Workers
 from hogwear.training import hogwild
 from hogwear.training.batches import Batches
@@ -39,10 +40,8 @@ def photos(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
 
 @pytest.fixture
 def batches(photos: Pixels) -> Batches:
-    """Two epochs of 120 photos; the last batch of each has 8 photos."""
-    return Batches(
-        photos, SIZE, Schedule(120, 16, 0.01, 0, 0, LiveSettings.create(total_images=240))
-    )
+    """Of 120 photos; the last batch of each epoch has 8."""
+    return Batches(photos, SIZE, Schedule(120, 16, 0.01, 0, 0, LiveSettings.create()))
 
 
 def create_network(arch: str) -> Network:
@@ -52,27 +51,34 @@ def create_network(arch: str) -> Network:
     return net
 
 
+def flat_parameters(net: Network) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
 @dataclass
 class Trained:
     results: dict[int, StepResult]
     weights: torch.Tensor
-    momentum: torch.Tensor
+    optimizer: OptimizerState
 
 
 def train_in_workers(
-    net: Network, batches: Batches, count: int, *parts: range, momentum: torch.Tensor | None = None
+    net: Network, batches: Batches, count: int, *parts: range, saved: OptimizerState | None = None
 ) -> Trained:
-    """Train on the steps of `parts`, one after the other, from a saved `momentum`."""
+    """Train on the steps of `parts`, one after the other, from a `saved` state."""
     parameters.share_parameters(net)
-    buffers = parameters.create_momentum_buffers(net, count, momentum)
+    optimizer = OptimizerState.create(net, count)
+    if saved:
+        optimizer.copy_(saved)
 
     def prepare(rank: int) -> dict[str, Callable[[int], StepResult]]:
-        return {"train": create_train_step(net, buffers[rank], batches, 0.9, LOG_PRIOR)}
+        own = optimizer.for_worker(rank)
+        return {"train": create_train_step(net, own, batches, 0.9, LOG_PRIOR)}
 
     with Workers(count, prepare) as workers:
         results = [result for steps in parts for result in workers.run("train", steps)]
     assert len({step for step, _ in results}) == len(results)
-    return Trained(dict(results), flat(net.state_dict()), buffers.clone())
+    return Trained(dict(results), flat(net.state_dict()), optimizer.clone())
 
 
 def train_with_plain_sgd(net: Network, batches: Batches, steps: range) -> tuple[Any, list[float]]:
@@ -86,7 +92,7 @@ def train_with_plain_sgd(net: Network, batches: Batches, steps: range) -> tuple[
     for step in steps:
         pixels, labels = batches.batch(step)
         optimizer.param_groups[0]["lr"] = batches.schedule.lr_at(step)
-        loss = F.cross_entropy(net(pixels) + LOG_PRIOR, labels)
+        loss = F.cross_entropy(net.training_logits(pixels) + LOG_PRIOR, labels)
         optimizer.zero_grad()
         loss.backward()
         if net.pretrained:
@@ -111,20 +117,50 @@ def test_one_worker_equals_plain_sgd(arch: str, batches: Batches) -> None:
     assert (trained.weights - before).abs().max() > 1e-4
 
 
-def test_saved_momentum_is_continued(batches: Batches) -> None:
-    whole = train_in_workers(create_network("tinyvgg"), batches, 1, range(6))
+@pytest.mark.parametrize("until", [3, 9])  # before and after the first sample of the average
+def test_saved_momentum_and_average_are_continued(until: int, batches: Batches) -> None:
+    whole = train_in_workers(create_network("tinyvgg"), batches, 1, range(17))
     net = create_network("tinyvgg")
-    half = train_in_workers(net, batches, 1, range(3))
-    rest = train_in_workers(net, batches, 1, range(3, 6), momentum=half.momentum)
+    half = train_in_workers(net, batches, 1, range(until))
+    rest = train_in_workers(net, batches, 1, range(until, 17), saved=half.optimizer)
     assert torch.equal(rest.weights, whole.weights) and not torch.equal(half.weights, whole.weights)
+    assert torch.equal(rest.optimizer.average, whole.optimizer.average)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_momentum_of_another_number_of_workers_is_used_as_far_as_it_goes(workers: int) -> None:
     net = create_network("tinyvgg")
-    saved = torch.arange(2.0)[:, None].expand(2, sum(p.numel() for p in net.parameters())) + 1
-    buffers = parameters.create_momentum_buffers(net, workers, saved)
-    assert buffers.is_shared() and buffers[:, 0].tolist() == [1, 2, 0][:workers]
+    size = sum(p.numel() for p in net.parameters())
+    saved = OptimizerState(torch.tensor([[1.0], [2.0]]).repeat(1, size), torch.full((size,), 7.0))
+    optimizer = OptimizerState.create(net, workers)
+    optimizer.copy_(saved)
+    assert optimizer.momentum.is_shared() and optimizer.average.is_shared()
+    assert optimizer.momentum[:, 0].tolist() == [1, 2, 0][:workers]
+    assert (optimizer.average == 7.0).all()
+
+
+def test_all_workers_move_one_average_to_the_weights_of_every_eighth_step(batches: Batches) -> None:
+    net = create_network("tinyvgg")
+    start = flat_parameters(net)
+    none = train_in_workers(net, batches, 2, range(7))
+    assert torch.equal(none.optimizer.average, start)
+    one = train_in_workers(net, batches, 1, range(7, 8), saved=none.optimizer)
+    weights = flat_parameters(net)
+    assert torch.allclose(one.optimizer.average, start.lerp(weights, 4 / 5), atol=1e-7)
+    assert not torch.allclose(weights, start, atol=1e-5)
+
+
+def test_the_network_has_the_averaged_weights_for_a_while() -> None:
+    net = create_network("efficientnet_lite0")
+    parameters.share_parameters(net)
+    optimizer, before = OptimizerState.create(net, 1), flat_parameters(net)
+    optimizer.average.add_(1)
+    is_trained = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in net.parameters()])
+    with pytest.raises(RuntimeError), optimizer.averaged(net):
+        assert torch.equal(flat_parameters(net)[is_trained], optimizer.average)
+        assert torch.equal(flat_parameters(net)[~is_trained], before[~is_trained])
+        raise RuntimeError
+    assert torch.equal(flat_parameters(net), before), "also where something is raised"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -145,7 +181,7 @@ def test_two_workers_train_on_every_photo_once_per_epoch_and_both_take_part(
     assert sorted(trained.results) == list(range(16))
     assert sum(result.images for result in trained.results.values()) == 2 * 120
     assert not torch.equal(trained.weights, before)
-    assert (trained.momentum != 0).any(dim=1).tolist() == [True, True]
+    assert (trained.optimizer.momentum != 0).any(dim=1).tolist() == [True, True]
 
 
 def test_a_killed_worker_costs_one_batch(tmp_path: Path, batches: Batches) -> None:
@@ -153,10 +189,10 @@ def test_a_killed_worker_costs_one_batch(tmp_path: Path, batches: Batches) -> No
     net, log = create_network("tinyvgg"), tmp_path / "log"
     note = log_to(log)
     parameters.share_parameters(net)
-    momentum = parameters.create_momentum_buffers(net, 2, None)
+    optimizer = OptimizerState.create(net, 2)
 
     def prepare(rank: int) -> dict[str, Callable[[int], Any]]:
-        train_step = create_train_step(net, momentum[rank], batches, 0.9, LOG_PRIOR)
+        train_step = create_train_step(net, optimizer.for_worker(rank), batches, 0.9, LOG_PRIOR)
 
         def job(step: int) -> Any:
             note(str(step))
@@ -182,8 +218,8 @@ def test_a_killed_worker_costs_one_batch(tmp_path: Path, batches: Batches) -> No
 def test_training_maps_no_photos_into_memory(batches: Batches) -> None:
     net = create_network("tinyvgg")
     parameters.share_parameters(net)
-    momentum = parameters.create_momentum_buffers(net, 1, None)
-    train_step = create_train_step(net, momentum[0], batches, 0.9, LOG_PRIOR)
+    optimizer = OptimizerState.create(net, 1)
+    train_step = create_train_step(net, optimizer, batches, 0.9, LOG_PRIOR)
     maps = ForkedCall(lambda: train_step(0) and Path("/proc/self/maps").read_text()).result()
     assert "libtorch" in maps and "pixels.npy" not in maps
 

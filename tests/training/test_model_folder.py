@@ -5,15 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import ForkedCall, new_state
+from helpers import ForkedCall, hogwild_row, validated_state
 
-import model
-from hogwear.networks.parameters import create_momentum_buffers
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint
-from hogwear.training.history import RunningMetrics
 from hogwear.training.model_folder import ModelFolder, keep_beside
-from hogwear.training.recovery import Snapshot
 from hogwear.training.run_state import RunState
 
 
@@ -24,10 +20,7 @@ def folder(tmp_path: Path) -> ModelFolder:
 
 @pytest.fixture
 def state() -> RunState:
-    state, net = new_state(), model.build("tinyvgg", 5, 32)
-    momentum = create_momentum_buffers(net, 1, None)
-    state.snapshot = Snapshot.take(net, momentum, 8, 120, RunningMetrics())
-    return state
+    return validated_state(hogwild_row(1), images_seen=8)
 
 
 def claim_elsewhere(folder: ModelFolder) -> str:

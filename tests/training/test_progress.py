@@ -25,7 +25,7 @@ def terminal() -> Terminal:
 def test_the_bar_has_the_speed_and_the_loss_that_the_epoch_line_will_have(
     terminal: Terminal,
 ) -> None:
-    with redirect_stderr(terminal), TrainingBar(240, 30, SINGLE_MACHINE) as bar:
+    with redirect_stderr(terminal), TrainingBar(SINGLE_MACHINE) as bar:
         bar.update(60, 240, METRICS)
         bar.bar.refresh()
         shown = terminal.getvalue().rpartition("\r")[2]
@@ -33,8 +33,19 @@ def test_the_bar_has_the_speed_and_the_loss_that_the_epoch_line_will_have(
     assert "120 images/s, train loss 0.500]" in shown
 
 
+def test_a_run_whose_end_depends_on_its_losses_has_no_time_left_to_show(
+    terminal: Terminal,
+) -> None:
+    with redirect_stderr(terminal), TrainingBar(SINGLE_MACHINE) as bar:
+        bar.update(60, None, METRICS)
+        bar.bar.refresh()
+        shown = terminal.getvalue().rpartition("\r")[2]
+    assert shown.startswith("training: 60 images [00:0") and "%" not in shown and "?" not in shown
+    assert shown.rstrip().endswith(", 120 images/s, train loss 0.500]")
+
+
 def test_nothing_of_the_bar_stays_on_the_screen(terminal: Terminal) -> None:
-    with redirect_stderr(terminal), TrainingBar(240, 0, SINGLE_MACHINE) as bar:
+    with redirect_stderr(terminal), TrainingBar(SINGLE_MACHINE) as bar:
         bar.update(240, 240, METRICS)
         assert "training:" in terminal.getvalue()
     assert terminal.getvalue().rpartition("\r")[2].strip() == ""
@@ -43,7 +54,7 @@ def test_nothing_of_the_bar_stays_on_the_screen(terminal: Terminal) -> None:
 def test_the_bar_counts_the_images_of_all_machines(terminal: Terminal) -> None:
     cluster = SingleMachine()
     cluster.machines = 3
-    with redirect_stderr(terminal), TrainingBar(80, 10, cluster) as bar:
+    with redirect_stderr(terminal), TrainingBar(cluster) as bar:
         bar.update(20, 80, METRICS)
         assert (bar.bar.n, bar.bar.total) == (60, 240)
         bar.update(5, 100, METRICS)
@@ -53,13 +64,13 @@ def test_the_bar_counts_the_images_of_all_machines(terminal: Terminal) -> None:
 def test_other_machines_than_rank_0_have_no_bar(terminal: Terminal) -> None:
     cluster = SingleMachine()
     cluster.rank = 1
-    with redirect_stderr(terminal), TrainingBar(80, 10, cluster) as bar:
+    with redirect_stderr(terminal), TrainingBar(cluster) as bar:
         bar.update(20, 80, METRICS)
     assert terminal.getvalue() == ""
 
 
 def test_without_a_terminal_there_are_lines_only(capsys: pytest.CaptureFixture[str]) -> None:
-    with TrainingBar(240, 0, SINGLE_MACHINE) as bar:
+    with TrainingBar(SINGLE_MACHINE) as bar:
         bar.update(240, 240, METRICS)
-        bar.print("epoch 1/1")
-    assert capsys.readouterr() == ("epoch 1/1\n", "")
+        bar.print("epoch 1")
+    assert capsys.readouterr() == ("epoch 1\n", "")

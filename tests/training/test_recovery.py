@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from hogwear.networks.parameters import OptimizerState
 from hogwear.training.history import RunningMetrics
 from hogwear.training.recovery import DivergenceDetector, Snapshot, TrainingDiverged
 
@@ -16,48 +17,58 @@ def net() -> nn.Linear:
     return nn.Linear(4, 3)
 
 
-def take(net: nn.Module, momentum: torch.Tensor) -> Snapshot:
-    return Snapshot.take(net, momentum, 300, 120, RunningMetrics(images=60))
+@pytest.fixture
+def optimizer(net: nn.Module) -> OptimizerState:
+    """Of two workers."""
+    optimizer = OptimizerState.create(net, 2)
+    optimizer.momentum.fill_(1)
+    return optimizer
 
 
-def test_a_snapshot_does_not_change_with_the_network(net: nn.Linear) -> None:
-    momentum, metrics = torch.ones(2, 15), RunningMetrics(images=60)
-    snapshot = Snapshot.take(net, momentum, 300, 120, metrics)
+def take(net: nn.Module, optimizer: OptimizerState) -> Snapshot:
+    return Snapshot.take(net, optimizer, 300, 2.5, RunningMetrics(images=60))
+
+
+def test_a_snapshot_does_not_change_with_the_network(
+    net: nn.Linear, optimizer: OptimizerState
+) -> None:
+    metrics, average = RunningMetrics(images=60), optimizer.average.clone()
+    snapshot = Snapshot.take(net, optimizer, 300, 2.5, metrics)
     before = net.weight.detach().clone()
     with torch.no_grad():
         net.weight += 1
-    momentum += 1
+    optimizer.momentum.add_(1)
+    optimizer.average.add_(1)
     metrics.images += 1
     assert torch.equal(snapshot.weights["weight"], before)
-    assert snapshot.momentum is not None and (snapshot.momentum == 1).all()
+    assert (snapshot.optimizer.momentum == 1).all()
+    assert torch.equal(snapshot.optimizer.average, average)
     assert (snapshot.metrics.images, snapshot.epochs_done) == (60, 2.5)
 
 
-def test_restoring_writes_into_the_same_memory(net: nn.Linear) -> None:
+def test_restoring_writes_into_the_same_memory(net: nn.Linear, optimizer: OptimizerState) -> None:
     """Workers share it, so nothing may be replaced."""
-    momentum = torch.ones(2, 15)
-    snapshot, memory = take(net, momentum), (net.weight.data_ptr(), momentum.data_ptr())
-    before = net.weight.detach().clone()
+    tensors = net.weight, optimizer.momentum, optimizer.average
+    snapshot, memory = take(net, optimizer), [tensor.data_ptr() for tensor in tensors]
+    before = [tensor.detach().clone() for tensor in tensors]
     with torch.no_grad():
-        net.weight.fill_(math.nan)
-    momentum.fill_(math.inf)
-    snapshot.restore(net, momentum)
-    assert torch.equal(net.weight, before) and (momentum == 1).all()
-    assert (net.weight.data_ptr(), momentum.data_ptr()) == memory
+        for tensor in tensors:
+            tensor.fill_(math.nan)
+    snapshot.restore(net, optimizer)
+    for tensor, value in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, value)
+    assert [tensor.data_ptr() for tensor in tensors] == memory
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_one_weight_or_momentum_that_is_not_finite_is_noticed(
-    net: nn.Linear, broken: float
+@pytest.mark.parametrize("where", ["momentum", "average", "weights"])
+def test_one_number_that_is_not_finite_is_noticed(
+    where: str, net: nn.Linear, optimizer: OptimizerState, broken: float
 ) -> None:
-    momentum = torch.ones(2, 15)
-    assert take(net, momentum).is_finite
-    momentum[1, 14] = broken
-    assert not take(net, momentum).is_finite
-    momentum.fill_(0)
-    with torch.no_grad():
-        net.bias[2] = broken
-    assert not take(net, momentum).is_finite
+    assert take(net, optimizer).is_finite
+    tensors = {"weights": net.bias.detach(), **vars(optimizer)}
+    tensors[where].view(-1)[-1] = broken
+    assert not take(net, optimizer).is_finite
 
 
 def test_a_loss_far_above_guessing_for_some_batches_is_divergence() -> None:

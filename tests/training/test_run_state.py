@@ -7,29 +7,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, new_state
+from helpers import CLASSES, hogwild_row, new_state, validated_state
 
 import model
-from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint
 from hogwear.training.checkpoint import Checkpoint
-from hogwear.training.history import Best, EpochRow, History, RunningMetrics
-from hogwear.training.recovery import Snapshot
+from hogwear.training.discriminant import Forecast
+from hogwear.training.history import CLOSED_FORM, HistoryRow, RunningMetrics
+from hogwear.training.photo_sets import PhotoSet
 from hogwear.training.run_state import RunState
 from hogwear.training.schedule import LiveSettings, Schedule
 
-ROW = EpochRow(1, 120, 0.001, 0.25, 0.9, 0.5, 0.75, 98.76)
+ROW = hogwild_row(1)
+FIRST = HistoryRow(0.0, CLOSED_FORM, val_loss=0.9, val_acc=0.5)
 
 
 @pytest.fixture
 def state() -> RunState:
     """In the second epoch of two machines."""
-    net = model.build("tinyvgg", 5, 32)
-    snapshot = Snapshot.take(net, torch.ones(2, 6215), 150, 120, RunningMetrics(30, 9.5, 20, 0.5))
-    history = History([ROW], Best(1, 32, 0.5, 0.75, 1.5, 0.8, snapshot.weights))
+    state = validated_state(ROW, images_seen=150)
+    assert state.snapshot
+    metrics, momentum = RunningMetrics(30, 9.5, 20, 0.5), torch.ones(2, 6215)
+    optimizer = replace(state.snapshot.optimizer, momentum=momentum)
     return replace(
-        new_state(), machines=2, job_id="night", first_epoch=0, history=history,
-        total_images=300, rollbacks=1, snapshot=snapshot,
+        state, machines=2, job_id="night", images_seen=300, total_images=300, rollbacks=1,
+        start_loss=0.9, ridge=0.4, forecast=Forecast(0.7, 0.8, 120),
+        snapshot=replace(state.snapshot, metrics=metrics, optimizer=optimizer),
     )  # fmt: skip
 
 
@@ -50,6 +53,8 @@ def test_what_was_saved_is_loaded(state: RunState, tmp_path: Path) -> None:
     assert plain(loaded) == plain(state)
     assert loaded.class_names == CLASSES and loaded.hyperparameters == state.hyperparameters
     assert loaded.history.rows == [ROW] and loaded.history.best
+    assert loaded.forecast == state.forecast and (loaded.start_loss, loaded.ridge) == (0.9, 0.4)
+    assert loaded.snapshot and (loaded.snapshot.optimizer.momentum == 1).all()
     assert loaded.snapshot and loaded.snapshot.metrics == RunningMetrics(30, 9.5, 20, 0.5)
     assert isinstance(loaded.trained_on, np.ndarray) and loaded.photos == state.photos
 
@@ -59,7 +64,7 @@ def test_what_is_saved_is_a_valid_checkpoint(state: RunState, finished: bool) ->
     state.finished = finished
     saved = {"format": checkpoint.FORMAT, **state.state_dict()}
     model.validate_checkpoint(Checkpoint(Path("checkpoint.pt"), saved, ""))
-    assert (saved["momentum"] is None) == finished
+    assert (saved["snapshot"] is None) == finished, "a finished run has its best weights only"
 
 
 def test_the_images_of_all_machines_count(state: RunState) -> None:
@@ -72,13 +77,43 @@ def test_an_interrupted_run_resumes_with_everything_but_its_photos(state: RunSta
     assert resumed.trained_on.tolist() == list(range(9))
     assert resumed.snapshot is state.snapshot and resumed.history is state.history
     assert (resumed.machines, resumed.rollbacks, resumed.total_images) == (2, 1, 300)
+    assert (resumed.start_loss, resumed.ridge) == (0.9, 0.4) and resumed.forecast == state.forecast
 
 
-def test_a_finished_run_leaves_its_history_only(state: RunState) -> None:
+def test_a_finished_run_leaves_its_history_and_its_forecast_only(state: RunState) -> None:
     state.finished = True
     resumed = new_state().resume(state)
     assert resumed.history is state.history and resumed.first_epoch == 1 and not resumed.finished
+    assert (resumed.forecast, resumed.ridge) == (state.forecast, 0.4)
+    assert resumed.start_loss is None
     assert resumed.snapshot is None and resumed.rollbacks == 0 and resumed.total_images is None
+
+
+@pytest.mark.parametrize(("epochs", "first_epoch"), [(0.0, 0), (0.5, 1), (2.0, 2), (2.25, 3)])
+def test_the_next_run_begins_with_a_whole_epoch(
+    state: RunState, epochs: float, first_epoch: int
+) -> None:
+    state.finished, state.history.rows = True, [hogwild_row(epochs)]
+    assert new_state().resume(state).first_epoch == first_epoch
+
+
+def test_the_next_run_knows_whether_its_training_photos_are_others(state: RunState) -> None:
+    state.finished, run, other = True, new_state(), PhotoSet(5, "1" * 64)
+    assert not run.resume(state).train_photos_changed
+    assert (
+        not replace(run, photos=replace(run.photos, val=other)).resume(state).train_photos_changed
+    )
+    assert replace(run, photos=replace(run.photos, train=other)).resume(state).train_photos_changed
+
+
+def test_the_losses_of_a_run_are_those_of_its_averages_and_of_its_start(state: RunState) -> None:
+    rows = [FIRST, hogwild_row(1.0, 0.8), hogwild_row(2.0, 0.7)]
+    solved_again = replace(FIRST, epoch=2.0, val_loss=0.65)
+    further = [solved_again, hogwild_row(2.5, 0.6), hogwild_row(3.0, 0.5)]
+    state.history.rows = rows + further
+    assert replace(state, first_epoch=2, start_loss=0.65).losses() == [0.65, 0.6, 0.5]
+    state.history.rows = rows
+    assert state.losses() == [0.9, 0.8, 0.7]
 
 
 def test_a_finished_run_is_continued_at_the_size_of_its_best_weights(state: RunState) -> None:
@@ -92,8 +127,8 @@ def test_a_finished_run_is_continued_at_the_size_of_its_best_weights(state: RunS
 # --- where training goes on
 
 
-def schedule_of(num_photos: int, total_images: int = 240) -> Schedule:
-    return Schedule(num_photos, 16, 0.01, 0, 0, LiveSettings.create(total_images))
+def schedule_of(num_photos: int) -> Schedule:
+    return Schedule(num_photos, 16, 0.01, 0, 0, LiveSettings.create())
 
 
 def test_a_new_run_starts_with_the_first_step() -> None:
@@ -109,17 +144,5 @@ def test_one_machine_goes_on_with_the_next_batch(state: RunState) -> None:
 def test_another_number_of_machines_goes_on_in_the_same_epoch(
     state: RunState, machines: int, num_photos: int
 ) -> None:
-    schedule = schedule_of(num_photos, total_images=3 * num_photos)
-    step = state.first_step(schedule, machines)
-    assert step == int(1.25 * schedule.steps_per_epoch)
-
-
-def test_a_run_with_no_step_left_is_refused_unless_an_epoch_is_to_be_closed(
-    state: RunState,
-) -> None:
-    state.machines = 1
-    assert state.snapshot
-    assert state.first_step(schedule_of(30, total_images=60), 1) >= 4, "validated, and finished"
-    state.snapshot = replace(state.snapshot, metrics=RunningMetrics())
-    with pytest.raises(BadInput, match=r"has seen 150 images.*would end after 60: use --fresh"):
-        state.first_step(schedule_of(30, total_images=60), 1)
+    schedule = schedule_of(num_photos)
+    assert state.first_step(schedule, machines) == int(1.25 * schedule.steps_per_epoch)

@@ -1,5 +1,6 @@
-"""The order of the photos, and the learning rate."""
+"""The order of the photos, the learning rate, and the average of the weights."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,14 +17,14 @@ from hogwear.training.schedule import LiveSettings, Schedule, choose_peak_lr
 
 @pytest.fixture
 def schedule() -> Schedule:
-    """Two epochs of 120 photos; the last batch of each has 8 photos."""
+    """Of 120 photos; the last batch of each epoch has 8."""
     return Schedule(
         num_photos=120,
         batch_size=16,
         peak_lr=0.01,
         seed=0,
         first_epoch=0,
-        live=LiveSettings.create(total_images=240),
+        live=LiveSettings.create(),
     )
 
 
@@ -32,7 +33,7 @@ def photos_of(schedule: Schedule, steps: range) -> list[int]:
 
 
 def test_an_epoch_holds_every_photo_exactly_once(schedule: Schedule) -> None:
-    assert (schedule.steps_per_epoch, schedule.total_steps) == (8, 16)
+    assert schedule.steps_per_epoch == 8
     first, second = photos_of(schedule, range(8)), photos_of(schedule, range(8, 16))
     assert sorted(first) == sorted(second) == list(range(120))
     assert first != second, "each epoch has its own order"
@@ -71,35 +72,62 @@ def test_images_before_and_step_at_are_inverse_with_a_short_last_batch_too(
     schedule: Schedule, batch_size: int
 ) -> None:
     schedule = replace(schedule, batch_size=batch_size)
-    counts = [schedule.images_before(step) for step in range(schedule.total_steps + 1)]
+    steps = range(2 * schedule.steps_per_epoch + 1)
+    counts = [schedule.images_before(step) for step in steps]
     assert counts[0] == 0 and counts[schedule.steps_per_epoch] == 120 and counts[-1] == 240
     assert all(0 < later - earlier <= batch_size for earlier, later in pairwise(counts))
-    assert [schedule.step_at(count) for count in counts] == list(range(schedule.total_steps + 1))
+    assert [schedule.step_at(count) for count in counts] == list(steps)
+    assert [schedule.steps_for(count) for count in counts] == list(steps)
     assert schedule.step_at(min(batch_size, 120) // 2) == 0, "half a batch is no step"
 
 
-def test_the_learning_rate_warms_up_and_ends_near_zero(schedule: Schedule) -> None:
-    schedule = replace(schedule, batch_size=1)
-    rates = [schedule.lr_at(step) for step in range(schedule.total_steps)]
-    peak = rates.index(max(rates))
-    assert peak == pytest.approx(0.1 * schedule.total_steps, abs=2)
-    assert max(rates) == pytest.approx(0.01, rel=0.01)
-    assert 0 < rates[0] <= 0.001 and 0 <= rates[-1] < 1e-5
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    half_way = rates[int(0.55 * schedule.total_steps)]
-    assert half_way == pytest.approx(0.005, rel=0.02), "half-way down a cosine"
+def test_the_steps_for_a_number_of_images_see_all_of_them(schedule: Schedule) -> None:
+    assert [schedule.steps_for(images) for images in (1, 16, 17, 119, 121)] == [1, 1, 2, 8, 9]
 
 
-def test_other_processes_see_a_new_length_and_learning_rate(schedule: Schedule) -> None:
-    before = schedule.total_steps, schedule.lr_at(3)
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_the_learning_rate_warms_up_over_320_images_and_then_stays(
+    schedule: Schedule, batch_size: int
+) -> None:
+    schedule = replace(schedule, num_photos=640, batch_size=batch_size)
+    rates = [schedule.lr_at(step) for step in range(5 * schedule.steps_per_epoch)]
+    warm_up = 320 // batch_size
+    assert rates[:warm_up] == pytest.approx([0.01 * (n + 1) / warm_up for n in range(warm_up)])
+    assert set(rates[warm_up - 1 :]) == {0.01}
 
+
+def test_other_processes_see_a_new_learning_rate(schedule: Schedule) -> None:
     def change() -> None:
-        schedule.live.total_images, schedule.live.lr_scale = 480, 0.25
+        schedule.live.lr_scale = 0.25
 
+    before = schedule.lr_at(3)
     ForkedCall(change).result()
-    assert before[0] == 16 and schedule.total_steps == 32
-    assert schedule.current_peak_lr == 0.0025 and schedule.lr_at(3) < before[1]
+    assert schedule.current_peak_lr == 0.0025 and schedule.lr_at(3) == before / 4
+
+
+def averaged(schedule: Schedule, start: float, weights: Sequence[float]) -> float:
+    """The average of weights that have these values after each step."""
+    average = start
+    for step, value in enumerate(weights):
+        average += schedule.average_weight(step) * (value - average)
+    return average
+
+
+def test_the_average_is_of_the_start_and_the_weights_after_every_eighth_step(
+    schedule: Schedule,
+) -> None:
+    between, last = [100.0] * 7, [5.0]
+    assert averaged(schedule, 5.0, between) == 5.0
+    assert averaged(schedule, 5.0, (between + last) * 3) == pytest.approx(5.0)
+    assert averaged(schedule, 0.0, between + last) == pytest.approx(4.0), "the start fades"
+
+
+@pytest.mark.parametrize("count", [2, 10, 200])
+def test_later_weights_count_more_in_the_average(schedule: Schedule, count: int) -> None:
+    """The t-th of n, beginning with the start, weighs t (t + 1) (t + 2): their mean is
+    (4 n + 1) / 5."""
+    weights = [float(2 + step // 8) for step in range(8 * (count - 1))]
+    assert averaged(schedule, 1.0, weights) == pytest.approx((4 * count + 1) / 5)
 
 
 @pytest.mark.parametrize(
