@@ -171,7 +171,7 @@ class EfficientNetLite0(Network):
             x = self.trunk(pixels)
         for block in self.blocks[TRUNK_BLOCKS:]:
             x = block(x)
-        return self.training_head(Level(self.last(x, relu6=True), 1.0).features())
+        return self.training_head(Level(self.last(x, relu6=True)).features())
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         levels = self.levels(self.trunk(pixels))

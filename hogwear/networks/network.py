@@ -43,7 +43,7 @@ class Network(nn.Module):
     def training_logits(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) pixels -> (B, num_classes) float32 logits of the training head.
 
-        With gradients of this head and the tail. Its features are the first ones of `features`.
+        With gradients of this head and the tail.
         """
         return self(pixels)
 

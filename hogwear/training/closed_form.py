@@ -4,13 +4,13 @@ Discriminant analysis (discriminant.py) of all photos of all machines. Its predi
 that were left out tell the accuracy to expect. Measurements: docs/decisions/closed-form-head.md.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from hogwear.cluster.peers import SingleMachine
-from hogwear.data.feature_file import FeatureFile
 from hogwear.data.near_duplicates import find_pairs, group_pairs
 from hogwear.data.pixels import Pixels
 from hogwear.system.arrays import Float32Array, Float64Array, Int64Array
@@ -31,12 +31,15 @@ MAX_LEFT_OUT = 5000  # photos; their accuracy has a standard error of at most 0.
 
 @dataclass(frozen=True)
 class Problem:
-    """The training photos of this machine, to be classified by the first `width` features."""
+    """The training photos of this machine, to be classified by `width` features.
 
-    file: FeatureFile
+    `read` gives those of some photos, (k, width) float32, by their place.
+    """
+
+    read: Callable[[Int64Array], Float32Array]
+    width: int
     photos: Pixels
     num_classes: int
-    width: int
 
     def solve(self, cluster: SingleMachine, ridge: float | None = None) -> Classifier:
         """The classifier for the photos of all machines, computed in processes of their own.
@@ -46,7 +49,7 @@ class Problem:
         labels = self.photos.labels
         sums, counts = cluster.all_reduce(call_in_worker(self.sum_classes))
         means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        residuals = Residuals(self.file, labels, means)
+        residuals = Residuals(self.read, labels, means)
 
         def classify(solver: Solver, groups: Int64Array, some: Int64Array) -> Classifier:
             if ridge is not None:
@@ -75,7 +78,7 @@ class Problem:
         labels = self.photos.labels
         sums = np.zeros((self.num_classes, self.width))
         for index in blocks(len(labels)):
-            np.add.at(sums, labels[index], self.file[index][:, : self.width])
+            np.add.at(sums, labels[index], self.read(index))
         return sums, np.bincount(labels, minlength=self.num_classes)
 
 
@@ -83,14 +86,13 @@ class Problem:
 class Residuals:
     """The features minus the means of their classes, (classes, D)."""
 
-    file: FeatureFile
+    read: Callable[[Int64Array], Float32Array]
     labels: Int64Array  # (n,)
     means: Float32Array
 
     def __getitem__(self, index: Int64Array) -> Float32Array:
         """Those of some photos, (k, D)."""
-        features = self.file[index][:, : self.means.shape[1]]
-        return features - self.means[self.labels[index]]
+        return self.read(index) - self.means[self.labels[index]]
 
     def scatter(self) -> Float32Array:
         """The sum of their outer products, (D, D)."""

@@ -17,7 +17,7 @@ from hogwear.data.feature_file import FeatureFile
 from hogwear.data.pixels import Pixels
 from hogwear.data.safe_decoder import show_progress
 from hogwear.networks.network import Network
-from hogwear.system.arrays import Int64Array
+from hogwear.system.arrays import Float16Array, Float32Array, Int64Array
 from hogwear.system.signals import Stop
 from hogwear.system.workers import Jobs, Workers
 from hogwear.training.closed_form import Problem
@@ -25,8 +25,9 @@ from hogwear.training.discriminant import Classifier
 
 BATCH_SIZE = 32
 Compute = Callable[[Int64Array], Tensor]
+Read = Callable[[Int64Array], Float32Array]
 # The training head is weaker than the other one, or it would have nothing left to learn
-TRAINING_RIDGE, TRAINING_SCALE = 0.6, 0.1  # the latter of its logits
+TRAINING_RIDGE, TRAINING_SCALE = 0.6, 0.03  # the latter of its logits
 
 
 class HeadSolver:
@@ -88,8 +89,14 @@ class HeadSolver:
             return None
         if not self.compute(workers, "first features", self.first, "computing features"):
             return None
-        classifier = self.solve(self.net.head, self.first, None)
-        self.solve(self.net.training_head, self.first, TRAINING_RIDGE)
+        classifier = self.solve(self.net.head, lambda index: as_float(self.first[index]), None)
+        width = self.net.training_head.in_features
+
+        def read_means(index: Int64Array) -> Float32Array:
+            """The means of the last activations: the first features are their square roots."""
+            return np.square(as_float(self.first[index][:, :width]))
+
+        self.solve(self.net.training_head, read_means, TRAINING_RIDGE)
         scale_head(self.net.training_head, TRAINING_SCALE)
         return classifier, len(self.photos) / (time.monotonic() - started)
 
@@ -104,7 +111,7 @@ class HeadSolver:
             return False
         if not self.compute(workers, "later features", self.later, "computing the head"):
             return False
-        self.solve(self.net.head, self.later, ridge)
+        self.solve(self.net.head, lambda index: as_float(self.later[index]), ridge)
         return True
 
     def compute(self, workers: Workers, job: str, file: FeatureFile, what: str) -> bool:
@@ -119,9 +126,9 @@ class HeadSolver:
         file.save_progress()
         return not self.stop.requested
 
-    def solve(self, head: nn.Linear, file: FeatureFile, ridge: float | None) -> Classifier:
+    def solve(self, head: nn.Linear, read: Read, ridge: float | None) -> Classifier:
         """Solve a head, the same on all machines."""
-        problem = Problem(file, self.photos, head.out_features, head.in_features)
+        problem = Problem(read, head.in_features, self.photos, head.out_features)
         classifier = problem.solve(self.cluster, ridge)
         values = np.concatenate([classifier.weight.ravel(), classifier.bias])
         values = np.frombuffer(self.cluster.broadcast_bytes(0, values.tobytes()), np.float32)
@@ -130,6 +137,10 @@ class HeadSolver:
             head.weight.copy_(torch.from_numpy(values[:size].copy()).view(head.weight.shape))
             head.bias.copy_(torch.from_numpy(values[size:].copy()))
         return classifier
+
+
+def as_float(features: Float16Array) -> Float32Array:
+    return features.astype(np.float32)
 
 
 def scale_head(head: nn.Linear, factor: float) -> None:
