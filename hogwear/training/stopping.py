@@ -48,6 +48,10 @@ class Length:
             return step >= steps
         return self.is_check(step) and not still_pays(self.state.losses())
 
+    def is_due(self, step: int) -> bool:
+        """Whether to validate before this step, if that has not been done."""
+        return self.is_check(step) or self.is_over(step)
+
     def is_check(self, step: int) -> bool:
         """Whether to validate before this step: after each doubling of the images."""
         return step in (self.check(number) for number in range(step.bit_length() + 1))

@@ -164,8 +164,7 @@ class Trainer:
 
     def is_check_due(self) -> bool:
         """Whether to validate before the next step."""
-        is_time = self.length.is_check(self.step) or self.length.is_over(self.step)
-        return self.metrics.images > 0 and is_time
+        return self.metrics.images > 0 and self.length.is_due(self.step)
 
     def validate_average(self) -> bool:
         """Validate the averaged weights. False if a stop was requested before."""
@@ -216,10 +215,8 @@ class Trainer:
 
     def take_snapshot(self) -> bool:
         """Copy what has been learned. False, keeping the last snapshot, if training diverged."""
-        epochs_done = self.step / self.schedule.steps_per_epoch
-        snapshot = Snapshot.take(
-            self.net, self.optimizer, self.images_seen, epochs_done, self.metrics
-        )
+        done = self.step / self.schedule.steps_per_epoch
+        snapshot = Snapshot.take(self.net, self.optimizer, self.images_seen, done, self.metrics)
         if self.detector.diverged or not snapshot.is_finite:
             return False
         self.state.snapshot = snapshot
