@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from hogwear.training.history import RunningMetrics
 from hogwear.training.run_state import RunState
 from hogwear.training.schedule import Schedule
 from hogwear.training.time_budget import Budget
@@ -38,6 +39,13 @@ class Length:
     @property
     def is_out_of_time(self) -> bool:
         return self.budget is not None and self.budget.seconds_left <= 0
+
+    def adjust(self, images_seen: int, session: RunningMetrics) -> None:
+        """Move the end of a run with a budget to where its time ends at the present speed."""
+        if self.budget:
+            left = self.budget.images_left(session.images, session.seconds)
+            if left is not None:
+                self.state.total_images = images_seen + left
 
     def is_over(self, step: int) -> bool:
         """Whether a run is over that has done so many steps, and validated them if it is time."""

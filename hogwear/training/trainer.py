@@ -196,8 +196,7 @@ class Trainer:
             for sums in (self.metrics, self.session_metrics):
                 sums.add(result, clock - started)
             self.cluster.sync_if_due(self.step / schedule.steps_per_epoch)
-            if self.budget:
-                self.adjust_length(self.budget)
+            self.length.adjust(self.images_seen, self.session_metrics)
             bar.update(self.images_seen, self.length.total_images, self.metrics)
         if self.length.is_check(self.step) and not detector.diverged:
             self.cluster.sync_parameters()
@@ -205,13 +204,6 @@ class Trainer:
             self.optimizer.average.copy_(torch.from_numpy(average) / self.cluster.machines)
         for sums in (self.metrics, self.session_metrics):
             sums.seconds += time.monotonic() - clock
-
-    def adjust_length(self, budget: Budget) -> None:
-        """Move the end of the run to where the budget ends at the present speed."""
-        session = self.session_metrics
-        left = budget.images_left(session.images, session.seconds)
-        if left is not None:
-            self.state.total_images = self.images_seen + left
 
     def take_snapshot(self) -> bool:
         """Copy what has been learned. False, keeping the last snapshot, if training diverged."""
