@@ -166,12 +166,11 @@ class EfficientNetLite0(Network):
                 means.append(Level(x))
         return [Level(self.last(x, relu6=True), 1.0), *roots, *means]
 
-    def training_logits(self, pixels: Tensor) -> Tensor:
-        with torch.no_grad():
-            x = self.trunk(pixels)
+    def training_tail(self, x: Tensor) -> Tensor:
         for block in self.blocks[TRUNK_BLOCKS:]:
             x = block(x)
-        return self.training_head(Level(self.last(x, relu6=True)).features())
+        logits: Tensor = self.training_head(Level(self.last(x, relu6=True)).features())
+        return logits
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         levels = self.levels(self.trunk(pixels))

@@ -10,7 +10,7 @@ import train
 from hogwear.system import command
 from hogwear.system.workers import Workers
 
-JOBS = ("moments", "train")  # of training's workers: closed form, training steps
+JOBS = ("trunk", "train")  # of training's workers: closed form, training steps
 run = Workers.run
 
 

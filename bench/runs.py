@@ -223,7 +223,7 @@ def start_up() -> str:
     predicting_seconds = format_range([seconds for seconds, _ in predicting])
     rows = [
         ["import torch", f"{format_range(importing)} s"],
-        ["train.py until the first result of the network", f"{format_range(first['moments'])} s"],
+        ["train.py until the first result of the network", f"{format_range(first['trunk'])} s"],
         ["train.py until the first training step", f"{format_range(first['train'])} s"],
         ["infer.py, five photos", f"{predicting_seconds} s"],
         ["prediction of one decoded photo on one thread", f"{latency} ms"],

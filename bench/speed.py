@@ -30,7 +30,7 @@ from hogwear.data.pixels import Pixels
 from hogwear.networks import kernels, layers
 from hogwear.networks.network import Network
 from hogwear.networks.parameters import (
-    create_momentum_buffers,
+    OptimizerState,
     share_parameters,
     trained_parameters,
     unflatten_like,
@@ -59,7 +59,7 @@ def training_step() -> str:
     with torch.no_grad():
         activations = net.trunk(pixels)
     parameters = trained_parameters(net)
-    buffers = unflatten_like(create_momentum_buffers(net, 1, None)[0], parameters)
+    buffers = unflatten_like(OptimizerState.create(net, 1).momentum[0], parameters)
 
     def trunk() -> None:
         with torch.no_grad():
@@ -70,7 +70,7 @@ def training_step() -> str:
             net.head(net.tail(activations))
 
     def tail_backward() -> None:
-        loss = F.cross_entropy(net.head(net.tail(activations)), labels)
+        loss = F.cross_entropy(net.training_tail(activations), labels)
         net.zero_grad()
         loss.backward()
 
@@ -154,19 +154,19 @@ class Training:
             skipped={},
             all_signatures=nothing,
         )
-        schedule = Schedule(self.PHOTOS, BATCH, LR, 0, 0, LiveSettings.create(total_images=1 << 40))
+        schedule = Schedule(self.PHOTOS, BATCH, LR, 0, 0, LiveSettings.create())
         self.batches = Batches(photos, CROP, schedule)
 
     def measure_hogwild(self, workers: int, threads: int = 1, shared: bool = True) -> float:
         """Images/s of all workers together; without `shared`, each has weights of its own."""
         net = shared_network()
-        momentum = create_momentum_buffers(net, workers, None)
+        optimizer = OptimizerState.create(net, workers)
 
         def prepare(rank: int) -> dict[str, Callable[[int], object]]:
             torch.set_num_threads(threads)
             own = net if shared else shared_network()
             settings = self.batches, MOMENTUM, torch.zeros(1)
-            return {"train": hogwild.create_train_step(own, momentum[rank], *settings)}
+            return {"train": hogwild.create_train_step(own, optimizer.for_worker(rank), *settings)}
 
         with Workers(workers, prepare) as pool:
             list(pool.run("train", range(4 * workers)))  # warm up

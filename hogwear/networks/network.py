@@ -41,11 +41,15 @@ class Network(nn.Module):
         return self.head(self.features(pixels))
 
     def training_logits(self, pixels: Tensor) -> Tensor:
-        """(B, S, S, 3) pixels -> (B, num_classes) float32 logits of the training head.
+        """(B, S, S, 3) pixels -> (B, num_classes) float32 logits of the training head."""
+        with torch.no_grad():
+            x = self.trunk(pixels)
+        return self.training_tail(x)
 
-        With gradients of this head and the tail.
-        """
-        return self(pixels)
+    def training_tail(self, x: Tensor) -> Tensor:
+        """Activations of the trunk -> logits of the training head, with gradients."""
+        logits: Tensor = self.head(self.tail(x))
+        return logits
 
     def class_activation_map(self, pixels: Tensor, classes: Tensor) -> Tensor:
         """How much each location contributes to the logit of `classes`, (B,) int64, one per photo.
