@@ -232,7 +232,7 @@ class TinyVGG(Network):
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # arXiv 1502.01852
                 nn.init.zeros_(layer.bias)
-        self.head = self.training_head = nn.Linear(c * self.side * self.side, num_classes)
+        self.head = nn.Linear(c * self.side * self.side, num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 

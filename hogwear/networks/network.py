@@ -17,7 +17,7 @@ class Network(nn.Module):
     default_lr: float  # peak learning rate
     pretrained: bool  # whether its features are useful before any training
     head: nn.Linear  # the classifier; its weights are never pretrained
-    training_head: nn.Linear  # the same as `head` in a network without pretrained weights
+    training_head: nn.Linear  # only in a pretrained network
 
     def trunk(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8, or float in 0..255 -> activations in the network's compute dtype."""
