@@ -174,11 +174,11 @@ def decode_some(files: list[Path], count: int, size: int) -> UInt8Array:
     return np.stack([decode(path, size) for path in files[:: len(files) // count][:count]])
 
 
-def pixels_of(images: UInt8Array, labels: Int64Array) -> Pixels:
-    """Pixels as the cache would return them, from arrays."""
+def pixels_of(images: UInt8Array, labels: Int64Array, folder: Path | None = None) -> Pixels:
+    """Pixels as the cache would return them, from arrays. Features are kept in the folder."""
     count = len(images)
     return Pixels(
-        Path(),
+        folder or Path("/nowhere"),
         images,
         np.arange(count),
         labels,

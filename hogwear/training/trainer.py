@@ -198,7 +198,7 @@ class Trainer:
             self.cluster.sync_if_due(self.step / schedule.steps_per_epoch)
             self.length.adjust(self.images_seen, self.session_metrics)
             bar.update(self.images_seen, self.length.total_images, self.metrics)
-        if self.length.is_check(self.step) and not detector.diverged:
+        if self.length.is_due(self.step) and not detector.diverged:
             self.cluster.sync_parameters()
             [average] = self.cluster.all_reduce([self.optimizer.average.numpy()])
             self.optimizer.average.copy_(torch.from_numpy(average) / self.cluster.machines)

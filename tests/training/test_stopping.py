@@ -1,0 +1,117 @@
+"""When a run is validated, and when it is over."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from helpers import hogwild_row, new_state
+
+from hogwear.training import time_budget
+from hogwear.training.history import INITIAL, HistoryRow
+from hogwear.training.photo_sets import PhotoSet
+from hogwear.training.schedule import LiveSettings, Schedule
+from hogwear.training.stopping import Length, still_pays
+from hogwear.training.time_budget import Budget
+
+MakeLength = Callable[..., Length]
+
+
+@pytest.fixture
+def length() -> MakeLength:
+    """length(photos=120): of a run on so many photos, in batches of 16."""
+
+    def length(photos: int = 120, machines: int = 1, epochs: int | None = None) -> Length:
+        state = new_state(epochs=epochs)
+        state.photos = replace(state.photos, train=PhotoSet(photos, "0" * 64))
+        state.history.rows, state.start_loss = [HistoryRow(0.0, INITIAL)], 1.0
+        schedule = Schedule(photos // machines, 16, 0.01, 0, 0, LiveSettings.create())
+        return Length(schedule, state, None)
+
+    return length
+
+
+def checks(length: Length, end: int) -> list[int]:
+    return [step for step in range(end) if length.is_check(step)]
+
+
+@pytest.mark.parametrize(
+    ("photos", "expected"),
+    [(1600, [64, 128, 256, 512]), (16_000, [500, 1000, 2000]), (160, [64, 128, 256])],
+)
+def test_a_run_is_validated_after_1024_images_or_half_an_epoch_and_then_when_they_double(
+    photos: int, expected: list[int], length: MakeLength
+) -> None:
+    assert checks(length(photos), expected[-1] + 1) == expected
+
+
+def test_the_next_validation_is_the_next_check_or_the_end_of_the_run(length: MakeLength) -> None:
+    run = length(1600)
+    for step in range(1, 300):
+        assert run.next_check(step) == next(s for s in range(step + 1, 600) if run.is_check(s))
+    assert [length(1600, epochs=2).next_check(step) for step in (0, 64, 128)] == [64, 128, 200]
+
+
+def test_all_machines_validate_after_the_same_part_of_an_epoch(length: MakeLength) -> None:
+    assert checks(length(3200, machines=2), 500) == [50, 100, 200, 400], "half an epoch of both"
+
+
+# --- the end
+
+
+@pytest.mark.parametrize(("epochs", "end"), [(0, 0), (1, 8), (3, 24)])
+def test_a_run_of_some_epochs_is_over_after_their_steps(
+    epochs: int, end: int, length: MakeLength
+) -> None:
+    run = length(120, epochs=epochs)
+    assert [step for step in range(30) if run.is_over(step)] == list(range(end, 30))
+    assert (run.total_steps, run.total_images) == (end, 120 * epochs)
+
+
+def test_a_planned_number_of_images_comes_before_epochs(length: MakeLength) -> None:
+    run = length(120)
+    run.state.total_images = 130
+    assert run.total_steps == 9 and not run.is_over(8) and run.is_over(9)
+    assert run.total_images == 136, "whole batches"
+
+
+def test_without_a_length_a_run_is_over_at_the_first_check_that_does_not_pay(
+    length: MakeLength,
+) -> None:
+    run = length(1600)
+    assert run.total_steps is run.total_images is None
+    assert not run.is_over(0) and not run.is_over(10_000 * 100 + 1)
+    run.state.history.rows.append(hogwild_row(0.64, 0.9))
+    assert not run.is_over(64), "the loss falls"
+    run.state.history.rows.append(hogwild_row(1.28, 0.9))
+    assert run.is_over(128) and not run.is_over(127) and not run.is_over(129)
+
+
+def test_a_run_is_over_when_its_time_is(
+    length: MakeLength, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time_budget.time, "monotonic", lambda: now[0])
+    run = replace(length(1600, epochs=9), budget=Budget(130.0, 96, closing_seconds=10.0))
+    assert not run.is_out_of_time and not run.is_over(5)
+    now[0] = 120.0
+    assert run.is_out_of_time and run.is_over(5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "pays"),
+    [
+        ([0.5], True),
+        ([0.5, 0.4], True),
+        ([0.5, 0.484], True),
+        ([0.5, 0.486], False),  # by less than 3 %
+        ([0.5, 0.6], False),
+        ([0.5, 0.4, 0.38], True),
+        ([0.5, 0.4, 0.39], False),
+        ([0.5, 0.6, 0.55], False),  # lower than the last, but not than the lowest
+        ([0.01, 0.0095], False),  # by less than 0.001
+        ([0.01, 0.0085], True),
+        ([0.0, 0.0], False),
+    ],
+)
+def test_going_on_pays_while_the_loss_falls_enough(losses: Sequence[float], pays: bool) -> None:
+    assert still_pays(losses) == pays
