@@ -16,7 +16,7 @@ MAX_ROLLBACKS = 2  # each halves the learning rate; the next divergence ends the
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Their ranges, and the defaults for a new run (measured in docs/decisions/defaults.md)."""
+    """Their ranges, and the defaults for a new run (measured in docs/decisions/fine-tuning.md)."""
 
     arch: str = flag("network architecture", "efficientnet_lite0", choices=ARCHITECTURES)
     image_size: int = flag(

@@ -106,7 +106,7 @@ def choose_peak_lr(
 ) -> float:
     """--lr, or else the network's default, lower for many workers or small batches.
 
-    docs/decisions/defaults.md; with several machines it is higher: docs/decisions/cluster.md.
+    docs/decisions/fine-tuning.md; with several machines it is higher: docs/decisions/cluster.md.
     """
     batch_scale = hyperparameters.batch_size / Hyperparameters.batch_size
     scale = min(1.0, STEADY_WORKERS / workers, batch_scale)

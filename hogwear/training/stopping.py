@@ -11,8 +11,9 @@ from hogwear.training.schedule import Schedule
 from hogwear.training.time_budget import Budget
 
 FIRST_EPOCHS, FIRST_IMAGES = 0.5, 1024  # before the first validation: the larger of both
-MIN_GAIN = 0.03  # by which the loss has to fall while the images double, relative to what it is ...
-MIN_NATS = 0.001  # ... and absolutely
+# By how much the validation loss has to fall for the run to go on, in nats: until the first
+# validation, and while the images double after it. docs/decisions/fine-tuning.md
+FIRST_GAIN, LATER_GAIN = 0.01, 0.003
 
 
 @dataclass(frozen=True)
@@ -81,5 +82,5 @@ def still_pays(losses: Sequence[float]) -> bool:
     """Whether to go on after these validation losses; the first is from before training."""
     if len(losses) == 1:
         return True
-    before = min(losses[:-1])
-    return before - losses[-1] >= max(MIN_GAIN * before, MIN_NATS)
+    gain = min(losses[:-1]) - losses[-1]
+    return gain >= (FIRST_GAIN if len(losses) == 2 else LATER_GAIN)
