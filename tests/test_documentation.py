@@ -189,7 +189,7 @@ def test_every_exit_code_in_the_readme_occurs(
     produced = {
         0: call(infer, *runs.at("terminated", data), *responses).code,
         1: runs.left_alone.code(),
-        2: call(train, "--epochs", 0).code,
+        2: call(train, "--epochs", -1).code,
         3: call(eval, *at(data, tmp_path / "model", tmp_path / "cache")).code,
         130: runs.interrupted.code(),
         141: unread.code(),

@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -36,7 +35,7 @@ STYLE: Any = {  # matplotlib types the keys as literals
     "svg.hashsalt": "hogwear",
 }
 SHOWN_CLASSES = 25  # of a confusion matrix; names and numbers of more could not be read
-SHOWN_EPOCHS = 10  # ticks of an axis
+SHOWN_EPOCHS = 6  # ticks of an axis
 
 
 @matplotlib.rc_context(STYLE)
@@ -103,49 +102,30 @@ def draw_confusion_matrix(matrix: Int64Array, class_names: Sequence[str]) -> Fig
 
 @matplotlib.rc_context(STYLE)
 def draw_learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
-    """Loss, accuracy, learning rate and throughput at each validation: the rows of metrics.csv.
+    """Loss and accuracy at each validation, from the rows of metrics.csv.
 
-    Heads in closed form, before and after training, are diamonds.
+    Classifiers in closed form, before training, are diamonds.
     """
-    panels = {
-        "Loss": ("train_loss", "val_loss"),
-        "Accuracy": ("train_acc", "val_acc"),
-        "Learning rate": ("lr",),
-        "Throughput (images/s)": ("images_per_second",),
-    }
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for name, colour in zip(names, (BLUE, ORANGE), strict=False):
-            draw_curve(axes, history, name, colour)
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    for axes, (title, name) in zip(
+        figure.subplots(1, 2), {"Loss": "loss", "Accuracy": "acc"}.items(), strict=True
+    ):
+        for split, colour in (("train", BLUE), ("val", ORANGE)):
+            rows = [row for row in history if row[f"{split}_{name}"] is not None]
+            points = [(row["epoch"], row[f"{split}_{name}"]) for row in rows]
+            style: dict[str, Any] = {"color": colour, "markersize": 4, "clip_on": False}
+            axes.plot([x for x, _ in points], [y for _, y in points], "o-", label=split, **style)
+        solved = [row for row in history if row["stage"] == "closed form"]
+        if solved:
+            style = {"color": ORANGE, "markersize": 7, "clip_on": False, "label": "closed form"}
+            xs, ys = [row["epoch"] for row in solved], [row[f"val_{name}"] for row in solved]
+            axes.plot(xs, ys, "D", **style)
         axes.set_title(title)
-        axes.grid(axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(SHOWN_EPOCHS, integer=True))
-        axes.set_xlim(-0.1, 0.1 + max(row["epoch"] for row in history))
-        if len(names) > 1:
-            axes.legend()
-        else:
-            axes.set_ylim(bottom=0)
-    for axes in figure.axes[2:]:
         axes.set_xlabel("Epoch")
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(SHOWN_EPOCHS))
+        axes.legend()
     return figure
-
-
-def draw_curve(axes: Axes, history: Sequence[dict[str, Any]], name: str, colour: str) -> None:
-    """A column of metrics.csv over the epochs; rows without a value are left out."""
-    rows = [row for row in history if row[name] is not None]
-    for marker, is_shown in (("o-", True), ("D", False)):
-        shown = [row for row in rows if (row["stage"] == "hogwild") == is_shown]
-        if name == "lr" and not is_shown:
-            continue
-        axes.plot(
-            [row["epoch"] for row in shown],
-            [row[name] for row in shown],
-            marker,
-            color=colour,
-            markersize=4,
-            label=name.partition("_")[0] + ("" if is_shown else ", closed form"),
-            clip_on=False,
-        )
 
 
 @matplotlib.rc_context(STYLE)

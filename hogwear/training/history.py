@@ -42,7 +42,7 @@ class HistoryRow:
     stage: str  # one of STAGES
     images: int = 0  # trained on since the row before
     lr: float = 0.0  # at the last of them
-    train_loss: float | None = None  # means over them
+    train_loss: float | None = None  # means over them, of the training head
     train_acc: float | None = None
     val_loss: float = 0.0  # calibrated
     val_acc: float = 0.0
