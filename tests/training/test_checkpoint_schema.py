@@ -42,12 +42,10 @@ NEVER = [
     REMOVED,
     EXTRA,
 ]
-OPTIONAL = (
-    ("job_id",),
-    ("total_images",),
-    ("hyperparameters", "lr"),
-    ("hyperparameters", "time_budget"),
-)  # which may be None
+OPTIONAL = (  # last parts of keys whose values may be None
+    *("job_id", "total_images", "start_loss", "ridge", "forecast"),
+    *("lr", "epochs", "time_budget", "train_loss", "train_acc"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Written:
 
 @pytest.fixture(scope="module")
 def written(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """A run that is interrupted in its second epoch, then resumed to its end."""
+    """A run of two epochs that is interrupted in the second one, then resumed to its end."""
     folder, states = tmp_path_factory.mktemp("written"), {}
     small = (
         "--arch",
@@ -126,7 +124,7 @@ def invalid_values(state: State, key: Key) -> Iterator[Any]:
             yield value
     if key != ("job_id",) and key[0] != "class_names":
         yield "x"
-    if key not in OPTIONAL and was is not None:
+    if was is not None and (key[-1] not in OPTIONAL or (key[0], key[-1]) == ("history", "lr")):
         yield None
     if not isinstance(was, bool):
         yield True
@@ -175,13 +173,16 @@ def cast(*key: Any, dtype: torch.dtype) -> Callable[[State], object]:
     return lambda state: changed(state, key, inner(state, key).to(dtype))
 
 
-HEAD = ("weights", "head.weight")
+HEAD = ("best", "weights", "head.weight")
+IS = "best.weights.head.weight is float32 of shape"
+EXPECTED = "expected finite float32 numbers of shape"
+FORECAST = {"accuracy": 0.8, "loss": 0.5, "photos": 120}
 EDGES: dict[str, Callable[[State], object]] = {
     "hyperparameters.arch is 'resnet50'": put("hyperparameters", "arch", value="resnet50"),
     "hyperparameters.image_size is 31,": put("hyperparameters", "image_size", value=31),
     "hyperparameters.image_size is 100000": put("hyperparameters", "image_size", value=100000),
     "hyperparameters.image_size is 32.0": put("hyperparameters", "image_size", value=32.0),
-    "hyperparameters.epochs is 0": put("hyperparameters", "epochs", value=0),
+    "hyperparameters.epochs is -1": put("hyperparameters", "epochs", value=-1),
     "hyperparameters.epochs is 1000000000": put("hyperparameters", "epochs", value=10**9),
     "hyperparameters.time_budget is 4611686018427387904": put(
         "hyperparameters", "time_budget", value=2**62
@@ -194,57 +195,77 @@ EDGES: dict[str, Callable[[State], object]] = {
     ),
     "printable names": put("class_names", 0, value="\x1b[2J"),
     "expected a list of two": put("class_names", 0, value=""),
-    "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (4, 640)": put(
-        "class_names", value=list(CLASSES[:4])
-    ),
-    "weights.head.weight is float32 of shape (5, 640), expected finite float32 numbers of shape (5, 2560)": put(
-        "hyperparameters", "image_size", value=64
-    ),
-    "weights.head.weight is float32 of shape (5, 640), expected finite": fill(
-        *HEAD, value=math.nan
-    ),
-    "expected finite float32": fill("best", *HEAD, value=math.inf),
-    "weights.head.weight is float64": cast(*HEAD, dtype=torch.float64),
-    "weights.head.weight is bfloat16": cast("best", *HEAD, dtype=torch.bfloat16),
-    "weights.head.weight is float32 of shape (3200,)": lambda state: changed(
-        state, HEAD, inner(state, HEAD).flatten()
-    ),
+    f"{IS} (5, 640), {EXPECTED} (4, 640)": put("class_names", value=list(CLASSES[:4])),
+    f"{IS} (5, 640), {EXPECTED} (5, 2560)": put("hyperparameters", "image_size", value=64),
+    f"{IS} (5, 640), expected finite": fill(*HEAD, value=math.nan),
+    "expected finite float32": fill(*HEAD, value=math.inf),
+    "best.weights.head.weight is float64": cast(*HEAD, dtype=torch.float64),
+    "best.weights.head.weight is bfloat16": cast(*HEAD, dtype=torch.bfloat16),
+    f"{IS} (3200,)": lambda state: changed(state, HEAD, inner(state, HEAD).flatten()),
     "best.temperature is 0.0": put("best", "temperature", value=0.0),
     "best.temperature is 1e-300": put("best", "temperature", value=1e-300),
     "best.confidence_threshold is 1.02": put("best", "confidence_threshold", value=1.02),
     "best.val_acc is 1.5": put("best", "val_acc", value=1.5),
-    "best.epoch is 3": put("best", "epoch", value=3),
+    "best.epoch is 2.5, expected a number, at least 0 and at most 2": put(
+        "best", "epoch", value=2.5
+    ),
     "best.image_size is 64": put("best", "image_size", value=64),
-    "epoch 1 of history.epoch is 2": put("history", 0, "epoch", value=2),
+    "row 2 of history.epoch is 2.0, expected a number, at least 3": put(
+        "history", 0, "epoch", value=3.0
+    ),
+    "row 1 of history.stage is 'refit', expected one of initial, closed form, hogwild": put(
+        "history", 0, "stage", value="refit"
+    ),
+    "row 1 of history.val_acc is 1.5": put("history", 0, "val_acc", value=1.5),
     "best.epoch is missing": put("best", value={}),
-    "best is of type dict, expected None": put("history", value=[]),
-    "first_epoch is 3": put("first_epoch", value=3),
+    "best is None, expected a dict": put("best", value=None),
+    "history is of type list, expected a list of validations": put("history", value=[]),
+    "forecast.accuracy is 1.5": put("forecast", value=FORECAST | {"accuracy": 1.5}),
+    "forecast.photos is 0": put("forecast", value=FORECAST | {"photos": 0}),
+    "forecast.loss is missing": put("forecast", value={"accuracy": 0.8, "photos": 120}),
+    "ridge is 0.0": put("ridge", value=0.0),
+    "start_loss is -0.5": put("start_loss", value=-0.5),
     "rollbacks is 3": put("rollbacks", value=3),
-    "epoch_metrics.correct is 1,": lambda state: state["epoch_metrics"].update(images=0, correct=1),
     "photos.val.sha256 is": put("photos", "val", "sha256", value="g" * 64),
     "photos.val.count is 0": put("photos", "val", "count", value=0),
 }
 FINISHED: dict[str, Callable[[State], object]] = EDGES | {
-    "momentum is None": put("finished", value=False),
-    "momentum is float32 of shape (1, 1), expected None": put("momentum", value=torch.zeros(1, 1)),
-    "history is of type list, expected at least one epoch": lambda state: state.update(
-        history=[], best=None, first_epoch=0
-    ),
+    "snapshot is None, expected a dict": put("finished", value=False),
+    "snapshot is float32 of shape (1, 1), expected None": put("snapshot", value=torch.zeros(1, 1)),
 }
+
+
+def momentum(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[State], object]:
+    """Change the momentum, (2, 6215)."""
+    key = ("snapshot", "momentum")
+    return lambda state: changed(state, key, change(inner(state, key)))
+
+
 INTERRUPTED: dict[str, Callable[[State], object]] = {
-    "momentum is float32 of shape (2, 6215), expected None": put("finished", value=True),
-    "momentum is float32 of shape (2, 6215), expected finite": fill("momentum", value=math.nan),
-    "momentum is float32 of shape (6215,)": lambda state: changed(
-        state, ("momentum",), state["momentum"][0]
+    "snapshot is of type dict, expected None": put("finished", value=True),
+    "snapshot is None, expected a dict": put("snapshot", value=None),
+    "snapshot.momentum is float32 of shape (2, 6215), expected finite": fill(
+        "snapshot", "momentum", value=math.nan
     ),
-    "momentum is float32 of shape (0, 6215)": lambda state: changed(
-        state, ("momentum",), state["momentum"][:0]
+    "snapshot.momentum is float32 of shape (6215,)": momentum(lambda m: m[0]),
+    "snapshot.momentum is float32 of shape (0, 6215)": momentum(lambda m: m[:0]),
+    "snapshot.momentum is float32 of shape (2, 6214)": momentum(lambda m: m[:, 1:]),
+    "snapshot.momentum is None": put("snapshot", "momentum", value=None),
+    "snapshot.average is float32 of shape (6215,), expected finite": fill(
+        "snapshot", "average", value=math.inf
     ),
-    "momentum is float32 of shape (2, 6214)": lambda state: changed(
-        state, ("momentum",), state["momentum"][:, 1:]
+    "snapshot.average is float32 of shape (1,)": put("snapshot", "average", value=torch.zeros(1)),
+    "snapshot.weights.head.bias is float32 of shape (5,), expected finite": fill(
+        "snapshot", "weights", "head.bias", value=math.nan
     ),
-    "momentum is None": put("momentum", value=None),
+    "snapshot.metrics.correct is 1, expected an integer, at least 0 and at most 0": (
+        lambda state: inner(state, ("snapshot", "metrics")).update(images=0, correct=1)
+    ),
 }
+
+
+def test_a_forecast_is_accepted(written: Written) -> None:
+    assert problem(written.state("finished") | {"forecast": FORECAST, "ridge": 0.4}) == ""
 
 
 @pytest.mark.parametrize(("said", "change"), FINISHED.items(), ids=list(FINISHED))
@@ -283,7 +304,7 @@ def invalid_states(written: Written) -> dict[str, State]:
             key
             for key in keys(state)
             if len(key) == 1
-            or (key[0] in ("hyperparameters", "best", "epoch_metrics", "photos") and len(key) == 2)
+            or (key[0] in ("hyperparameters", "best", "snapshot", "photos") and len(key) == 2)
         ]
         states |= {
             f"{name} without {key}": changed(copy.deepcopy(state), key, REMOVED) for key in tops

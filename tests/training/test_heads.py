@@ -68,7 +68,7 @@ class Counted:
                     self.stop.left -= 1
                     yield each
 
-            pool.run = count  # type: ignore[method-assign]
+            pool.run = count  # type: ignore[method-assign, assignment]
             return function(pool)
 
 
@@ -147,7 +147,7 @@ def test_a_later_head_is_that_of_the_features_as_they_are_now(photos: Pixels) ->
         assert this.call(lambda workers: this.solver.solve_again(workers, 0.4))
         return this.net.head.weight.clone().numpy()
 
-    one, again, other = (elsewhere(lambda c=c: solve(c)) for c in (1.0, 1.0, 0.5))
+    one, again, other = (ForkedCall(solve, change).result() for change in (1.0, 1.0, 0.5))
     assert np.array_equal(one, again) and not np.allclose(one, other, rtol=0.1)
 
 

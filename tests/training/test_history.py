@@ -86,8 +86,8 @@ def test_the_line_of_a_classifier_in_closed_form_has_the_forecast_and_no_trainin
 
 def test_the_csv_has_a_row_per_validation_with_every_digit(tmp_path: Path) -> None:
     loss = 0.1 + 0.2
-    rows = [HistoryRow(0.0, CLOSED_FORM, val_acc=0.5), hogwild_row(0.5, loss, 1 / 3)]
-    History(rows).write_csv(tmp_path / "metrics.csv")
+    history = [HistoryRow(0.0, CLOSED_FORM, val_acc=0.5), hogwild_row(0.5, loss, 1 / 3)]
+    History(history).write_csv(tmp_path / "metrics.csv")
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [

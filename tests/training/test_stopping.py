@@ -1,12 +1,12 @@
 """When a run is validated, and when it is over."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 from helpers import hogwild_row, new_state
 
-from hogwear.training import time_budget
 from hogwear.training.history import INITIAL, HistoryRow
 from hogwear.training.photo_sets import PhotoSet
 from hogwear.training.schedule import LiveSettings, Schedule
@@ -90,7 +90,7 @@ def test_a_run_is_over_when_its_time_is(
     length: MakeLength, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(time_budget.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     run = replace(length(1600, epochs=9), budget=Budget(130.0, 96, closing_seconds=10.0))
     assert not run.is_out_of_time and not run.is_over(5)
     now[0] = 120.0

@@ -137,7 +137,7 @@ def test_the_first_stage_is_saved_before_the_first_step(tmp_path: Path, arch: st
 
     def fail_in_the_first_step() -> None:
         trainer = project.trainer()
-        trainer.detector.__class__.add = fail  # type: ignore[method-assign]
+        trainer.detector.__class__.add = fail  # type: ignore[method-assign, assignment]
         with pytest.raises(SystemError):
             trainer.fit(Stop())
 
@@ -167,7 +167,7 @@ def test_a_stop_in_the_first_stage_leaves_no_checkpoint(pretrained: Project) -> 
 def test_the_result_is_never_worse_than_the_first_stage(
     arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predict_right, rows = Validator.predict, []
+    predict_right, rows = Validator.predict, list[int]()
 
     def predict_worse_and_worse(validator: Validator) -> tuple[Float32Array, Int64Array]:
         _, labels = predict_right(validator)
