@@ -20,7 +20,6 @@ from hogwear.training.discriminant import (
     ByPhotos,
     Classifier,
     LeftOut,
-    Solver,
     solve,
     solve_with,
 )
@@ -51,25 +50,24 @@ class Problem:
         means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
         residuals = Residuals(self.read, labels, means)
 
-        def classify(solver: Solver, groups: Int64Array, some: Int64Array) -> Classifier:
+        def solve_by_photos() -> Classifier:
+            solver = ByPhotos(residuals[np.arange(len(labels))], means)
             if ridge is not None:
                 return solve_with(solver, ridge)
-            return solve(solver, LeftOut.group(labels[some], groups[some], counts))
-
-        def solve_by_photos() -> Classifier:
-            everyone = np.arange(len(labels))
-            solver = ByPhotos(residuals[everyone], means)
-            return classify(solver, group_near_duplicates(self.photos), everyone)
+            return solve(solver, LeftOut.group(labels, group_near_duplicates(self.photos), counts))
 
         if cluster.machines == 1 and len(labels) <= self.width:
             return call_in_worker(solve_by_photos)
         [scatter] = cluster.all_reduce([call_in_worker(residuals.scatter)])
 
         def solve_by_features() -> Classifier:
-            groups = group_near_duplicates(self.photos)
+            nobody = np.empty(0, np.int64)
+            groups = nobody if ridge is not None else group_near_duplicates(self.photos)
             some = choose_groups(groups, MAX_LEFT_OUT)
             solver = ByFeatures(scatter, int(counts.sum()), means, residuals[some])
-            return classify(solver, groups, some)
+            if ridge is not None:
+                return solve_with(solver, ridge)
+            return solve(solver, LeftOut.group(labels[some], groups[some], counts))
 
         return call_in_worker(solve_by_features)
 
@@ -78,7 +76,9 @@ class Problem:
         labels = self.photos.labels
         sums = np.zeros((self.num_classes, self.width))
         for index in blocks(len(labels)):
-            np.add.at(sums, labels[index], self.read(index))
+            is_class = np.equal.outer(np.arange(self.num_classes), labels[index])
+            features = torch.from_numpy(self.read(index))
+            sums += (torch.from_numpy(is_class.astype(np.float32)) @ features).numpy()
         return sums, np.bincount(labels, minlength=self.num_classes)
 
 
