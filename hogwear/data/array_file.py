@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hogwear.system.arrays import AnyArray, Int64Array
+from hogwear.system.errors import naming
 
 
 class ArrayFile:
@@ -45,10 +46,13 @@ class ArrayFile:
         return arrays
 
     def __setitem__(self, row: int, array: AnyArray) -> None:
-        """Write one row, an array of the file's dtype. Raises OSError when the disk is full."""
-        if os.pwrite(self.file.fileno(), array.data, self.start + row * self.stride) < self.stride:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+        """Write one row, an array of the file's dtype. OSError, with its name, on a full disk."""
+        place = self.start + row * self.stride
+        with naming(Path(self.file.name)):
+            if os.pwrite(self.file.fileno(), array.data, place) < self.stride:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def flush(self) -> None:
-        """Return once everything written is on the disk."""
-        os.fsync(self.file.fileno())
+        """Return once everything written is on the disk. Raises OSError as writing a row."""
+        with naming(Path(self.file.name)):
+            os.fsync(self.file.fileno())

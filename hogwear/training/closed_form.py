@@ -20,6 +20,7 @@ from hogwear.training.discriminant import (
     ByPhotos,
     Classifier,
     LeftOut,
+    Solver,
     solve,
     solve_with,
 )
@@ -43,33 +44,31 @@ class Problem:
     def solve(self, cluster: SingleMachine, ridge: float | None = None) -> Classifier:
         """The classifier for the photos of all machines, computed in processes of their own.
 
-        Without a `ridge`, the photos left out choose it, and they calibrate the logits.
+        Without a `ridge`, the photos left out choose it and calibrate the logits.
         """
         labels = self.photos.labels
         sums, counts = cluster.all_reduce(call_in_worker(self.sum_classes))
         means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
         residuals = Residuals(self.read, labels, means)
 
-        def solve_by_photos() -> Classifier:
-            solver = ByPhotos(residuals[np.arange(len(labels))], means)
+        def classify(create: Callable[[Int64Array], Solver], most: int) -> Classifier:
             if ridge is not None:
-                return solve_with(solver, ridge)
-            return solve(solver, LeftOut.group(labels, group_near_duplicates(self.photos), counts))
+                return solve_with(create(np.arange(0)), ridge)
+            groups = group_near_duplicates(self.photos)
+            some = choose_groups(groups, most)
+            return solve(create(some), LeftOut.group(labels[some], groups[some], counts))
+
+        def by_photos(some: Int64Array) -> Solver:
+            return ByPhotos(residuals[np.arange(len(labels))], means)
 
         if cluster.machines == 1 and len(labels) <= self.width:
-            return call_in_worker(solve_by_photos)
+            return call_in_worker(lambda: classify(by_photos, len(labels)))
         [scatter] = cluster.all_reduce([call_in_worker(residuals.scatter)])
 
-        def solve_by_features() -> Classifier:
-            nobody = np.empty(0, np.int64)
-            groups = nobody if ridge is not None else group_near_duplicates(self.photos)
-            some = choose_groups(groups, MAX_LEFT_OUT)
-            solver = ByFeatures(scatter, int(counts.sum()), means, residuals[some])
-            if ridge is not None:
-                return solve_with(solver, ridge)
-            return solve(solver, LeftOut.group(labels[some], groups[some], counts))
+        def by_features(some: Int64Array) -> Solver:
+            return ByFeatures(scatter, int(counts.sum()), means, residuals[some])
 
-        return call_in_worker(solve_by_features)
+        return call_in_worker(lambda: classify(by_features, MAX_LEFT_OUT))
 
     def sum_classes(self) -> tuple[Float64Array, Int64Array]:
         """By class: the sum of the features, (classes, D), and the number of photos, (classes,)."""
@@ -84,11 +83,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Residuals:
-    """The features minus the means of their classes, (classes, D)."""
+    """The features of photos, minus the means of their classes."""
 
     read: Callable[[Int64Array], Float32Array]
     labels: Int64Array  # (n,)
-    means: Float32Array
+    means: Float32Array  # (classes, D)
 
     def __getitem__(self, index: Int64Array) -> Float32Array:
         """Those of some photos, (k, D)."""
@@ -118,10 +117,9 @@ def group_near_duplicates(photos: Pixels) -> Int64Array:
 
 
 def choose_groups(groups: Int64Array, most: int) -> Int64Array:
-    """About `most` photos, (k,) sorted: whole groups, chosen at random, the same every time."""
-    names = np.unique(groups)
-    shuffled = np.random.default_rng(0).permutation(len(names))
-    place = np.empty_like(shuffled)
-    place[shuffled] = np.arange(len(names))
-    order = np.argsort(place[np.searchsorted(names, groups)], kind="stable")
-    return np.sort(order[:most])
+    """At most `most` photos, (k,) sorted: whole groups, chosen at random, the same every time."""
+    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(sizes))
+    order = order[sizes[order] <= most]
+    chosen = order[np.cumsum(sizes[order]) <= most]
+    return np.flatnonzero(np.isin(index, chosen))

@@ -3,7 +3,8 @@
 The within-class covariance gets a ridge, and the logits a temperature. Both are chosen by the
 predictions for photos that were left out, together with their near duplicates. These predictions
 follow from the solution for all photos by a low-rank update, so nothing is solved again; they equal
-those of a classifier trained without the photos. Formulas: docs/decisions/closed-form-head.md.
+those of a classifier trained without the photos (but for N, which stays, so that the ridge counts
+as much). Formulas: docs/decisions/closed-form-head.md.
 
 Let r be the residuals of the features (minus the mean of their class), m the means of the classes,
 N the number of photos, and A = R'R / N + ridge * I. All that is needed are products in the metric
@@ -11,7 +12,9 @@ of A's inverse. With more features than photos, they follow from the matrix of t
 (`ByPhotos`), otherwise from A itself (`ByFeatures`): the smaller of both.
 """
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +26,7 @@ from hogwear.system.arrays import Float32Array, Int64Array
 
 FIRST_RIDGE = 0.4  # in units of the mean within-class variance; the search starts here
 MAX_EXPONENT = 12  # of 2, by which it goes away from there
+ROUNDING = 1e-6  # where 0 is the difference of ones; of equal photos, it would tell the class
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,12 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Weight, (classes, D), and bias, (classes,), of calibrated logits."""
+    """Weight, (classes, D), and bias, (classes,), of logits; they are calibrated if forecast."""
 
     weight: Float32Array
     bias: Float32Array
     ridge: float  # in units of the mean within-class variance
-    forecast: Forecast | None  # None where no photo can be left out: one of each class
+    forecast: Forecast | None  # None where no photo was left out
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Solver:
         return max(variance, 1e-3 * float(self.means.square().mean()), 1e-6)
 
     def products(self, ridge: float) -> Products:
+        """Raises LinAlgError for a ridge that is lost in rounding."""
         raise NotImplementedError
 
 
@@ -97,9 +102,9 @@ class ByPhotos(Solver):
         solved = inverse @ self.mixed
 
         def own(rows: Tensor) -> Tensor:
-            identity = torch.eye(rows.shape[1])
             inner = inverse[rows[:, :, None], rows[:, None, :]]
-            return self.count * (identity - self.count * ridge * inner)
+            leverage = torch.eye(rows.shape[1]) - self.count * ridge * inner
+            return self.count * leverage.where(leverage.abs() > ROUNDING, 0)
 
         means = (self.between - self.mixed.T @ solved) / ridge
         weight = (self.means - solved.T @ self.residuals) / ridge
@@ -153,8 +158,8 @@ class LeftOut:
         A group with photos of several classes counts as one of each class. Photos whose class has
         no other group cannot be left out: nothing of the class would remain.
         """
-        keys = np.stack([groups, labels], axis=1)
-        _, index, sizes = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+        keys = groups * len(counts) + labels
+        _, index, sizes = np.unique(keys, return_inverse=True, return_counts=True)
         by_group = np.split(np.argsort(index, kind="stable"), np.cumsum(sizes)[:-1])
         by_size: dict[int, list[Int64Array]] = {}
         for rows in by_group:
@@ -164,65 +169,59 @@ class LeftOut:
 
     @property
     def rows(self) -> Int64Array:
-        """All rows that are left out, in the order of `predict`."""
+        """All rows that are left out, (k,), in the order of `predict`. There must be some."""
         return np.concatenate([rows.ravel() for rows in self.groups])
 
     def predict(self, products: Products) -> Float32Array:
-        """The logits of each photo from a classifier without its group, (rows, classes)."""
+        """The logits of each photo from a classifier without its group, (k, classes)."""
         total = int(self.counts.sum())
-        parts = [
-            predict_without(
-                products,
-                torch.from_numpy(rows),
-                torch.from_numpy(self.labels[rows[:, 0]]),
-                torch.from_numpy(self.counts),
-                total,
-            ).flatten(0, 1)
-            for rows in self.groups
-        ]
+        parts = []
+        for rows in self.groups:
+            classes = self.labels[rows[:, 0]]
+            left = (self.counts[classes] - rows.shape[1]).astype(np.float32)
+            tensors = (torch.from_numpy(each) for each in (rows, classes, left))
+            parts.append(predict_without(products, *tensors, total).flatten(0, 1))
         return torch.cat(parts).numpy()
 
 
 def predict_without(
-    products: Products, rows: Tensor, classes: Tensor, counts: Tensor, total: int
+    products: Products, rows: Tensor, classes: Tensor, left: Tensor, total: int
 ) -> Tensor:
     """The logits of b groups of g photos from classifiers without each group, (b, g, classes).
 
-    Without a group of class c, the scatter loses the products of B = [r, s / sqrt(n - g)], where s
-    is the sum of the group's residuals and n the size of the class, and the mean of the class moves
-    by -s / (n - g). The inverse follows by the Woodbury identity.
+    `rows` is (b, g); of the class of each group, `classes`, (b,), `left` photos remain, (b,)
+    float32. `total` is N, with and without the group.
+
+    Let s be the sum of the group's residuals r and n the size of its class. Without the group, the
+    scatter loses the products of B = [r, s / sqrt(n - g)], and the mean of the class moves by
+    -s / (n - g). The inverse follows by the Woodbury identity.
     """
     batch, size = rows.shape
-    own, mixed, means = products.own(rows), products.mixed[rows], products.means
-    left = (counts[classes] - size).float()  # photos of the class that remain
-    root = left.sqrt().reciprocal().expand(size, batch).T[:, :, None]
-    change = torch.cat([torch.eye(size).expand(batch, size, size), root], dim=2)  # B = R' change
+    own, mixed = products.own(rows), products.mixed[rows]
+    root = left.sqrt().reciprocal()[:, None, None].expand(batch, size, 1)
+    change = torch.cat([torch.eye(size).expand(batch, size, size), root], dim=2)  # B = r change
     lost = change.transpose(1, 2) @ own @ change / total
     inner = torch.linalg.solve(torch.eye(size + 1) - lost, change.transpose(1, 2))
-    update = change @ inner / total  # (b, g, g): A's inverse gains R' update R, in its metric
+    update = change @ inner / total  # (b, g, g): the inverse of A gains r update r'
+    solved = update @ mixed
 
+    # Products in the metric of the new inverse; of_class: the mean of the class with all means
     index = torch.arange(batch)
-    with_class = mixed[index, :, classes]  # (b, g): r with the mean of the class
-    of_class = means[classes]  # (b, classes)
-    with_group = own + with_class[:, None, :]  # (b, g, g): features with r
-    # 1. Of all classes, as if no mean moved
-    cross = mixed + of_class[:, None, :] + with_group @ update @ mixed  # (b, g, classes)
-    square = means.diagonal() + (mixed * (update @ mixed)).sum(1)  # (b, classes)
-    # 2. Of the class itself, whose mean moves by -s / left
-    share = (1 / left)[:, None]
-    with_sum = with_group.sum(2) + (with_group @ update @ own).sum(2)
-    moved = cross[index, :, classes] - share * with_sum
-    mean_sum = with_class.sum(1) + (with_class[:, None, :] @ update @ own).sum((1, 2))
-    sum_sum = own.sum((1, 2)) + (own.sum(1)[:, None, :] @ update @ own.sum(2)[:, :, None])[:, 0, 0]
-    moved_square = square[index, classes] - 2 * mean_sum / left + sum_sum / left**2
-    logits = cross - square[:, None, :] / 2
-    logits[index, :, classes] = moved - moved_square[:, None] / 2
+    of_class = products.means[classes] + (mixed[index, :, classes][:, None] @ solved)[:, 0]
+    square = products.means.diagonal() + (mixed * solved).sum(1)  # (b, classes): m with itself
+    mixed, own = mixed + own @ solved, own + own @ update @ own
+
+    # The mean of the class moves; a feature is r plus the old mean
+    with_sum = mixed[index, :, classes].sum(1)  # (b,): of s with the mean of the class
+    square[index, classes] += own.sum((1, 2)) / left.square() - 2 * with_sum / left
+    logits = mixed + of_class[:, None, :] - square[:, None, :] / 2
+    logits[index, :, classes] -= (own.sum(2) + with_sum[:, None]) / left[:, None]
     return logits
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What a ridge leads to."""
+    """What a ridge, in units of the variance, leads to."""
 
     ridge: float
     weight: Tensor  # (classes, D)
@@ -231,26 +230,34 @@ class Solution:
 
     @property
     def loss(self) -> float:
-        return self.forecast.loss if self.forecast else 0.0
+        return self.forecast.loss if self.forecast else math.inf
 
 
 def solve(solver: Solver, left_out: LeftOut) -> Classifier:
     """The classifier with the ridge and the temperature that suit the photos left out best."""
+    if not left_out.groups:
+        return to_classifier(solver, guess(solver))
     tried: dict[int, Solution] = {}  # by exponent
 
     def loss(exponent: int) -> float:
-        if exponent not in tried:
-            tried[exponent] = attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
-        return tried[exponent].loss
+        if exponent not in tried and abs(exponent) <= MAX_EXPONENT:
+            with suppress(torch.linalg.LinAlgError):  # so small a ridge is lost in rounding
+                tried[exponent] = attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
+        return tried[exponent].loss if exponent in tried else math.inf
 
     # Downhill among powers of two: the loss has one minimum, as far as was measured
     best = 0
     for step in 2, 1:
         while (nearby := min((best, best - step, best + step), key=loss)) != best:
             best = nearby
-            if abs(best) >= MAX_EXPONENT:
-                break
     return to_classifier(solver, tried[best])
+
+
+def guess(solver: Solver) -> Solution:
+    """Where no photo can be left out: modest logits, for nothing tells how wrong they are."""
+    products = solver.products(FIRST_RIDGE * solver.variance)
+    of_means = products.means - products.means.diagonal() / 2
+    return Solution(FIRST_RIDGE, products.weight, float(of_means.std()) or 1.0)
 
 
 def solve_with(solver: Solver, ridge: float) -> Classifier:
@@ -267,8 +274,6 @@ def to_classifier(solver: Solver, found: Solution) -> Classifier:
 def attempt(solver: Solver, left_out: LeftOut, ridge: float) -> Solution:
     """Predict the photos left out with this ridge, in units of the variance, and calibrate that."""
     products = solver.products(ridge * solver.variance)
-    if not left_out.groups:
-        return Solution(ridge, products.weight)
     labels = left_out.labels[left_out.rows]
     logits = left_out.predict(products)
     temperature = calibration.fit_any_temperature(logits, labels)
