@@ -94,7 +94,9 @@ class Level:
         """
         x = self.activations.float()
         if self.root_scale is not None:
-            weight = weight * self.features() / x.mean((1, 2)).clamp(MIN_MEAN)
+            means = x.mean((1, 2))
+            x = x + (means.clamp(MIN_MEAN) - means)[:, None, None]
+            weight = weight * self.features() / means.clamp(MIN_MEAN)
         return torch.einsum("bhwc,bc->bhw", x, weight) / (x.shape[1] * x.shape[2])
 
 

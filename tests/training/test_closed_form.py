@@ -1,86 +1,127 @@
-"""The classifier in closed form equals linear discriminant analysis."""
+"""The classifier of all photos: of a file read in parts, of several machines, without near duplicates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers import SIZE, decode_some, pixels_of
+from machines import run_machines
 
-import model
-from hogwear.cluster.peers import SINGLE_MACHINE
+from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
+from hogwear.data.near_duplicates import compute_signature
 from hogwear.data.pixels import Pixels
-from hogwear.networks.parameters import share_parameters
-from hogwear.system.signals import Stop
-from hogwear.system.workers import Workers
+from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.training import closed_form
-from hogwear.training.closed_form import LOGIT_SCALE, RIDGE, Moments, fit_head, solve_classifier
+from hogwear.training.closed_form import Problem, choose_groups, group_near_duplicates
+from hogwear.training.discriminant import (
+    ByFeatures,
+    ByPhotos,
+    Classifier,
+    LeftOut,
+    solve,
+    solve_with,
+)
+
+COUNT = 70
 
 
 @pytest.fixture(scope="module")
 def photos(photo_files: list[Path]) -> Pixels:
     """70 real photos; the classes are dark, grey and bright ones."""
-    images = decode_some(photo_files, 70, SIZE)
-    return pixels_of(images, images.mean((1, 2, 3)).argsort().argsort() // 24)
+    images = decode_some(photo_files, COUNT, SIZE)
+    return with_signatures(pixels_of(images, images.mean((1, 2, 3)).argsort().argsort() // 24))
 
 
-def mean_colour(pixels: torch.Tensor) -> torch.Tensor:
-    """Features, (B, 3)."""
-    return pixels.float().mean((1, 2)) / 255
+def with_signatures(photos: Pixels) -> Pixels:
+    images = photos.images[photos.rows]
+    return replace(photos, all_signatures=np.stack([compute_signature(image) for image in images]))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_closed_form_equals_discriminant_analysis_of_all_features_at_once(
-    workers: int, photos: Pixels
+def problem_of(photos: Pixels, cells: int) -> Problem:
+    """Features are the mean colours of cells * cells parts of a photo."""
+    side = SIZE // cells
+
+    def read(index: Int64Array) -> Float32Array:
+        images = photos.images[photos.rows[index]].astype(np.float32) / 255
+        parts = images.reshape(len(index), cells, side, cells, side, 3)
+        return parts.mean((2, 4)).reshape(len(index), 3 * cells * cells)
+
+    return Problem(read, 3 * cells * cells, photos, 3)
+
+
+def same(one: Classifier, other: Classifier) -> bool:
+    """But for rounding."""
+    return one.ridge == other.ridge and all(
+        np.abs(x - y).max() < 5e-3 * np.abs(y).max()
+        for x, y in ((one.weight, other.weight), (one.bias, other.bias))
+    )
+
+
+@pytest.mark.parametrize("ridge", [None, 0.6])
+@pytest.mark.parametrize("cells", [4, 8], ids=["48 features", "192 features"])
+def test_the_classifier_is_that_of_all_features_at_once(
+    cells: int, ridge: float | None, photos: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moments = Moments(workers, 3, photos, 3)
-    with Workers(workers, lambda rank: {"moments": moments.job(mean_colour, rank)}) as pool:
-        list(pool.run("moments", moments.items))
-    weight, bias = solve_classifier(moments.sums())
+    monkeypatch.setattr(closed_form, "ROWS_AT_ONCE", 9)
+    problem = problem_of(photos, cells)
+    found = problem.solve(SINGLE_MACHINE, ridge)
 
-    labels = photos.labels
-    f = mean_colour(torch.from_numpy(np.asarray(photos.images))).double().numpy()
-    means = np.stack([f[labels == c].mean(0) for c in range(3)])
-    covariance = (f - means[labels]).T @ (f - means[labels]) / 70
-    covariance += RIDGE * np.trace(covariance) / 3 * np.eye(3)
-    solved = np.linalg.solve(covariance, means.T)  # (features, classes)
-    logits = f @ solved - (means.T * solved).sum(0) / 2
-    logits -= logits.mean(1, keepdims=True)
-    assert np.abs((f @ weight.numpy().T + bias.numpy()) / LOGIT_SCALE - logits).max() < 1e-3
-    assert np.abs(logits).max() > 1
+    features, labels = problem.read(np.arange(COUNT)), photos.labels
+    means = np.stack([features[labels == c].mean(0) for c in range(3)])
+    residuals = features - means[labels]
+    for solver in (
+        ByPhotos(residuals, means),
+        ByFeatures(residuals.T @ residuals, COUNT, means, residuals),
+    ):
+        left_out = LeftOut.group(labels, group_near_duplicates(photos), np.bincount(labels))
+        assert same(found, solve(solver, left_out) if ridge is None else solve_with(solver, ridge))
+    assert (found.forecast is None) == (ridge is not None)
+    assert ((features @ found.weight.T + found.bias).argmax(1) == labels).mean() > 0.8
 
 
-def test_each_class_contributes_equally_many_photos_where_it_has_them(
-    photos: Pixels, monkeypatch: pytest.MonkeyPatch
+def test_near_duplicates_are_left_out_together(photo_files: list[Path]) -> None:
+    """Photos with labels by chance can be recognised, but not learned from others."""
+    images = np.repeat(decode_some(photo_files, COUNT, SIZE), 2, axis=0)
+    images[1::2] = np.clip(images[1::2].astype(np.int64) + 1, 0, 255)
+    labels = np.repeat(np.random.default_rng(0).permutation(COUNT) % 3, 2)
+    without = pixels_of(images, labels)
+    photos = with_signatures(without)
+    assert np.array_equal(group_near_duplicates(photos)[1::2], group_near_duplicates(photos)[::2])
+    forecast = problem_of(photos, 8).solve(SINGLE_MACHINE).forecast
+    naive = problem_of(without, 8).solve(SINGLE_MACHINE).forecast
+    assert forecast and naive and forecast.photos == naive.photos == 2 * COUNT
+    assert forecast.accuracy < 0.6 and naive.accuracy > 0.9
+
+
+@pytest.mark.parametrize("ridge", [None, 0.6])
+@pytest.mark.parametrize("cells", [4, 8], ids=["48 features", "192 features"])
+def test_machines_that_add_up_their_sums_find_the_classifier_of_all_photos(
+    cells: int, ridge: float | None, photos: Pixels
 ) -> None:
-    monkeypatch.setattr(closed_form, "PHOTOS_PER_CLASS", 23)
-    chosen = Moments(1, 3, photos, 3).chosen
-    assert np.bincount(photos.labels[chosen]).tolist() == [23, 23, 22]
-    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    def solve_part(cluster: SingleMachine) -> Classifier:
+        part = photos.where(np.isin(np.arange(COUNT), np.arange(COUNT)[cluster.shard]))
+        return problem_of(part, cells).solve(cluster, ridge)
+
+    for found in run_machines(solve_part, solve_part):
+        alone = problem_of(photos, cells).solve(SINGLE_MACHINE, found.ridge)
+        if ridge is None:  # each machine calibrates by its own photos; that of rank 0 counts
+            assert found.forecast.photos == COUNT // 2
+            temperature = np.linalg.norm(alone.weight) / np.linalg.norm(found.weight)
+            found = replace(found, weight=found.weight * temperature, bias=found.bias * temperature)
+        assert same(found, alone)
 
 
-def test_machines_that_add_up_their_sums_find_the_classifier_of_all_photos(photos: Pixels) -> None:
-    def sums_of(rows: slice) -> list[np.ndarray]:
-        part = photos.where(np.isin(np.arange(70), np.arange(70)[rows]))
-        moments = Moments(1, 3, part, 3)
-        for start in moments.items:
-            moments.job(mean_colour, 0)(start)
-        return moments.sums()
-
-    parts = [sums_of(slice(rank, None, 2)) for rank in range(2)]
-    together = solve_classifier([one + other for one, other in zip(*parts, strict=True)])
-    alone = solve_classifier(sums_of(slice(None)))
-    assert all(torch.allclose(x, y, atol=1e-4) for x, y in zip(together, alone, strict=True))
+def test_groups_are_chosen_whole_and_the_same_every_time() -> None:
+    groups = np.repeat(np.arange(40), np.arange(40) % 5 + 1)[::-1].copy()
+    chosen = choose_groups(groups, 30)
+    assert 25 < len(chosen) <= 30 and np.array_equal(chosen, np.unique(chosen))
+    assert not np.isin(np.delete(groups, chosen), groups[chosen]).any()
+    assert np.array_equal(choose_groups(groups, 30), chosen)
+    assert np.array_equal(choose_groups(groups, len(groups)), np.arange(len(groups)))
+    assert chosen.tolist() != list(range(len(chosen))), "at random"
 
 
-@pytest.mark.parametrize("is_stopped", [False, True])
-def test_the_head_is_replaced_unless_a_stop_is_requested(photos: Pixels, is_stopped: bool) -> None:
-    net, stop = model.build("tinyvgg", 3, SIZE), Stop()
-    share_parameters(net)
-    before = net.head.bias.detach().clone()
-    moments = Moments(1, net.head.in_features, photos, 3)
-    stop.signal = int(is_stopped)
-    with Workers(1, lambda rank: {"moments": moments.job(net.features, rank)}) as pool:
-        fit_head(net, moments, pool, SINGLE_MACHINE, stop)
-    assert torch.equal(net.head.bias, before) == is_stopped
-    assert not net.head.bias.isnan().any() and net.head.weight.is_shared()
+def test_a_group_that_is_too_large_is_passed_over() -> None:
+    groups = np.r_[np.zeros(50, np.int64), np.arange(1, 20)]
+    assert len(choose_groups(groups, 10)) == 10 and choose_groups(groups, 10).min() >= 50

@@ -1,7 +1,9 @@
 """Heads in closed form: solved by workers, kept in the cache, and interrupted."""
 
+import os
+import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from helpers import SIZE, ForkedCall, decode_some, pixels_of, pretrained_network
 
+import model
 from hogwear.cluster.peers import SINGLE_MACHINE
 from hogwear.data.pixels import Pixels
 from hogwear.networks.network import Network
@@ -99,6 +102,44 @@ def test_the_first_heads_classify_the_photos_and_the_forecast_is_honest(
     assert 0.5 < classifier.forecast.accuracy < (head.argmax(1) == photos.labels).mean()
     assert classifier.forecast.photos == COUNT and speed > 0
     assert (training.argmax(1) == photos.labels).mean() > 0.8
+
+
+def solve_heads(photos: Pixels, workers: int) -> Any:
+    """Both heads, as one array."""
+    this = create(photos)
+    this.call(this.solver.solve_first, workers)
+    solved = [*this.net.head.parameters(), *this.net.training_head.parameters()]
+    return torch.cat([p.detach().flatten() for p in solved]).numpy()
+
+
+def copy_of(photos: Pixels, folder: Path) -> Pixels:
+    """The same photos with a cache of their own."""
+    folder.mkdir()
+    return replace(photos, folder=folder)
+
+
+def test_one_worker_and_two_find_the_same_heads(photos: Pixels, tmp_path: Path) -> None:
+    one = elsewhere(lambda: solve_heads(photos, 1))
+    two = elsewhere(lambda: solve_heads(copy_of(photos, tmp_path / "other"), 2))
+    assert np.array_equal(one, two) and one.std() > 0
+
+
+def test_a_worker_that_dies_changes_nothing(
+    photos: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, died = elsewhere(lambda: solve_heads(photos, 1)), tmp_path / "died"
+    calls, trunk = [], model.EfficientNetLite0.trunk
+
+    def die_once(net: model.EfficientNetLite0, pixels: torch.Tensor) -> torch.Tensor:
+        calls.append(pixels)
+        if len(calls) == 3 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trunk(net, pixels)
+
+    monkeypatch.setattr(model.EfficientNetLite0, "trunk", die_once)
+    found = elsewhere(lambda: solve_heads(copy_of(photos, tmp_path / "other"), 1))
+    assert died.exists() and np.array_equal(expected, found)
 
 
 def test_a_stop_leaves_the_heads_as_they_were_and_what_was_computed_in_the_cache(
