@@ -1,5 +1,6 @@
 """Private operations of PyTorch and their references: the same numbers, and training without them."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, SMALL_RUN, Call, at, saved
+from helpers import CLASSES, ROOT, SMALL_RUN, Call, at, saved
 from torch import Tensor
 
 import model
@@ -163,5 +164,5 @@ def test_a_whole_training_run_works_without_the_fast_operations(
     assert answer.code == 0, answer.stderr
     history: list[dict[str, Any]] = saved(tmp_path / "model")["history"]
     losses = [row["train_loss"] for row in history if row["stage"] == HOGWILD]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.5 * math.log(len(CLASSES)), "the loss of guessing"
     assert max(row["val_acc"] for row in history) > 0.7
