@@ -162,14 +162,13 @@ class Peers(SingleMachine):
             self.finish_sync()
         for number in range(self.syncs_started + 1, int(epochs * self.syncs_per_epoch) + 1):
             self.syncs_started = number
-            if number % self.syncs_per_epoch:  # the last of an epoch is `sync_parameters`
-                if self.sync_under_way:
-                    started = time.monotonic()
-                    self.finish_sync()
-                    self.waited_seconds += time.monotonic() - started
-                self.send("average_parameters", False)
-                self.syncs += 1
-                self.sync_under_way = True
+            if self.sync_under_way:
+                started = time.monotonic()
+                self.finish_sync()
+                self.waited_seconds += time.monotonic() - started
+            self.send("average_parameters", False)
+            self.syncs += 1
+            self.sync_under_way = True
 
     def sync_parameters(self) -> None:
         started = time.monotonic()

@@ -72,10 +72,19 @@ class Length:
         return check if steps is None else min(check, steps)
 
     def check(self, number: int) -> int:
-        """The step before which to validate, the first time for 0; the same part of an epoch on
-        all machines."""
+        """The step before which to validate, the first time for 0."""
+        return math.ceil(self.check_epochs(number) * self.schedule.steps_per_epoch)
+
+    def check_epochs(self, number: int) -> float:
+        """The epochs before that, the same on all machines."""
         first = max(FIRST_EPOCHS, FIRST_IMAGES / self.state.photos.train.count)
-        return math.ceil(first * 2**number * self.schedule.steps_per_epoch)
+        return first * 2**number
+
+    def epochs_before(self, step: int) -> float:
+        """Passes over the photos before a step: before a validation, the same on all machines."""
+        numbers = range(step.bit_length() + 1)
+        checks = (self.check_epochs(number) for number in numbers if self.check(number) == step)
+        return next(checks, step / self.schedule.steps_per_epoch)
 
 
 def still_pays(losses: Sequence[float]) -> bool:

@@ -177,7 +177,7 @@ class Trainer:
         return True
 
     def train_steps(self, bar: TrainingBar, stop: Stop) -> None:
-        schedule, detector, end = self.schedule, self.detector, self.length.next_check(self.step)
+        detector, end = self.detector, self.length.next_check(self.step)
         steps = takewhile(lambda step: step < end, count(self.step))
 
         def should_pause() -> bool:
@@ -195,7 +195,7 @@ class Trainer:
             started, clock = clock, time.monotonic()
             for sums in (self.metrics, self.session_metrics):
                 sums.add(result, clock - started)
-            self.cluster.sync_if_due(self.step / schedule.steps_per_epoch)
+            self.cluster.sync_if_due(self.length.epochs_before(self.step))
             self.length.adjust(self.images_seen, self.session_metrics)
             bar.update(self.images_seen, self.length.total_images, self.metrics)
         if self.length.is_due(self.step) and not detector.diverged:

