@@ -41,11 +41,11 @@ PHASES = {
     "hogwear.training.trainer:Trainer.__init__": "weights into shared memory",
     "hogwear.system.workers:Workers.__enter__": "starting and ending workers",
     "hogwear.system.workers:Workers.__exit__": "starting and ending workers",
-    "hogwear.training.heads:HeadSolver.compute": "computing features",
+    "hogwear.training.passes:Pass.run": "computing features",
     "hogwear.training.heads:HeadSolver.solve": "solving heads",
     "hogwear.training.trainer:Trainer.train_steps": "training",
     "hogwear.training.trainer:Trainer.take_snapshot": "snapshots",
-    "hogwear.training.validation:Validator.predict": "validation",
+    "hogwear.evaluation.predict:collect_logits": "validation",
     "hogwear.training.validation:Validator.record": "calibration",
     "hogwear.training.model_folder:ModelFolder.save": "saving",
 }

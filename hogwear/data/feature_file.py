@@ -1,6 +1,6 @@
 """What a network computes from the photos of a split, kept beside their pixels in the cache.
 
-    <name>-<key>.npy        (N, ...) float16, the rows of the pixels' files
+    <name>-<key>.npy        (N, ...), the rows of the pixels' files
     <name>-<key>-done.npy   (N,) bool, which rows are there
 
 The key stands for the network, so each photo is computed once. The folder keeps one key per name.
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+import numpy.typing as npt
 
 from hogwear.data.array_file import ArrayFile
 from hogwear.data.cache_folder import DAMAGE, SECONDS_BETWEEN_NOTES
 from hogwear.data.pixels import Pixels
-from hogwear.system.arrays import AnyArray, Float16Array, Int64Array
+from hogwear.system.arrays import AnyArray, Int64Array
 from hogwear.system.errors import naming
 from hogwear.system.files import write_atomically
 
@@ -34,13 +35,19 @@ class FeatureFile:
     file that nobody else sees takes its place.
     """
 
-    def __init__(self, photos: Pixels, name: str | None, row_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        photos: Pixels,
+        name: str | None,
+        row_shape: tuple[int, ...],
+        dtype: npt.DTypeLike = np.float16,
+    ) -> None:
         """`name` has the key; without it, the file is temporary.
 
         Raises OSError, with the file's name, on a full disk.
         """
         self.rows = photos.rows  # (n,)
-        self.shape = photos.images.shape[0], *row_shape
+        self.shape, self.dtype = (photos.images.shape[0], *row_shape), np.dtype(dtype)
         self.done = np.zeros(self.shape[0], bool)
         self.done_file: Path | None = None
         if name and lock(photos.folder):
@@ -57,7 +64,7 @@ class FeatureFile:
         """The file with what is there already, or a new one."""
         with suppress(*DAMAGE):
             file = ArrayFile(path, "r+b")
-            file.require(np.float16, *self.shape)
+            file.require(self.dtype, *self.shape)
             done = np.load(done_file)
             if done.shape == self.done.shape and done.dtype == bool:
                 self.done = done
@@ -69,7 +76,7 @@ class FeatureFile:
     def create(self, path: Path) -> ArrayFile:
         """Write the header, and holes."""
         with naming(path):
-            np.lib.format.open_memmap(path, "w+", np.float16, self.shape)
+            np.lib.format.open_memmap(path, "w+", self.dtype, self.shape)
             return ArrayFile(path, "r+b")
 
     @property
@@ -79,7 +86,9 @@ class FeatureFile:
 
     def write(self, index: Int64Array, values: AnyArray) -> None:
         """In a worker: write the rows of some photos, (k, ...) of any dtype."""
-        for row, each in zip(self.rows[index].tolist(), values.astype(np.float16), strict=True):
+        for row, each in zip(
+            self.rows[index].tolist(), values.astype(self.dtype, copy=False), strict=True
+        ):
             self.file[row] = np.ascontiguousarray(each)
 
     def note(self, index: Int64Array) -> None:
@@ -96,7 +105,7 @@ class FeatureFile:
             np.save(content := io.BytesIO(), self.done)
             write_atomically(self.done_file, content.getvalue())
 
-    def __getitem__(self, index: Int64Array) -> Float16Array:
+    def __getitem__(self, index: Int64Array) -> AnyArray:
         """The rows of some photos, (k, ...)."""
         return self.file[self.rows[index]]
 

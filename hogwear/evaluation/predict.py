@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hogwear.data.array_file import ArrayFile
 from hogwear.networks.network import Network
@@ -23,6 +24,19 @@ def prediction_job(
         with torch.inference_mode():
             pixels = torch.from_numpy(images[rows[start : start + BATCH_SIZE]])
             return net(pixels).numpy()
+
+    return predict
+
+
+def tail_job(
+    net: Network, read: Callable[[Int64Array], Tensor], count: int
+) -> Callable[[int], Float32Array]:
+    """The same for photos whose trunk's activations `read` gives, by place, below `count`."""
+
+    def predict(start: int) -> Float32Array:
+        with torch.inference_mode():
+            index = np.arange(start, min(start + BATCH_SIZE, count))
+            return net.head(net.tail(read(index))).numpy()
 
     return predict
 

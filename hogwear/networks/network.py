@@ -15,6 +15,7 @@ class Network(nn.Module):
     """
 
     default_lr: float  # peak learning rate
+    dtype: torch.dtype = torch.float32  # of trunk and tail
     pretrained: bool  # whether its features are useful before any training
     head: nn.Linear  # the classifier; its weights are never pretrained
     training_head: nn.Linear  # only in a pretrained network

@@ -33,6 +33,7 @@ from hogwear.training.heads import HeadSolver
 from hogwear.training.history import HOGWILD, HistoryRow, RunningMetrics
 from hogwear.training.hyperparameters import MAX_ROLLBACKS
 from hogwear.training.model_folder import ModelFolder
+from hogwear.training.passes import Trunk
 from hogwear.training.progress import TrainingBar
 from hogwear.training.recovery import DivergenceDetector, Snapshot, TrainingDiverged
 from hogwear.training.run_state import RunState
@@ -115,11 +116,13 @@ class Trainer:
         self.schedule = create_schedule(self)
         self.step = state.first_step(self.schedule, cluster.machines)
         self.length = Length(self.schedule, state, self.budget)
-        heads = None
+        heads, trunk = None, None
         if self.net.pretrained:
             heads = HeadSolver(self.net, data.train, cluster, stop, not state.history.best)
-        with Workers(self.workers, create_jobs(self, heads)) as pool, TrainingBar(cluster) as bar:
-            self.validator = Validator(self.net, state, data.val, heads, pool, cluster)
+            trunk = Trunk(self.net, data.val, "trunk of val")
+        jobs = create_jobs(self, heads, trunk)
+        with Workers(self.workers, jobs) as pool, TrainingBar(cluster) as bar:
+            self.validator = Validator(self.net, state, data.val, heads, trunk, pool, cluster)
             if not state.snapshot and not self.begin(bar):
                 return
             cluster.broadcast_parameters()  # later averages are relative to these
@@ -273,20 +276,24 @@ def create_schedule(trainer: Trainer) -> Schedule:
     )
 
 
-def create_jobs(trainer: Trainer, heads: HeadSolver | None) -> Callable[[int], Jobs]:
+def create_jobs(
+    trainer: Trainer, heads: HeadSolver | None, trunk: Trunk | None
+) -> Callable[[int], Jobs]:
     """What a worker does, by rank."""
     net, small, val = trainer.net, trainer.data.small, trainer.data.val
     batches = Batches(small, net.crop_size(small.images.shape[1]), trainer.schedule)
     log_prior = hogwild.log_prior(small.labels, len(trainer.state.class_names))
     momentum = trainer.state.hyperparameters.momentum
-    head_jobs = heads.jobs if heads else {}
+    common = {"predict": predict.prediction_job(net, val.images, val.rows)}
+    if heads and trunk:
+        passes = {trunk.computing.name: trunk.computing.job, **heads.jobs}
+        common = {"predict": predict.tail_job(net, trunk.__getitem__, len(val)), **passes}
 
     def jobs(rank: int) -> Jobs:
         own = trainer.optimizer.for_worker(rank)
         return {
-            **head_jobs,
+            **common,
             "train": hogwild.create_train_step(net, own, batches, momentum, log_prior),
-            "predict": predict.prediction_job(net, val.images, val.rows),
         }
 
     return jobs

@@ -12,6 +12,7 @@ from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.system.workers import Workers
 from hogwear.training.heads import HeadSolver, scale_head
 from hogwear.training.history import CLOSED_FORM, INITIAL, Best, HistoryRow, RunningMetrics
+from hogwear.training.passes import Trunk
 from hogwear.training.run_state import RunState
 
 HUGE = 1e30  # replaces an infinite logit, so that the validation loss is a number
@@ -21,13 +22,15 @@ HUGE = 1e30  # replaces an infinite logit, so that the validation loss is a numb
 class Validator:
     """Validates the network between its steps, and adds a row to the history each time.
 
-    `workers` have a job "predict", and those of `heads`, which only a pretrained network has.
+    `workers` have a job "predict". Only a pretrained network has `heads`, with jobs of their own,
+    and a `trunk`, whose output for the validation photos "predict" starts from.
     """
 
     net: Network
     state: RunState
     val: Pixels
     heads: HeadSolver | None
+    trunk: Trunk | None
     workers: Workers
     cluster: SingleMachine
 
@@ -68,6 +71,8 @@ class Validator:
 
     def predict(self) -> tuple[Float32Array, Int64Array]:
         """The logits, (n, classes), and labels, (n,), of the validation photos of all machines."""
+        if self.trunk:
+            self.trunk.computing.run(self.workers, self.cluster, lambda: False)
         logits = predict.collect_logits(self.workers, len(self.val), self.cluster.heartbeat)
         logits = np.nan_to_num(logits, nan=0, posinf=HUGE, neginf=-HUGE)
         logits, labels = self.cluster.all_gather([logits, self.val.labels])
