@@ -140,7 +140,7 @@ def test_a_run_on_the_built_in_sample_resumes_with_it(
     folder = copied(of_the_sample)
     for script in train, eval:
         assert call(script, *at(empty, folder, cache)).code == 0
-    assert len(saved(folder)["history"]) == 2 and saved(folder)["photos"]["is_sample"]
+    assert len(saved(folder)["history"]) >= 2 and saved(folder)["photos"]["is_sample"]
 
 
 @pytest.mark.parametrize("which", ["finished", "interrupted"])
@@ -155,7 +155,7 @@ def test_the_first_real_photos_start_a_new_run_and_the_checkpoint_of_the_sample_
     folder = copied(of_the_sample)
     if which == "finished":
         state = saved(folder)
-        checkpoint.save(folder, state | {"finished": True, "momentum": None, **one_epoch(state)})
+        checkpoint.save(folder, state | {"finished": True, "snapshot": None})
     before = (folder / CHECKPOINT).read_bytes()
     answer = call(train, "--arch", "tinyvgg", "--image-size", 64, *ONCE, *at(data, folder, cache))
     assert (
@@ -171,31 +171,8 @@ def test_the_first_real_photos_start_a_new_run_and_the_checkpoint_of_the_sample_
     assert (
         not state["photos"]["is_sample"]
         and state["hyperparameters"]["image_size"] == 64
-        and len(state["history"]) == 1
+        and len(state["history"]) == 2
     )
-
-
-def one_epoch(state: dict[str, Any]) -> dict[str, Any]:
-    row = {
-        "epoch": 1,
-        "images": 1,
-        "lr": 0.1,
-        "train_loss": 1.0,
-        "train_acc": 1.0,
-        "val_loss": 1.0,
-        "val_acc": 1.0,
-        "images_per_second": 1.0,
-    }
-    best = {
-        "epoch": 1,
-        "val_acc": 1.0,
-        "val_loss": 1.0,
-        "temperature": 1.0,
-        "confidence_threshold": 0.5,
-        "image_size": 32,
-        "weights": state["weights"],
-    }
-    return {"history": [row], "best": best}
 
 
 @pytest.mark.parametrize("script", [eval, infer])
@@ -264,11 +241,12 @@ def test_after_labels_were_corrected_train_and_eval_report_the_same_accuracy(
         f"evaluated again, on the present validation photos: accuracy {now:.4f}, previously {was:.4f}."
         in answer.stdout
     )
-    best = saved(folder)["best"]
-    assert best["epoch"] > 6 and best["val_acc"] > now, "the better weights win"
+    rows, best = saved(folder)["history"][3:], saved(folder)["best"]
+    assert (rows[0]["epoch"], rows[0]["stage"]) == (10, "closed form"), "of the new labels"
+    assert best["epoch"] >= 10 and best["val_acc"] > now, "the better weights win"
     assert (
         evaluate(corrected, folder) == best["val_acc"]
-        and f"Done: best validation accuracy {best['val_acc']:.4f} (epoch {best['epoch']})"
+        and f"Done: best validation accuracy {best['val_acc']:.4f} (epoch {best['epoch']:.4g})"
         in answer.stdout
     )
 
@@ -320,10 +298,28 @@ def test_an_interrupted_run_resumes_with_its_last_weights_not_its_best(
     assert prepared
     trainer = prepared.trainer
     best = trainer.state.history.best
-    assert torch.equal(flat(trainer.net.state_dict()), flat(state["weights"]))
-    assert not torch.equal(flat(state["weights"]), flat(state["best"]["weights"]))
+    last = flat(state["snapshot"]["weights"])
+    assert torch.equal(flat(trainer.net.state_dict()), last)
+    assert not torch.equal(last, flat(state["best"]["weights"]))
     assert best and torch.equal(flat(best.weights), flat(state["best"]["weights"]))
     assert best.val_acc == measured != state["best"]["val_acc"]
+
+
+@pytest.mark.parametrize("change", ["none", "another photo"])
+def test_a_second_run_with_another_photo_solves_the_head_again_first(
+    change: str, trained: Trained, data: Path, call: Call, copied: Callable[[Path], Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    folder, photos = copied(trained.model), without_test(data, tmp_path / "data")
+    if change == "another photo":
+        more(photos)
+    answer = call(train, *ONCE, *at(photos, folder, trained.cache))
+    assert answer.code == 0, answer
+    before, after = saved(trained.model), saved(folder)
+    new = [(row["epoch"], row["stage"]) for row in after["history"][3:]]
+    assert new == [(10, "closed form")] * (change != "none") + [(11, "hogwild")]
+    assert answer.stdout.count("\nclosed form: ") == (change != "none")
+    if change == "none":
+        assert after["start_loss"] == before["best"]["val_loss"]
 
 
 # --- train names the changes

@@ -55,7 +55,8 @@ def test_the_results_say_what_was_measured(results: dict[str, Any], trained: Tra
     ] > 0
     assert results["checkpoint"] == {
         "sha256": hashlib.sha256((trained.model / "checkpoint.pt").read_bytes()).hexdigest(),
-        "epoch": saved(trained.model)["best"]["epoch"], "arch": "efficientnet_lite0", "image_size": SIZE,
+        "epoch": saved(trained.model)["best"]["epoch"],
+        "expected_acc": saved(trained.model)["forecast"]["accuracy"], "arch": "efficientnet_lite0", "image_size": SIZE,
     }  # fmt: skip
 
 

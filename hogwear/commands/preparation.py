@@ -209,6 +209,6 @@ def measure_best_again(
     logits, labels = cluster.all_gather([logits, val.labels])
     history.best = Best.measure(old.weights, old.epoch, old.image_size, logits, labels)
     print(
-        f"The best weights (epoch {old.epoch}) were evaluated again, on the present "
+        f"The best weights (epoch {old.epoch:.4g}) were evaluated again, on the present "
         f"validation photos: accuracy {history.best.val_acc:.4f}, previously {old.val_acc:.4f}."
     )

@@ -10,7 +10,7 @@ from helpers import hogwild_row, new_state
 from hogwear.training.history import INITIAL, HistoryRow
 from hogwear.training.photo_sets import PhotoSet
 from hogwear.training.schedule import LiveSettings, Schedule
-from hogwear.training.stopping import MIN_GAIN, MIN_NATS, Length, still_pays
+from hogwear.training.stopping import FIRST_GAIN, LATER_GAIN, Length, still_pays
 from hogwear.training.time_budget import Budget
 
 MakeLength = Callable[..., Length]
@@ -111,24 +111,23 @@ def test_a_run_is_over_when_its_time_is(
     assert run.is_out_of_time and run.is_over(5)
 
 
-ENOUGH, LITTLE = 1 - 1.1 * MIN_GAIN, 1 - 0.9 * MIN_GAIN  # times the lowest loss before
-LOW = MIN_NATS / MIN_GAIN / 2  # where the relative gain that is needed is half of the absolute one
+FIRST, LATER = 1.1 * FIRST_GAIN, 1.1 * LATER_GAIN  # are enough
+TOO_LITTLE = 0.9 * LATER_GAIN
 
 
 @pytest.mark.parametrize(
     ("losses", "pays"),
     [
         ([0.5], True),
-        ([0.5, 0.3], True),
-        ([0.5, 0.5 * ENOUGH], True),
-        ([0.5, 0.5 * LITTLE], False),
+        ([0.5, 0.5 - FIRST], True),
+        ([0.5, 0.5 - 0.9 * FIRST_GAIN], False),
         ([0.5, 0.6], False),
-        ([0.5, 0.4, 0.4 * ENOUGH], True),
-        ([0.5, 0.4, 0.4 * LITTLE], False),
-        ([0.5, 0.7, 0.55], False),  # lower than the last, but not than the lowest
-        ([LOW, LOW * ENOUGH], False),
-        ([LOW, LOW - 1.1 * MIN_NATS], True),
         ([0.0, 0.0], False),
+        ([0.5, 0.4, 0.4 - LATER], True),
+        ([0.5, 0.4, 0.4 - TOO_LITTLE], False),
+        ([0.5, 0.4, 0.3, 0.3 - LATER], True),
+        ([0.5, 0.7, 0.55], False),  # lower than the last, but not than the lowest
+        ([0.5, 0.7, 0.5 - LATER], True),
     ],
 )
 def test_going_on_pays_while_the_loss_falls_enough(losses: Sequence[float], pays: bool) -> None:
