@@ -19,8 +19,8 @@ from hogwear.networks.network import Network
 from hogwear.networks.parameters import share_parameters
 from hogwear.system.signals import Stop
 from hogwear.system.workers import Workers
-from hogwear.training import heads
-from hogwear.training.heads import BATCH_SIZE, HeadSolver, hash_weights, scale_head
+from hogwear.training.heads import HeadSolver, scale_head
+from hogwear.training.passes import hash_weights
 
 COUNT = 70  # two batches and a part of one
 
@@ -228,7 +228,3 @@ def test_a_scaled_head_has_scaled_logits() -> None:
     before = head(x).detach()
     scale_head(head, 0.5)
     assert torch.allclose(head(x), 0.5 * before)
-
-
-def test_batches_end_with_the_photos() -> None:
-    assert heads.batch(2 * BATCH_SIZE, COUNT).tolist() == list(range(2 * BATCH_SIZE, COUNT))

@@ -178,13 +178,13 @@ def test_a_run_ends_when_its_time_is_over(
 def test_the_first_stage_is_the_result_where_it_takes_all_of_the_time(
     data: Path, call: Call, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = HeadSolver.compute
+    run = HeadSolver.run
 
     def slowly(*arguments: Any) -> bool:
         clock.now += 20
-        return compute(*arguments)
+        return run(*arguments)
 
-    monkeypatch.setattr(HeadSolver, "compute", slowly)
+    monkeypatch.setattr(HeadSolver, "run", slowly)
     monkeypatch.setattr(time_budget, "measure_speed", lambda *arguments: SPEED)
     small = "--image-size", 32, "--workers", 1
     answer = call(train, "--time-budget", 30, *small, *at(data, tmp_path, tmp_path / "cache"))

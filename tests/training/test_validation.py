@@ -66,7 +66,7 @@ class Validation:
         net = model.build("tinyvgg", 5, 32)
         val = pixels_of(np.zeros((PHOTOS, 32, 32, 3), np.uint8), LABELS)
         solver = cast(HeadSolver, Heads(net, stops)) if heads else None
-        return Validator(net, new_state(), val, solver, cast(Any, None), cluster)
+        return Validator(net, new_state(), val, solver, None, cast(Any, None), cluster)
 
 
 @pytest.fixture
