@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hogwear.training.discriminant import Forecast
 
 SMALL, LARGE = 160, 224
-MOST_PHOTOS = 600  # to classify, so that it takes a second or two
+MOST_PHOTOS = 300  # to classify, so that it takes a second or two
 MOST_HEADERS = 100  # of files, to read the size of a photo from
 HARD = 0.05  # cross-entropy, in nats, from which on larger photos are worth it
 MANY = 50_000  # training photos, from which on larger ones would take too long
