@@ -36,9 +36,6 @@ STAGES = (
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 BATCH_NORM_EPS = 1e-3
 TRUNK_BATCH = 8  # photos at a time, so that their activations fit into the CPU's cache
-# Sizes of photos that the tail is trained on, in pixels: docs/decisions/fine-tuning.md
-TRAINING_SIZE, MODERATE_SIZE = 128, 224  # for classifiers of photos up to the latter
-TRAINING_SHARE = 0.7  # of the size of larger photos
 TRUNK_STRIDE = 16  # pixels of a photo for one location after the trunk
 TRUNK_BLOCKS = 8  # of the 16; docs/decisions/frozen-trunk.md
 # The head sees several levels of the network, not only the last: docs/decisions/closed-form-head.md
@@ -264,18 +261,6 @@ def build(
     Trunk and tail compute in `dtype`.
     """
     return ARCHITECTURES[arch](num_classes, image_size, dtype)
-
-
-def training_size(arch: str, image_size: int) -> int:
-    """The size of the photos that the tail is trained on, for a classifier of larger ones.
-
-    Fewer pixels are enough, because a random crop enlarges objects (arXiv 1906.06423).
-    """
-    if not ARCHITECTURES[arch].pretrained:
-        return image_size
-    if image_size > MODERATE_SIZE:
-        return 8 * round(TRAINING_SHARE * image_size / 8)
-    return min(image_size, TRAINING_SIZE)
 
 
 def choose_dtype(cache_dir: Path) -> torch.dtype:

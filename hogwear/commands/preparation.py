@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from hogwear.commands.image_size import choose_image_size
 from hogwear.commands.starting_point import find_starting_point, is_job_done, print_start
 from hogwear.commands.train_settings import Settings
 from hogwear.data import leakage
+from hogwear.data.cache import DecodingJob
 from hogwear.data.leakage import exclude_trained_on
 from hogwear.data.loading import Loader
 from hogwear.data.photos import Photos
@@ -61,16 +63,21 @@ def prepare(
     )
     machine.require_memory(settings.num_workers)
     print_start(start)
+    print_photos(photos)
+    loader = Loader(settings.cache, cluster.shard, cluster.heartbeat, cluster.rank == 0)
+    small = None
+    if not hyperparameters.time_budget:  # which may choose other sizes
+        small = loader.start(photos.train, hyperparameters.training_size)
     if not (saved or settings.image_size or settings.time_budget):
         size = choose_image_size(settings, photos, hyperparameters) if cluster.rank == 0 else 0
         size = int(cluster.broadcast_bytes(0, str(size).encode()))
         hyperparameters = replace(hyperparameters, image_size=size)
     hyperparameters, budget = plan_time(settings, hyperparameters, photos, saved, started)
-    print_plan(hyperparameters, settings.num_workers, photos)
+    print_plan(hyperparameters, settings.num_workers)
 
-    loader = Loader(settings.cache, cluster.shard, cluster.heartbeat, cluster.rank == 0)
     trained_on = add_photos(saved.trained_on if saved else None, photos.train)
-    data = load_data(loader, photos, hyperparameters, trained_on)
+    small = small or loader.start(photos.train, hyperparameters.training_size)
+    data = load_data(loader, photos, small, hyperparameters.image_size, trained_on)
     if cluster.machines == 1:
         leakage.warn_about_leakage(data.train, data.val, "val")
 
@@ -130,8 +137,8 @@ def plan_time(
     return replace(hyperparameters, image_size=budget.image_size), budget
 
 
-def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photos) -> None:
-    """Print the photos and classes, and how the network will be trained on them."""
+def print_photos(photos: Photos) -> None:
+    """Print the photos and their classes."""
     source = "the built-in sample (data/ is empty)" if photos.is_sample else f"{photos.folder}/"
     print(
         f"Dataset: {escape(source)}: {len(photos.train)} training, {len(photos.val)} validation "
@@ -147,6 +154,10 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photo
             f"Class balance: {plural(counts[fewest], 'photo')} of {escape(fewest)}, {counts[most]} "
             f"of {escape(most)}; all classes count equally in training."
         )
+
+
+def print_plan(hyperparameters: Hyperparameters, num_workers: int) -> None:
+    """Print how the network will be trained."""
     length = "for as long as the validation loss falls"
     if hyperparameters.epochs is not None:
         length = plural(hyperparameters.epochs, "epoch")
@@ -163,18 +174,17 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int, photos: Photo
 
 
 def load_data(
-    loader: Loader, photos: Photos, hyperparameters: Hyperparameters, trained_on: Int64Array
+    loader: Loader, photos: Photos, small: DecodingJob, image_size: int, trained_on: Int64Array
 ) -> TrainingData:
-    """Decode the photos of train and val, those that are not in the cache."""
-    arch, image_size = hyperparameters.arch, hyperparameters.image_size
-    decoding = loader.start(photos.train, image_size)
-    import model  # and torch, which takes seconds, while the workers decode
+    """Decode the photos of train and val that are not in the cache; `small` is under way."""
+    importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
     from hogwear.training.trainer import TrainingData
 
-    train = loader.finish(decoding)
-    training_size = model.training_size(arch, image_size)
-    small = train if training_size == image_size else loader.load(photos.train, training_size)
-    return TrainingData(train, load_val(loader, photos, image_size, trained_on), small)
+    trained = loader.finish(small)
+    train = trained
+    if small.folder.size != image_size:
+        train = loader.load(photos.train, image_size)
+    return TrainingData(train, load_val(loader, photos, image_size, trained_on), trained)
 
 
 def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array) -> Pixels:

@@ -9,6 +9,9 @@ from hogwear.system.flags import Range, flag
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # built in model.py
 ONE_SIZE = ("tinyvgg",)  # architectures whose weights fit a single image size
+# Sizes of photos that the tail is trained on, in pixels: docs/decisions/fine-tuning.md
+TRAINING_SIZE, MODERATE_SIZE = 128, 224  # for classifiers of photos up to the latter
+TRAINING_SHARE = 0.7  # of the size of larger photos
 # Classes count equally in the loss if the largest has this many times the smallest one's photos.
 UNBALANCED = 10
 MAX_ROLLBACKS = 2  # each halves the learning rate; the next divergence ends the run
@@ -52,6 +55,18 @@ class Hyperparameters:
         0,
         Range(0, 2**63),
     )
+
+    @property
+    def training_size(self) -> int:
+        """The size of the photos that the tail is trained on, for a classifier of larger ones.
+
+        Fewer pixels are enough, because a random crop enlarges objects (arXiv 1906.06423).
+        """
+        if self.arch in ONE_SIZE:
+            return self.image_size
+        if self.image_size > MODERATE_SIZE:
+            return 8 * round(TRAINING_SHARE * self.image_size / 8)
+        return min(self.image_size, TRAINING_SIZE)
 
 
 def choose_hyperparameters(

@@ -36,7 +36,6 @@ from hogwear.evaluation.prediction import Photo, Prediction
 from hogwear.system import flags
 from hogwear.system.errors import BadInput
 from hogwear.system.text import escape
-from hogwear.training.hyperparameters import Hyperparameters
 
 
 @pytest.fixture
@@ -243,7 +242,7 @@ def test_train_prints_how_many_rows_gave_a_photo(
     photos = dataset.find_photos(
         write(folder, "id,label", *of_two([str(i) for i in range(8)]), "99,hats"), cache, FEW
     )
-    preparation.print_plan(Hyperparameters(), 1, photos)
+    preparation.print_photos(photos)
     assert (
         f"\n{folder}/table.csv: 8 photos of 9 rows; left out: 1 without an image (line 10: 99).\n"
         in capsys.readouterr().out

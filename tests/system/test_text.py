@@ -21,7 +21,6 @@ from hogwear.commands.shared_settings import SharedSettings
 from hogwear.data.splitting import Splitter
 from hogwear.system.text import escape, is_safe, shorten, to_csv
 from hogwear.training import checkpoint, checkpoint_schema
-from hogwear.training.hyperparameters import Hyperparameters
 
 HARMLESS = {
     "letters of many scripts": "Schuhe 写真 バッグ обувь أحذية जूते",
@@ -246,9 +245,7 @@ def test_hostile_names_are_escaped_in_all_that_train_and_doctor_print_and_write(
     assert r"Warning: skipped '" in script.stderr and r"broken\x1b[2J\x1b]0;title" in script.stderr
     settings = SharedSettings(data_dir=tmp_path / "data", cache_dir=tmp_path / "cache")
     photos = settings.photos(Splitter())
-    preparation.print_plan(
-        Hyperparameters(), 1, replace(photos, notes=(ATTACK,), folder=Path(ATTACK))
-    )
+    preparation.print_photos(replace(photos, notes=(ATTACK,), folder=Path(ATTACK)))
     assert_harmless(printed := capfd.readouterr().out)
     assert printed.count(r"\x1b[2J") == 2 + len(attack) and KEPT in printed
 
