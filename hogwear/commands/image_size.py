@@ -7,12 +7,13 @@ docs/decisions/fine-tuning.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from hogwear.cluster.peers import SINGLE_MACHINE
+from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
 from hogwear.commands.train_settings import Settings
 from hogwear.data.decoding import FORMATS
 from hogwear.data.loading import Loader
@@ -32,7 +33,16 @@ HARD = 0.05  # cross-entropy, in nats, from which on larger photos are worth it
 MANY = 50_000  # training photos, from which on larger ones would take too long
 
 
-def choose_image_size(settings: Settings, photos: Photos, defaults: Hyperparameters) -> int:
+def choose_image_size(
+    settings: Settings, photos: Photos, defaults: Hyperparameters, cluster: SingleMachine
+) -> Hyperparameters:
+    """The defaults with the size that rank 0 of a cluster chooses."""
+    size = choose_size(settings, photos, defaults) if cluster.rank == 0 else 0
+    size = int(cluster.broadcast_bytes(0, str(size).encode()))
+    return replace(defaults, image_size=size)
+
+
+def choose_size(settings: Settings, photos: Photos, defaults: Hyperparameters) -> int:
     """SMALL, or LARGE if small photos are hard to classify and the photos themselves are larger."""
     if defaults.arch in ONE_SIZE or len(photos.train) > MANY:
         return SMALL

@@ -69,9 +69,7 @@ def prepare(
     if not hyperparameters.time_budget:  # which may choose other sizes
         small = loader.start(photos.train, hyperparameters.training_size)
     if not (saved or settings.image_size or settings.time_budget):
-        size = choose_image_size(settings, photos, hyperparameters) if cluster.rank == 0 else 0
-        size = int(cluster.broadcast_bytes(0, str(size).encode()))
-        hyperparameters = replace(hyperparameters, image_size=size)
+        hyperparameters = choose_image_size(settings, photos, hyperparameters, cluster)
     hyperparameters, budget = plan_time(settings, hyperparameters, photos, saved, started)
     print_plan(hyperparameters, settings.num_workers)
 

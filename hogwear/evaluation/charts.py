@@ -114,15 +114,20 @@ def draw_learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
             rows = [row for row in history if row[f"{split}_{name}"] is not None]
             points = [(row["epoch"], row[f"{split}_{name}"]) for row in rows]
             style: dict[str, Any] = {"color": colour, "markersize": 4, "clip_on": False}
-            axes.plot([x for x, _ in points], [y for _, y in points], "o-", label=split, **style)
+            if points:
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, "o-", label=split, **style)
         solved = [row for row in history if row["stage"] == "closed form"]
         if solved:
             style = {"color": ORANGE, "markersize": 7, "clip_on": False, "label": "closed form"}
-            xs, ys = [row["epoch"] for row in solved], [row[f"val_{name}"] for row in solved]
+            points = [(row["epoch"], row[f"val_{name}"]) for row in solved]
+            xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, "D", **style)
         axes.set_title(title)
         axes.set_xlabel("Epoch")
         axes.grid(axis="y")
+        last = max(1.0, history[-1]["epoch"])
+        axes.set_xlim(-0.03 * last, 1.03 * last)
         axes.xaxis.set_major_locator(MaxNLocator(SHOWN_EPOCHS))
         axes.legend()
     return figure

@@ -1,7 +1,10 @@
 """The charts: of many classes the most confused, with labels that can be read."""
 
 import itertools
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,13 +60,31 @@ def test_labels_of_the_confusion_matrix_do_not_overlap_however_many_classes_ther
         assert boxes[0].height / figure.dpi * 72 > 8, "points"
 
 
-@pytest.mark.parametrize("epochs", [1, 10, 11, 95])
-def test_learning_curves_have_at_most_ten_ticks_of_epochs(epochs: int) -> None:
-    names = "train_loss", "val_loss", "train_acc", "val_acc", "lr", "images_per_second"
-    rows = [{"epoch": float(n), **dict.fromkeys(names, 0.5)} for n in range(1, epochs + 1)]
-    for axes in charts.draw_learning_curves(rows).axes:
-        ticks = axes.get_xticks().tolist()
-        assert ticks[0] == 1 and min(epochs, 6) <= len(ticks) <= charts.SHOWN_EPOCHS
+def history(epochs: Sequence[float], stage: str = "hogwild") -> list[dict[str, Any]]:
+    names = "train_loss", "val_loss", "train_acc", "val_acc"
+    solved = {"epoch": 0.0, "stage": "closed form", **dict.fromkeys(names), "val_loss": 0.3}
+    trained = [{"epoch": n, "stage": stage, **dict.fromkeys(names, 0.5)} for n in epochs]
+    return [{**solved, "val_acc": 0.9}, *trained]
+
+
+@pytest.mark.parametrize("epochs", [(), (0.56,), (0.5, 1, 2, 4), range(1, 96)])
+def test_learning_curves_have_few_ticks_of_epochs_and_can_be_drawn(
+    epochs: Sequence[float], tmp_path: Path
+) -> None:
+    figure = charts.draw_learning_curves(history(epochs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        charts.save_chart(figure, tmp_path / "curves.png")
+    for axes in figure.axes:
+        assert 1 <= len(axes.get_xticks()) <= charts.SHOWN_EPOCHS + 2
+
+
+def test_classifiers_in_closed_form_are_points_of_their_own() -> None:
+    loss, accuracy = charts.draw_learning_curves(history((1.0, 2.0))).axes
+    for axes, value in ((loss, 0.3), (accuracy, 0.9)):
+        lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+        assert lines["closed form"] == [[0.0, value]] == lines["val"][:1]
+        assert lines["train"] == [[1.0, 0.5], [2.0, 0.5]], "it has no training figures"
 
 
 def test_an_svg_takes_the_colour_and_the_width_of_the_page(tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def made(
         )
         for i in range(min(wrong, 12))
     ]
-    metrics = "train_loss", "train_acc", "val_loss", "val_acc", "images_per_second"
-    row = {"epoch": 1, "lr": 0.1, **dict.fromkeys(metrics, 0.5)}
+    metrics = "train_loss", "train_acc", "val_loss", "val_acc"
+    row = {"epoch": 1.0, "stage": "hogwild", **dict.fromkeys(metrics, 0.5)}
     evaluation = Evaluation(names, logits, labels, 1.2, threshold, (row,))
     results = {
         **evaluation.measure_accuracy(),
@@ -157,13 +157,12 @@ def test_all_confusions_are_in_a_table_the_most_frequent_first(tmp_path: Path) -
     0.7: "predictions with a confidence of 0.70 or more have an accuracy of at least 99 %; infer marks the others as unsure. On test, 100.0 % of the photos reach it, with an accuracy of 97.5 %.",
     0.999999: "predictions with a confidence of 1.00 or more have an accuracy of at least 99 %; infer marks the others as unsure. On test, no photo reaches it.",
     1.01: "On the validation photos, no threshold gives an accuracy of 99 %, so infer marks every prediction as unsure.",
-    0.0: "The probabilities are not calibrated, because training was interrupted before the first validation.",
 }.items())  # fmt: skip
 def test_what_the_report_says_about_val_is_true_of_val_whatever_test_is_like(
     threshold: float, said: str, tmp_path: Path
 ) -> None:
     text = text_of(made(tmp_path, CLASSES, 40, 1, threshold))
-    assert said in text and ("On the validation photos, " in text) == (threshold > 0)
+    assert said in text
 
 
 def test_of_many_classes_the_report_draws_the_most_confused_and_lists_all_confusions(

@@ -22,7 +22,7 @@ VALUES = {
     "model_dir": (Path("a"), Path("b")),
 }
 WRONG = [
-    ("epochs", "0"), ("epochs", "many"), ("epochs", "1.5"), ("epochs", "-1"), ("image_size", "16"),
+    ("epochs", "many"), ("epochs", "1.5"), ("epochs", "-1"), ("image_size", "16"),
     ("image_size", "4096"), ("workers", "0"), ("workers", "two"), ("batch_size", "0"), ("lr", "nan"), ("lr", "inf"),
     ("lr", "0"), ("lr", "fast"), ("momentum", "1"), ("momentum", "-0.1"), ("seed", "-1"), ("seed", str(2**64)),
     ("arch", "resnet50"), ("max_megapixels", "0"), ("max_megabytes", "-1"),
