@@ -82,7 +82,9 @@ def test_learning_curves_have_few_ticks_of_epochs_and_can_be_drawn(
 def test_classifiers_in_closed_form_are_points_of_their_own() -> None:
     loss, accuracy = charts.draw_learning_curves(history((1.0, 2.0))).axes
     for axes, value in ((loss, 0.3), (accuracy, 0.9)):
-        lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+        lines = {
+            line.get_label(): np.asarray(line.get_xydata()).tolist() for line in axes.get_lines()
+        }
         assert lines["closed form"] == [[0.0, value]] == lines["val"][:1]
         assert lines["train"] == [[1.0, 0.5], [2.0, 0.5]], "it has no training figures"
 
