@@ -62,7 +62,7 @@ class Hyperparameters:
 
         Fewer pixels are enough, because a random crop enlarges objects (arXiv 1906.06423).
         """
-        if self.arch in ONE_SIZE:
+        if self.arch in ONE_SIZE or self.epochs == 0:
             return self.image_size
         if self.image_size > MODERATE_SIZE:
             return 8 * round(TRAINING_SHARE * self.image_size / 8)
