@@ -110,7 +110,7 @@ def test_a_script_runs_as_the_owner_of_its_folder_without_capabilities(
 ) -> None:
     detached = ("docker", "compose", "run", "--detach", "--name", container)
     run(*detached, "train", "--epochs", "1000", cwd=checkout)
-    wait_for_output(container, r"epoch 1/")
+    wait_for_output(container, "closed form")
     processes = python_processes(container)
     assert len(processes) >= 2, "the script and a worker"
     for status in processes:
@@ -148,7 +148,7 @@ def test_a_stopped_run_saves_and_the_next_resumes(
 ) -> None:
     detached = ("docker", "compose", "run", "--detach", "--name", container)
     run(*detached, "train", "--epochs", "1000", cwd=checkout)
-    wait_for_output(container, r"epoch 1/")
+    wait_for_output(container, "closed form")
     run("docker", *stop, container)
     code = run("docker", "wait", container).strip()
     assert code == ("130" if "INT" in stop else "143"), "137: the grace period was too short"
@@ -205,7 +205,7 @@ def test_two_nodes_train_one_model_while_one_is_killed_and_comes_back(
         assert set(started.split()) == {one, other, f"{PROJECT}-rendezvous-1"}
         wait_for_output(one, r"Cluster: 2 machines")
         first = one if "rank 0" in run("docker", "logs", one) else other
-        wait_for_output(first, r"epoch 1/")
+        wait_for_output(first, "closed form")
         run("docker", "kill", one)
         wait_for_output(other, r"Resuming the interrupted run in model/checkpoint.pt after [1-9]")
         run("docker", "start", one)

@@ -169,7 +169,7 @@ def test_there_are_as_many_busy_threads_as_the_quota_has_cpus(
     detached = ("docker", "compose", "run", "--detach", "--name", container)
     flags = ("--fresh", "--image-size", "64", "--epochs", "1000")
     run(*detached, "train", *flags, cwd=checkout)
-    wait_for_output(container, r"(?s)1 worker on 1 CPU.*epoch 1/")
+    wait_for_output(container, r"(?s)1 worker on 1 CPU.*closed form")
     before = cpu_time(container)
     time.sleep(3)
     spent = {thread: time - before.get(thread, 0) for thread, time in cpu_time(container).items()}

@@ -130,13 +130,12 @@ def test_train_saves_when_its_reader_is_gone_and_the_next_run_resumes(
 ) -> None:
     where = at(data, tmp_path / "model", small.cache)
     run = start("train.py", *SMALL, "--epochs", 1_000_000, *where, stdout=subprocess.PIPE)
-    lines_until(run, "Precision: ")
+    lines_until(run, "initial: ")
     assert (run.code(), run.stderr) == (141, "")
     state = saved(tmp_path / "model")
     photos = len(list(data.glob("train/*/*")))
-    assert not state["finished"] and state["images_seen"] == photos * len(state["history"]) > 0, (
-        "an epoch is a batch; the last one was not lost"
-    )
+    assert not state["finished"] and state["images_seen"] == 9 * photos, "a batch is an epoch"
+    assert [row["epoch"] for row in state["history"]] == [0, 9], "the last line was not lost"
     run = start("train.py", *where, stdout=subprocess.PIPE)
     lines_until(run, "Precision: ")
     assert run.code() == 141
