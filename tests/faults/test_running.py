@@ -134,15 +134,17 @@ def test_a_run_killed_after_its_first_stage_leaves_a_model_that_is_at_least_as_g
     for number in range(tries):
         folder = tmp_path / str(number)
         where = at(photos, folder, trained.cache)
-        arch = "--arch", ("efficientnet_lite0", "tinyvgg")[number % 2]
-        script = start("train.py", *SMALL_RUN, *arch, "--epochs", 1000, "--seed", number, *where)
-        script.wait_for("^closed form|^initial")
-        time.sleep(random.uniform(0, 8))
+        # At this learning rate, training makes a good classifier worse.
+        spoil = "--arch", "efficientnet_lite0", "--lr", 0.3
+        more = spoil if number % 4 in (0, 3) else ("--arch", "tinyvgg")
+        script = start("train.py", *SMALL_RUN, *more, "--epochs", 1000, "--seed", number, *where)
+        script.wait_for("^closed form|^initial" if number % 2 else "^epoch")
+        time.sleep(random.uniform(0, 5))
         os.kill(script.pid, signal.SIGKILL)
         script.process.wait(60)
         for command in eval, infer, export:
-            more = ("--responses-dir", folder / "responses") if command is infer else ()
-            answer = call(command, *where, *more)
+            to = ("--responses-dir", folder / "responses") if command is infer else ()
+            answer = call(command, *where, *to)
             assert answer.code == 0, answer
         state = saved(folder)
         first, best = state["history"][0], state["best"]
@@ -370,11 +372,11 @@ def test_weights_that_are_nan_are_noticed_and_training_rolls_back(
     # After a line, the next validation is as far away as the images seen so far: it would not
     # notice what happens to the weights, because it sets them to their average for a while.
     for rollback in range(1, MAX_ROLLBACKS + 1):
-        script.wait_for("^closed form" if rollback == 1 else "^epoch 8.53")
+        script.wait_for("^closed form" if rollback == 1 else r"^epoch 8\.")
         spoil_weights(script.pid, weights_size())
         script.wait_for_warning("training diverged", rollback)
         assert f"half the learning rate, {0.02 / 2**rollback:g}" in script.stderr
-    script.wait_for("^epoch 17.07")
+    script.wait_for(r"^epoch 17\.")
     assert not re.search(r"^epoch .*\bnan\b", script.stdout, re.MULTILINE)
     spoil_weights(script.pid, weights_size())
     assert script.code() == 2
