@@ -33,7 +33,7 @@ class Hyperparameters:
         "0 stops after the classifier in closed form",
         None,
         Range(0),
-        default_help="for as long as the validation loss falls",
+        default_help="for as long as the validation loss falls, at most 2 or about 4,000 images",
     )
     time_budget: int | None = flag(
         "target duration in seconds, instead of --epochs; "

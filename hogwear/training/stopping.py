@@ -11,9 +11,11 @@ from hogwear.training.schedule import Schedule
 from hogwear.training.time_budget import Budget
 
 FIRST_EPOCHS, FIRST_IMAGES = 0.5, 1024  # before the first validation: the larger of both
-# By how much the validation loss has to fall for the run to go on, in nats: until the first
-# validation, and while the images double after it. docs/decisions/fine-tuning.md
-FIRST_GAIN, LATER_GAIN = 0.01, 0.003
+GROWTH = 4  # of the images seen, from one validation to the next
+# A run without a length goes on while the validation loss falls by so much, in nats, from one
+# validation to the next, but not beyond the larger of both limits. docs/decisions/fine-tuning.md
+MIN_GAIN = 0.01
+LIMIT_EPOCHS, LIMIT_IMAGES = 2, {"efficientnet_lite0": 4096, "tinyvgg": 20_000}
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,24 @@ class Length:
     budget: Budget | None
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether the length does not depend on the validation loss."""
+        has_epochs = self.state.hyperparameters.epochs is not None
+        return has_epochs or self.budget is not None or self.state.total_images is not None
+
+    @property
     def total_steps(self) -> int | None:
-        """None if it depends on the validation loss."""
+        """At most, if it is not fixed; None in the first moments of a time budget."""
+        steps = self.schedule.steps_per_epoch
         if self.state.total_images is not None:
             return self.schedule.steps_for(self.state.total_images)
         epochs = self.state.hyperparameters.epochs
-        return None if epochs is None else epochs * self.schedule.steps_per_epoch
+        if epochs is not None:
+            return epochs * steps
+        if self.budget:
+            return None
+        images = LIMIT_IMAGES[self.state.hyperparameters.arch]
+        return math.ceil(max(LIMIT_EPOCHS, images / self.state.photos.train.count) * steps)
 
     @property
     def total_images(self) -> int | None:
@@ -53,16 +67,16 @@ class Length:
         if self.is_out_of_time:
             return True
         steps = self.total_steps
-        if steps is not None:
-            return step >= steps
-        return self.is_check(step) and not still_pays(self.state.losses())
+        if steps is not None and step >= steps:
+            return True
+        return not self.is_fixed and self.is_check(step) and not still_pays(self.state.losses())
 
     def is_due(self, step: int) -> bool:
         """Whether to validate before this step, if that has not been done."""
         return self.is_check(step) or self.is_over(step)
 
     def is_check(self, step: int) -> bool:
-        """Whether to validate before this step: after each doubling of the images."""
+        """Whether to validate before this step, wherever the run ends."""
         return step in (self.check(number) for number in range(step.bit_length() + 1))
 
     def next_check(self, step: int) -> int:
@@ -78,7 +92,7 @@ class Length:
     def check_epochs(self, number: int) -> float:
         """The epochs before that, the same on all machines."""
         first = max(FIRST_EPOCHS, FIRST_IMAGES / self.state.photos.train.count)
-        return first * 2**number
+        return first * GROWTH**number
 
     def epochs_before(self, step: int) -> float:
         """Passes over the photos before a step: before a validation, the same on all machines."""
@@ -89,7 +103,4 @@ class Length:
 
 def still_pays(losses: Sequence[float]) -> bool:
     """Whether to go on after these validation losses; the first is from before training."""
-    if len(losses) == 1:
-        return True
-    gain = min(losses[:-1]) - losses[-1]
-    return gain >= (FIRST_GAIN if len(losses) == 2 else LATER_GAIN)
+    return len(losses) == 1 or min(losses[:-1]) - losses[-1] >= MIN_GAIN

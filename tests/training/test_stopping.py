@@ -10,7 +10,7 @@ from helpers import hogwild_row, new_state
 from hogwear.training.history import INITIAL, HistoryRow
 from hogwear.training.photo_sets import PhotoSet
 from hogwear.training.schedule import LiveSettings, Schedule
-from hogwear.training.stopping import FIRST_GAIN, LATER_GAIN, Length, still_pays
+from hogwear.training.stopping import MIN_GAIN, Length, still_pays
 from hogwear.training.time_budget import Budget
 
 MakeLength = Callable[..., Length]
@@ -36,9 +36,9 @@ def checks(length: Length, end: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("photos", "expected"),
-    [(1600, [64, 128, 256, 512]), (16_000, [500, 1000, 2000]), (160, [64, 128, 256])],
+    [(1600, [64, 256, 1024]), (16_000, [500, 2000, 8000]), (160, [64, 256, 1024])],
 )
-def test_a_run_is_validated_after_1024_images_or_half_an_epoch_and_then_when_they_double(
+def test_a_run_is_validated_after_1024_images_or_half_an_epoch_and_then_after_four_times_as_many(
     photos: int, expected: list[int], length: MakeLength
 ) -> None:
     assert checks(length(photos), expected[-1] + 1) == expected
@@ -48,11 +48,11 @@ def test_the_next_validation_is_the_next_check_or_the_end_of_the_run(length: Mak
     run = length(1600)
     for step in range(1, 300):
         assert run.next_check(step) == next(s for s in range(step + 1, 600) if run.is_check(s))
-    assert [length(1600, epochs=2).next_check(step) for step in (0, 64, 128)] == [64, 128, 200]
+    assert [length(1600, epochs=2).next_check(step) for step in (0, 64, 128)] == [64, 200, 200]
 
 
 def test_all_machines_validate_after_the_same_part_of_an_epoch(length: MakeLength) -> None:
-    assert checks(length(3200, machines=2), 500) == [50, 100, 200, 400], "half an epoch of both"
+    assert checks(length(3200, machines=2), 900) == [50, 200, 800], "half an epoch of both"
 
 
 def test_before_a_validation_all_machines_have_done_the_same(length: MakeLength) -> None:
@@ -92,12 +92,35 @@ def test_without_a_length_a_run_is_over_at_the_first_check_that_does_not_pay(
     length: MakeLength,
 ) -> None:
     run = length(1600)
-    assert run.total_steps is run.total_images is None
-    assert not run.is_over(0) and not run.is_over(10_000 * 100 + 1)
+    assert not run.is_fixed and run.total_steps == 256, "4,096 images"
+    assert not run.is_over(0) and not run.is_over(255) and run.is_over(256)
     run.state.history.rows.append(hogwild_row(0.64, 0.9))
     assert not run.is_over(64), "the loss falls"
-    run.state.history.rows.append(hogwild_row(1.28, 0.9))
-    assert run.is_over(128) and not run.is_over(127) and not run.is_over(129)
+    run.state.history.rows.append(hogwild_row(0.64, 0.9))
+    assert run.is_over(64) and not run.is_over(63) and not run.is_over(65)
+
+
+@pytest.mark.parametrize(
+    ("arch", "photos", "images"),
+    [
+        ("efficientnet_lite0", 160, 4096),
+        ("efficientnet_lite0", 16_000, 32_000),
+        ("tinyvgg", 16_000, 32_000),
+        ("tinyvgg", 160, 20_000),
+    ],
+)
+def test_without_a_length_a_run_sees_two_epochs_or_some_thousand_images_at_most(
+    arch: str, photos: int, images: int, length: MakeLength
+) -> None:
+    run = length(photos)
+    run.state.hyperparameters = replace(run.state.hyperparameters, arch=arch)
+    assert run.total_images and images <= run.total_images < images + 16
+
+
+def test_a_time_budget_has_no_other_limit(length: MakeLength) -> None:
+    run = replace(length(1600), budget=Budget(time.monotonic() + 100, 96, closing_seconds=1.0))
+    assert run.total_steps is run.total_images is None and run.is_fixed
+    assert not run.is_over(10_000)
 
 
 def test_a_run_is_over_when_its_time_is(
@@ -111,23 +134,21 @@ def test_a_run_is_over_when_its_time_is(
     assert run.is_out_of_time and run.is_over(5)
 
 
-FIRST, LATER = 1.1 * FIRST_GAIN, 1.1 * LATER_GAIN  # are enough
-TOO_LITTLE = 0.9 * LATER_GAIN
+ENOUGH, TOO_LITTLE = 1.1 * MIN_GAIN, 0.9 * MIN_GAIN
 
 
 @pytest.mark.parametrize(
     ("losses", "pays"),
     [
         ([0.5], True),
-        ([0.5, 0.5 - FIRST], True),
-        ([0.5, 0.5 - 0.9 * FIRST_GAIN], False),
+        ([0.5, 0.5 - ENOUGH], True),
+        ([0.5, 0.5 - TOO_LITTLE], False),
         ([0.5, 0.6], False),
         ([0.0, 0.0], False),
-        ([0.5, 0.4, 0.4 - LATER], True),
+        ([0.5, 0.4, 0.4 - ENOUGH], True),
         ([0.5, 0.4, 0.4 - TOO_LITTLE], False),
-        ([0.5, 0.4, 0.3, 0.3 - LATER], True),
         ([0.5, 0.7, 0.55], False),  # lower than the last, but not than the lowest
-        ([0.5, 0.7, 0.5 - LATER], True),
+        ([0.5, 0.7, 0.5 - ENOUGH], True),
     ],
 )
 def test_going_on_pays_while_the_loss_falls_enough(losses: Sequence[float], pays: bool) -> None:
