@@ -2,8 +2,8 @@
 
 1. One pass over the photos gives a classifier, which is validated and saved at once.
 2. Hogwild, in stretches. No worker is training between two of them: there the trainer takes a
-   snapshot or rolls back, and saves when it is time. Whenever four times the images have been seen, it
-   solves the head anew, for the features of the averaged weights, and validates that.
+   snapshot or rolls back, and saves when it is time. Now and then, it solves the head anew, for the
+   features of the averaged weights, and validates that.
 
 The weights with the lowest validation loss are kept, so the result is never worse than that of 1.
 """
