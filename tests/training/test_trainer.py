@@ -30,6 +30,7 @@ SIZE, PHOTOS = 32, 40  # five batches of 8 in an epoch
 @pytest.fixture(autouse=True)
 def validated_after_one_two_and_four_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "FIRST_IMAGES", new_state().photos.train.count)
+    monkeypatch.setattr(stopping, "GROWTH", 2)
 
 
 @dataclass
