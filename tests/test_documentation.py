@@ -126,7 +126,7 @@ def test_compose_passes_on_the_variable_of_every_flag(service: str) -> None:
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of train that were stopped after their first save."""
+    """Runs of train that were stopped after their second save."""
 
     terminated: Script
     interrupted: Script  # rank 0 of two machines
@@ -169,7 +169,8 @@ def runs(data: Path, start: Start, tmp_path_factory: pytest.TempPathFactory) -> 
         (started.terminated, "terminated", signal.SIGTERM),
         (started.interrupted, "interrupted", signal.SIGINT),
     ):
-        file = folder / f"model-{name}" / "checkpoint.pt"
+        # The first one is written before the first step.
+        file = folder / f"model-{name}" / "checkpoint.previous.pt"
         wait_until(lambda file=file, script=script: file.exists() or script.ended)  # type: ignore[misc]
         assert not script.ended, script.stderr
         os.kill(script.pid, number)
