@@ -5,6 +5,7 @@ variables. An override file makes faults that no variable can make (a full disk,
 """
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -230,6 +231,18 @@ def test_no_room_for_the_cache_ends_train_with_the_reason(
     line = reason(done, "train")
     assert "No space left on device" in line and ".cache" in line
     assert is_intact(model)
+
+
+@pytest.mark.parametrize("small_disk", [36], indirect=True)
+def test_no_room_for_features_ends_train_with_the_reason(
+    service: Service, small_disk: str, model: Path
+) -> None:
+    """The sample and its pixels take 33 MB, features at least another 8."""
+    (model / "checkpoint.pt").unlink()
+    flags = ("--image-size", 160, "--epochs", 0)
+    line = reason(service("train", *flags, override=on(small_disk, "/opt/mount")), "train")
+    assert "No space left on device" in line and re.search(r"\.cache.*/(trunk|features)-", line)
+    assert not (model / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize(
