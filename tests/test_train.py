@@ -104,7 +104,7 @@ def test_a_run_learns_and_prints_one_line_per_validation(trained: Trained) -> No
 
 def test_the_accuracy_to_expect_is_printed_and_saved(trained: Trained) -> None:
     forecast = saved(trained.model)["forecast"]
-    expected = f"expected accuracy {forecast['accuracy']:.3f} from cross-validation"
+    expected = f"expected accuracy {forecast['accuracy']:.3f} (cross-validation)"
     assert expected in trained.stdout and forecast["photos"] == 120
     assert model.load(trained.model, FAST).expected_acc == forecast["accuracy"]
 

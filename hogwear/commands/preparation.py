@@ -156,7 +156,7 @@ def print_photos(photos: Photos) -> None:
 
 def print_plan(hyperparameters: Hyperparameters, num_workers: int) -> None:
     """Print how the network will be trained."""
-    length = "for as long as the validation loss falls"
+    length = "for as long as it pays"
     if hyperparameters.epochs is not None:
         length = plural(hyperparameters.epochs, "epoch")
     elif hyperparameters.time_budget:

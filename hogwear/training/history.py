@@ -115,17 +115,15 @@ class History:
     def describe_last(self, forecast: Forecast | None = None) -> str:
         """The last row, as a line to print."""
         row = self.rows[-1]
-        what, training = row.stage, ""
+        what, training, speed = row.stage, "", ""
         if row.train_loss is not None:
-            what = f"epoch {row.epoch:.4g}"
-            training = f"train loss {row.train_loss:.3f}, train accuracy {row.train_acc:.3f}, "
+            what, training = f"epoch {row.epoch:.4g}", f"train loss {row.train_loss:.3f}, "
+            speed = f", {row.images_per_second:.0f} images/s"
         elif forecast:
-            training = f"expected accuracy {forecast.accuracy:.3f} from cross-validation, "
+            training = f"expected accuracy {forecast.accuracy:.3f} (cross-validation), "
         best = " (best)" if self.best and self.best.val_loss == row.val_loss else ""
-        return (
-            f"{what}: {training}val loss {row.val_loss:.4f}, val accuracy {row.val_acc:.4f}{best}, "
-            f"{row.images_per_second:.0f} images/s"
-        )
+        validation = f"val loss {row.val_loss:.4f}, val accuracy {row.val_acc:.4f}{best}"
+        return f"{what}: {training}{validation}{speed}"
 
     def write_csv(self, file: Path) -> None:
         """metrics.csv. OSError where it cannot be written."""

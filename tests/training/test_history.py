@@ -66,7 +66,7 @@ def test_validation_and_calibration_are_of_the_logits() -> None:
 def test_the_epoch_line_names_loss_and_accuracy_of_both_splits_and_the_best() -> None:
     history = History([hogwild_row(0.5, 0.6), hogwild_row(2.0)], measured(2.0, 0.5))
     assert history.describe_last() == (
-        "epoch 2: train loss 0.250, train accuracy 0.900, "
+        "epoch 2: train loss 0.250, "
         "val loss 0.5000, val accuracy 0.7500 (best), 99 images/s"
     )
     assert "epoch 0.25:" in History([hogwild_row(0.25)], history.best).describe_last()
@@ -77,8 +77,8 @@ def test_the_line_of_a_classifier_in_closed_form_has_the_forecast_and_no_trainin
     row = HistoryRow(0.0, CLOSED_FORM, val_loss=0.5, val_acc=0.75, images_per_second=280.0)
     history = History([row], measured(0.0, 0.5))
     assert history.describe_last(Forecast(0.8123, 0.6, 120)) == (
-        "closed form: expected accuracy 0.812 from cross-validation, "
-        "val loss 0.5000, val accuracy 0.7500 (best), 280 images/s"
+        "closed form: expected accuracy 0.812 (cross-validation), "
+        "val loss 0.5000, val accuracy 0.7500 (best)"
     )
     assert history.describe_last().startswith("closed form: val loss 0.5000")
     assert history.describe_best() == "validation accuracy 0.5000 (epoch 0)"
