@@ -66,8 +66,7 @@ def test_validation_and_calibration_are_of_the_logits() -> None:
 def test_the_epoch_line_names_loss_and_accuracy_of_both_splits_and_the_best() -> None:
     history = History([hogwild_row(0.5, 0.6), hogwild_row(2.0)], measured(2.0, 0.5))
     assert history.describe_last() == (
-        "epoch 2: train loss 0.250, "
-        "val loss 0.5000, val accuracy 0.7500 (best), 99 images/s"
+        "epoch 2: train loss 0.250, val loss 0.5000, val accuracy 0.7500 (best), 99 images/s"
     )
     assert "epoch 0.25:" in History([hogwild_row(0.25)], history.best).describe_last()
     assert "(best)" not in History([hogwild_row(1, 0.6)], history.best).describe_last()
