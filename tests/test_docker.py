@@ -195,7 +195,7 @@ def test_a_rebuilt_image_runs_the_new_code_on_the_old_volume(checkout: Path) -> 
 def test_two_nodes_train_one_model_while_one_is_killed_and_comes_back(
     checkout: Path, owned_folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOGWEAR_EPOCHS", "12")
+    monkeypatch.setenv("HOGWEAR_EPOCHS", "40")
     one, other = (f"{PROJECT}-node-{number}" for number in (1, 2))
     try:
         up = ("docker", "compose", "--profile", "cluster", "up", "--detach")
