@@ -75,7 +75,7 @@ def forecast_small(
 ) -> Forecast | None:
     """What to expect of a classifier for some of the photos at the size SMALL."""
     every = 1 + len(photos.train) // MOST_PHOTOS
-    loader = Loader(settings.cache, slice(None, None, every))
+    loader = Loader(settings.cache, slice(None, None, every), warns=False)
     decoding = loader.start(photos.train, SMALL)
     import torch  # takes seconds, while the workers decode
 

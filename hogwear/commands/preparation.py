@@ -181,7 +181,7 @@ def load_data(
     trained = loader.finish(small)
     train = trained
     if small.folder.size != image_size:
-        train = loader.load(photos.train, image_size)
+        train = replace(loader, warns=False).load(photos.train, image_size)
     return TrainingData(train, load_val(loader, photos, image_size, trained_on), trained)
 
 

@@ -17,13 +17,15 @@ class Loader:
     """Decodes the photos of a split that are not in the cache yet, and warns about unreadable ones.
 
     In a cluster, `part` is this machine's share of the rows, `heartbeat` tells the others that it
-    is still working, and only one machine shows progress.
+    is still working, and only one machine shows progress. Photos that were loaded at another size
+    before have been warned about.
     """
 
     cache: PhotoCache
     part: slice = field(default_factory=lambda: ALL_ROWS)
     heartbeat: Callable[[], object] = lambda: None
     shows_progress: bool = True
+    warns: bool = True
 
     def load(self, split: Split, size: int) -> Pixels:
         """The readable photos of a split as pixels. Raises like DecodingJob.finish."""
@@ -45,8 +47,14 @@ class Loader:
                 self.heartbeat()
 
             pixels = decoding.finish(on_progress)
-        for path, why in list(pixels.skipped.items())[:MAX_WARNINGS]:
-            warn(f"skipped '{path}': {why}")
-        if (more := len(pixels.skipped) - MAX_WARNINGS) > 0:
-            warn(f"skipped {plural(more, 'more photo')} in {split.name}")
+        if self.warns:
+            warn_about_skipped(pixels, split.name)
         return pixels
+
+
+def warn_about_skipped(pixels: Pixels, split: str) -> None:
+    """Name the first MAX_WARNINGS photos that could not be read, and count the others."""
+    for path, why in list(pixels.skipped.items())[:MAX_WARNINGS]:
+        warn(f"skipped '{path}': {why}")
+    if (more := len(pixels.skipped) - MAX_WARNINGS) > 0:
+        warn(f"skipped {plural(more, 'more photo')} in {split}")
