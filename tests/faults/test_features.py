@@ -252,7 +252,9 @@ def test_a_disk_that_fills_up_later_costs_nothing_that_was_learned(
     data: Path, trained: Trained, start: Start, tmp_path: Path, needs_strace: None, held: Held
 ) -> None:
     """With the features of the first stage in the cache, those of the first validation fail."""
-    arguments = *SMALL_RUN, "--epochs", 10, *at(data, tmp_path, trained.cache)
+    cache = copy_pixels(trained.cache, tmp_path / "cache")
+    start("train.py", *FIRST_STAGE, *at(data, tmp_path / "first", cache)).ok()
+    arguments = *SMALL_RUN, "--epochs", 10, *at(data, tmp_path, cache)
     failed = train_with_failing_writes(10, *arguments)
     assert failed.returncode == 2, failed
     assert "No space left on device" in refusal(failed.stderr)
