@@ -248,6 +248,7 @@ def test_a_disk_that_fills_up_with_features_is_one_line_and_the_next_run_compute
     )
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_later_costs_nothing_that_was_learned(
     data: Path, trained: Trained, start: Start, tmp_path: Path, needs_strace: None, held: Held
 ) -> None:
