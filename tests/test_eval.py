@@ -134,7 +134,7 @@ def test_train_and_eval_agree_where_there_is_no_test_split(
     results, best = results_in(folder), saved(folder)["best"]
     assert results["split"] == "val" and results["num_examples"] == 40
     assert results["test_acc"] == pytest.approx(best["val_acc"], abs=1e-6)
-    assert results["test_loss"] == pytest.approx(best["val_loss"], abs=1e-6)
+    assert results["calibration"]["loss_after"] == pytest.approx(best["val_loss"], abs=1e-6)
 
 
 def test_an_unreadable_photo_is_named_and_left_out(
