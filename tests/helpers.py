@@ -235,6 +235,16 @@ def open_pixels(files: list[Path], cache: Path) -> Pixels:
     return pixels
 
 
+def damage_file(file: Path, damage: bytes | int | None) -> None:
+    """Replace its content, cut it to a length (from the end, if negative), or remove it."""
+    if damage is None:
+        file.unlink()
+    elif isinstance(damage, bytes):
+        file.write_bytes(damage)
+    else:
+        os.truncate(file, damage % file.stat().st_size)
+
+
 @contextmanager
 def stopped_after(batches: int) -> Iterator[None]:
     """Interrupt a call of train.main after some batches, as by Ctrl-C."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -23,6 +24,7 @@ class ModelFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = (path / CHECKPOINT, path / PREVIOUS_CHECKPOINT)
+        self.obsolete: tuple[Path, ...] = ()  # checkpoints to set aside
         self.lock: TextIO | None = None
 
     def claim(self) -> None:
@@ -57,17 +59,18 @@ class ModelFolder:
     def set_aside(self, resumed: Checkpoint | None) -> None:
         """Rename the checkpoints that the run does not resume from: a damaged one, or, fresh, all.
 
-        Called once everything else is known to be fine, and before the first save.
+        That happens just before the first save: until then, they can still be used.
         """
-        for file in self.checkpoints:
-            if resumed and file == resumed.file:
-                return
-            keep_beside(file)
+        kept = resumed.file if resumed else None
+        self.obsolete = tuple(takewhile(lambda file: file != kept, self.checkpoints))
 
     def save(self, state: RunState) -> None:
         """Write the checkpoint and metrics.csv. BadInput or OSError where that fails."""
         from hogwear.training import checkpoint
 
+        for file in self.obsolete:
+            keep_beside(file)
+        self.obsolete = ()
         checkpoint.save(self.path, state.state_dict())
         state.history.write_csv(self.path / METRICS)
 

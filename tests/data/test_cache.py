@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pytest
-from helpers import SIZE, ForkedCall, make_split, open_pixels, wait_until
+from helpers import SIZE, ForkedCall, damage_file, make_split, open_pixels, wait_until
 from PIL import Image
 
 from hogwear.data import cache_folder, decoding, near_duplicates
@@ -357,13 +357,7 @@ def test_a_damaged_cache_is_reported_and_decoded_again(
 ) -> None:
     cache = tmp_path / "cache"
     folder = open_pixels(copies, cache).folder
-    file = folder / name
-    if damage is None:
-        file.unlink()
-    elif isinstance(damage, bytes):
-        file.write_bytes(damage)
-    else:
-        os.truncate(file, damage % file.stat().st_size)
+    damage_file(folder / name, damage)
     assert (
         PhotoCache(cache).open_if_complete(make_split(copies), SIZE) is None
         and capsys.readouterr().err == ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SIZE, ForkedCall, decode_some, pixels_of
+from helpers import SIZE, ForkedCall, damage_file, decode_some, pixels_of
 
 from hogwear.data import feature_file
 from hogwear.data.feature_file import FeatureFile
@@ -209,13 +209,7 @@ def test_rows_of_a_damaged_file_are_computed_again(
     name: str, damage: bytes | int | None, photos: Pixels
 ) -> None:
     complete(photos)
-    file = photos.folder / name
-    if damage is None:
-        file.unlink()
-    elif isinstance(damage, bytes):
-        file.write_bytes(damage)
-    else:
-        os.truncate(file, damage % file.stat().st_size)
+    damage_file(photos.folder / name, damage)
     computed, rows = complete(photos)
     assert computed == PHOTOS and np.array_equal(rows, expected_rows(photos))
     assert complete(photos)[0] == 0

@@ -67,17 +67,20 @@ def test_a_save_writes_checkpoint_and_metrics(folder: ModelFolder, state: RunSta
     assert {file.name for file in folder.path.iterdir()} == {"checkpoint.pt", "metrics.csv"}
 
 
-def test_only_checkpoints_newer_than_the_one_resumed_from_are_set_aside(
+def test_the_first_save_sets_aside_checkpoints_newer_than_the_one_resumed_from(
     folder: ModelFolder, state: RunState, tmp_path: Path
 ) -> None:
     folder.path.mkdir()
     for _ in range(2):
         folder.save(state)
-    for resumed, left in (("checkpoint.pt", 2), ("checkpoint.previous.pt", 1), (None, 0)):
-        copy = ModelFolder(Path(shutil.copytree(folder.path, tmp_path / str(left))))
+    for resumed, aside in (("checkpoint.pt", 0), ("checkpoint.previous.pt", 1), (None, 2)):
+        copy = ModelFolder(Path(shutil.copytree(folder.path, tmp_path / str(aside))))
         copy.set_aside(checkpoint.read(copy.path / resumed) if resumed else None)
-        assert sum(file.exists() for file in copy.checkpoints) == left
-        assert len(list(copy.path.glob("checkpoint*.pt"))) == 2, "nothing is deleted"
+        assert all(file.exists() for file in copy.checkpoints), "until something replaces them"
+        for _ in range(2):
+            copy.save(state)
+            assert len(list(copy.path.glob("checkpoint*-*.pt"))) == aside
+        assert all(file.exists() for file in copy.checkpoints)
 
 
 def test_two_new_runs_in_the_same_second_keep_both_old_checkpoints(tmp_path: Path) -> None:
