@@ -54,7 +54,7 @@ def main(settings: Settings) -> None:
         sys.exit(128 + stop.signal)
     folder.release()
     print(cluster.summary(), end="")
-    print(f"Done: best {trainer.state.history.describe_best()}. Next: eval, infer.")
+    print(f"Done: {trainer.state.history.describe_best()}. Next: eval, infer.")
 
 
 def join_cluster(settings: Settings) -> Rank | None:

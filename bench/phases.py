@@ -42,7 +42,7 @@ PHASES = {
     "hogwear.system.workers:Workers.__enter__": "starting and ending workers",
     "hogwear.system.workers:Workers.__exit__": "starting and ending workers",
     "hogwear.training.passes:Pass.run": "computing features",
-    "hogwear.training.heads:HeadSolver.solve": "solving heads",
+    "hogwear.training.heads:HeadFitter.solve": "solving heads",
     "hogwear.training.trainer:Trainer.train_steps": "training",
     "hogwear.training.trainer:Trainer.take_snapshot": "snapshots",
     "hogwear.evaluation.predict:collect_logits": "validation",

@@ -246,7 +246,7 @@ def test_after_labels_were_corrected_train_and_eval_report_the_same_accuracy(
     assert best["epoch"] >= 10 and best["val_acc"] > now, "the better weights win"
     assert (
         evaluate(corrected, folder) == best["val_acc"]
-        and f"Done: best validation accuracy {best['val_acc']:.4f} (epoch {best['epoch']:.4g})"
+        and f"Done: validation loss {best['val_loss']:.4f}, accuracy {best['val_acc']:.4f} (epoch "
         in answer.stdout
     )
 

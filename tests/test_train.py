@@ -371,7 +371,7 @@ def test_a_finished_run_trains_more_and_its_history_grows(
 ) -> None:
     folder, script = continued
     before, after = saved(trained.model), saved(folder)
-    assert "a finished run with validation accuracy" in script.stdout
+    assert "a finished run with validation loss" in script.stdout
     assert "\nepoch 11: " in script.stdout and "closed form:" not in script.stdout
     assert after["history"][:3] == before["history"]
     assert [row["epoch"] for row in after["history"][2:]] == [10, 11]

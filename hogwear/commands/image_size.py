@@ -80,14 +80,14 @@ def forecast_small(
     import torch  # takes seconds, while the workers decode
 
     import model
-    from hogwear.training.heads import HeadSolver
+    from hogwear.training.heads import HeadFitter
 
     torch.set_num_threads(1)
     pixels = loader.finish(decoding)
     dtype = model.choose_dtype(settings.cache_dir)
     net = model.build(defaults.arch, len(photos.class_names), SMALL, dtype)
     net.load_pretrained()
-    heads = HeadSolver(net, pixels, SINGLE_MACHINE, Stop(), is_new=True)
+    heads = HeadFitter(net, pixels, SINGLE_MACHINE, Stop(), is_new=True)
     with Workers(settings.num_workers, lambda rank: heads.jobs) as workers:
-        solved = heads.solve_first(workers)
+        solved = heads.fit_heads(workers)
     return solved[0].forecast if solved else None

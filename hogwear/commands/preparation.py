@@ -65,17 +65,17 @@ def prepare(
     print_start(start)
     print_photos(photos)
     loader = Loader(settings.cache, cluster.shard, cluster.heartbeat, cluster.rank == 0)
-    small = None
-    if not hyperparameters.time_budget:  # which may choose other sizes
-        small = loader.start(photos.train, hyperparameters.training_size)
+    decoding = None
+    if not hyperparameters.time_budget:  # which may choose another size
+        decoding = loader.start(photos.train, hyperparameters.training_size)
     if not (saved or settings.image_size or settings.time_budget):
         hyperparameters = choose_image_size(settings, photos, hyperparameters, cluster)
     hyperparameters, budget = plan_time(settings, hyperparameters, photos, saved, started)
     print_plan(hyperparameters, settings.num_workers)
 
     trained_on = add_photos(saved.trained_on if saved else None, photos.train)
-    small = small or loader.start(photos.train, hyperparameters.training_size)
-    data = load_data(loader, photos, small, hyperparameters.image_size, trained_on)
+    decoding = decoding or loader.start(photos.train, hyperparameters.training_size)
+    data = load_data(loader, photos, decoding, hyperparameters.image_size, trained_on)
     if cluster.machines == 1:
         leakage.warn_about_leakage(data.train, data.val, "val")
 
@@ -156,7 +156,7 @@ def print_photos(photos: Photos) -> None:
 
 def print_plan(hyperparameters: Hyperparameters, num_workers: int) -> None:
     """Print how the network will be trained."""
-    length = "for as long as it pays"
+    length = "while the validation loss falls"
     if hyperparameters.epochs is not None:
         length = plural(hyperparameters.epochs, "epoch")
     elif hyperparameters.time_budget:
@@ -172,17 +172,16 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int) -> None:
 
 
 def load_data(
-    loader: Loader, photos: Photos, small: DecodingJob, image_size: int, trained_on: Int64Array
+    loader: Loader, photos: Photos, decoding: DecodingJob, image_size: int, trained_on: Int64Array
 ) -> TrainingData:
-    """Decode the photos of train and val that are not in the cache; `small` is under way."""
+    """Decode the photos that are not in the cache; `decoding` has begun with those for the tail."""
     importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
     from hogwear.training.trainer import TrainingData
 
-    trained = loader.finish(small)
-    train = trained
-    if small.folder.size != image_size:
+    tail_photos = train = loader.finish(decoding)
+    if decoding.folder.size != image_size:
         train = replace(loader, warns=False).load(photos.train, image_size)
-    return TrainingData(train, load_val(loader, photos, image_size, trained_on), trained)
+    return TrainingData(train, load_val(loader, photos, image_size, trained_on), tail_photos)
 
 
 def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array) -> Pixels:

@@ -16,10 +16,10 @@ from hogwear.data.pixels import Pixels
 from hogwear.system.arrays import Float32Array, Float64Array, Int64Array
 from hogwear.system.workers import call_in_worker
 from hogwear.training.discriminant import (
-    ByFeatures,
-    ByPhotos,
     Classifier,
+    DualSolver,
     LeftOut,
+    PrimalSolver,
     Solver,
     solve,
     solve_with,
@@ -58,17 +58,17 @@ class Problem:
             some = choose_groups(groups, most)
             return solve(create(some), LeftOut.group(labels[some], groups[some], counts))
 
-        def by_photos(some: Int64Array) -> Solver:
-            return ByPhotos(residuals[np.arange(len(labels))], means)
+        def dual(some: Int64Array) -> Solver:
+            return DualSolver(residuals[np.arange(len(labels))], means)
 
         if cluster.machines == 1 and len(labels) <= self.width:
-            return call_in_worker(lambda: classify(by_photos, len(labels)))
+            return call_in_worker(lambda: classify(dual, len(labels)))
         [scatter] = cluster.all_reduce([call_in_worker(residuals.scatter)])
 
-        def by_features(some: Int64Array) -> Solver:
-            return ByFeatures(scatter, int(counts.sum()), means, residuals[some])
+        def primal(some: Int64Array) -> Solver:
+            return PrimalSolver(scatter, int(counts.sum()), means, residuals[some])
 
-        return call_in_worker(lambda: classify(by_features, MAX_LEFT_OUT))
+        return call_in_worker(lambda: classify(primal, MAX_LEFT_OUT))
 
     def sum_classes(self) -> tuple[Float64Array, Int64Array]:
         """By class: the sum of the features, (classes, D), and the number of photos, (classes,)."""

@@ -9,7 +9,7 @@ as much). Formulas: docs/decisions/closed-form-head.md.
 Let r be the residuals of the features (minus the mean of their class), m the means of the classes,
 N the number of photos, and A = R'R / N + ridge * I. All that is needed are products in the metric
 of A's inverse. With more features than photos, they follow from the matrix of the photos' products
-(`ByPhotos`), otherwise from A itself (`ByFeatures`): the smaller of both.
+(`DualSolver`), otherwise from A itself (`PrimalSolver`): the smaller of both.
 """
 
 import math
@@ -72,7 +72,7 @@ class Solver:
         self.center = torch.from_numpy(means.mean(axis=0))
         self.means = torch.from_numpy(means) - self.center
 
-    def positive(self, variance: float) -> float:
+    def floor_variance(self, variance: float) -> float:
         """At least a little, where all photos of a class are equal or there is one of each."""
         return max(variance, 1e-3 * float(self.means.square().mean()), 1e-6)
 
@@ -81,7 +81,7 @@ class Solver:
         raise NotImplementedError
 
 
-class ByPhotos(Solver):
+class DualSolver(Solver):
     """By the products of the photos, (N, N): A's inverse by the Woodbury identity."""
 
     def __init__(self, residuals: Float32Array, means: Float32Array) -> None:
@@ -90,7 +90,7 @@ class ByPhotos(Solver):
         self.residuals, self.count = torch.from_numpy(residuals), len(residuals)
         self.gram = self.residuals @ self.residuals.T
         self.mixed, self.between = self.residuals @ self.means.T, self.means @ self.means.T
-        self.variance = self.positive(float(self.gram.trace()) / self.residuals.numel())
+        self.variance = self.floor_variance(float(self.gram.trace()) / self.residuals.numel())
 
     def inverse(self, ridge: float) -> Tensor:
         """Of R R' + N * ridge * I."""
@@ -112,7 +112,7 @@ class ByPhotos(Solver):
         return Products(own, self.count * solved, means, weight)
 
 
-class ByFeatures(Solver):
+class PrimalSolver(Solver):
     """By the covariance, (D, D); products are those of a sample of the residuals."""
 
     def __init__(
@@ -122,7 +122,7 @@ class ByFeatures(Solver):
         super().__init__(means)
         self.covariance = torch.from_numpy(scatter) / count
         self.residuals = torch.from_numpy(residuals)
-        self.variance = self.positive(float(self.covariance.diagonal().mean()))
+        self.variance = self.floor_variance(float(self.covariance.diagonal().mean()))
 
     def root(self, ridge: float) -> Tensor:
         """The Cholesky factor of A."""

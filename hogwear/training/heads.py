@@ -20,14 +20,14 @@ from hogwear.system.signals import Stop
 from hogwear.system.workers import Jobs, Workers
 from hogwear.training.closed_form import Problem
 from hogwear.training.discriminant import Classifier
-from hogwear.training.passes import Pass, Trunk, hash_weights
+from hogwear.training.passes import Pass, TrunkOutputs, hash_weights
 
 Read = Callable[[Int64Array], Float32Array]
 # The training head is weaker than the other one, or it would have nothing left to learn
 TRAINING_RIDGE, TRAINING_SCALE = 0.6, 0.03  # the latter of its logits
 
 
-class HeadSolver:
+class HeadFitter:
     """Solves the heads of a pretrained network for the training photos of all machines.
 
     `jobs` are for the workers that each pass takes. What is in the cache is not computed again.
@@ -36,12 +36,12 @@ class HeadSolver:
     def __init__(
         self, net: Network, photos: Pixels, cluster: SingleMachine, stop: Stop, is_new: bool
     ) -> None:
-        """Only a run that `is_new` can `solve_first`.
+        """Only a run that `is_new` can `fit_heads`.
 
         Raises OSError, with the file's name, where the disk is full.
         """
         self.net, self.photos, self.cluster, self.stop = net, photos, cluster, stop
-        self.trunk = Trunk(net, photos, "trunk")
+        self.trunk = TrunkOutputs(net, photos, "trunk")
         shape = (net.head.in_features,)
         name = f"features-{hash_weights(net, frozen=False)}" if is_new else None
         first = FeatureFile(photos, name, shape)
@@ -57,7 +57,7 @@ class HeadSolver:
     def compute_features(self, index: Int64Array) -> Tensor:
         return self.net.tail(self.trunk[index])
 
-    def solve_first(self, workers: Workers) -> tuple[Classifier, float] | None:
+    def fit_heads(self, workers: Workers) -> tuple[Classifier, float] | None:
         """Solve both heads for the features of the network as it is.
 
         Returns the classifier, and the photos per second of this machine; None if a stop was
@@ -78,7 +78,7 @@ class HeadSolver:
         scale_head(self.net.training_head, TRAINING_SCALE)
         return classifier, len(self.photos) / (time.monotonic() - started)
 
-    def solve_again(self, workers: Workers, ridge: float) -> bool:
+    def refit_head(self, workers: Workers, ridge: float) -> bool:
         """Solve the head for the features as they are now, by the ridge of the first one.
 
         False if a stop was requested before. The photos left out cannot choose the ridge any more:

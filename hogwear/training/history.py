@@ -42,7 +42,7 @@ class HistoryRow:
     stage: str  # one of STAGES
     images: int = 0  # trained on since the row before
     lr: float = 0.0  # at the last of them
-    train_loss: float | None = None  # means over them, of the training head
+    train_loss: float | None = None  # mean over them, of the head that gradient descent trains
     train_acc: float | None = None
     val_loss: float = 0.0  # calibrated
     val_acc: float = 0.0
@@ -110,20 +110,21 @@ class History:
     def describe_best(self) -> str:
         """Of a run with at least one validation."""
         assert self.best
-        return f"validation accuracy {self.best.val_acc:.4f} (epoch {self.best.epoch:.4g})"
+        best = self.best
+        loss, accuracy = f"validation loss {best.val_loss:.4f}", f"accuracy {best.val_acc:.4f}"
+        return f"{loss}, {accuracy} (epoch {best.epoch:.4g})"
 
     def describe_last(self, forecast: Forecast | None = None) -> str:
         """The last row, as a line to print."""
         row = self.rows[-1]
-        what, training, speed = row.stage, "", ""
-        if row.train_loss is not None:
-            what, training = f"epoch {row.epoch:.4g}", f"train loss {row.train_loss:.3f}, "
-            speed = f", {row.images_per_second:.0f} images/s"
+        what, expected, speed = row.stage, "", ""
+        if row.stage == HOGWILD:
+            what, speed = f"epoch {row.epoch:.4g}", f", {row.images_per_second:.0f} images/s"
         elif forecast:
-            training = f"expected accuracy {forecast.accuracy:.3f} (cross-validation), "
+            expected = f"expected accuracy {forecast.accuracy:.3f} (cross-validation), "
         best = " (best)" if self.best and self.best.val_loss == row.val_loss else ""
         validation = f"val loss {row.val_loss:.4f}, val accuracy {row.val_acc:.4f}{best}"
-        return f"{what}: {training}{validation}{speed}"
+        return f"{what}: {expected}{validation}{speed}"
 
     def write_csv(self, file: Path) -> None:
         """metrics.csv. OSError where it cannot be written."""

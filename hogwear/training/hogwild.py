@@ -3,8 +3,8 @@
 The training process hands out the batches (workers.py), so an epoch is one pass by all workers
 together, and the learning rate follows the images that all of them have seen. Gradients and
 momentum are private to each worker; the momentum is in shared memory only so that the training
-process can save it. The average of the weights, which is what is
-validated and kept, belongs to all of them.
+process can save it. The average of the weights, which is what is validated and kept, belongs to all
+of them.
 """
 
 from collections.abc import Callable

@@ -26,14 +26,15 @@ class Hyperparameters:
         "side length in pixels to which photos are scaled",
         160,
         Range(32, 1025),
-        default_help="160, or 224 where that is worth it",
+        default_help="160 or 224, chosen by cross-validation on some of the photos",
     )
     epochs: int | None = flag(
         "passes over the training photos, shared by all workers; "
         "0 stops after the classifier in closed form",
         None,
         Range(0),
-        default_help="for as long as the validation loss falls, at most 2 or about 4,000 images",
+        default_help="until the validation loss stops falling, but at most 2, or 4,096 images if "
+        "that is more (tinyvgg: 20,000)",
     )
     time_budget: int | None = flag(
         "target duration in seconds, instead of --epochs; "
@@ -44,7 +45,7 @@ class Hyperparameters:
     )
     batch_size: int = flag("photos per step", 32, Range(1, 4097))
     lr: float | None = flag(
-        "peak learning rate",
+        "learning rate after warm-up",
         None,
         Range(1e-7, 10),
         default_help="depends on --arch",

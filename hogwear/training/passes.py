@@ -57,7 +57,7 @@ class Pass:
         return not len(self.file.missing)
 
 
-class Trunk:
+class TrunkOutputs:
     """What the frozen trunk of a network computes from photos, in the cache."""
 
     def __init__(self, net: Network, photos: Pixels, name: str) -> None:

@@ -19,7 +19,7 @@ LIMIT_EPOCHS, LIMIT_IMAGES = 2, {"efficientnet_lite0": 4096, "tinyvgg": 20_000}
 
 
 @dataclass(frozen=True)
-class Length:
+class StoppingRule:
     """The length of a run: epochs, a time budget, or as long as the validation loss falls."""
 
     schedule: Schedule
@@ -69,27 +69,31 @@ class Length:
         steps = self.total_steps
         if steps is not None and step >= steps:
             return True
-        return not self.is_fixed and self.is_check(step) and not still_pays(self.state.losses())
+        return (
+            not self.is_fixed
+            and self.is_validation_step(step)
+            and not is_improving(self.state.losses())
+        )
 
-    def is_due(self, step: int) -> bool:
+    def should_validate(self, step: int) -> bool:
         """Whether to validate before this step, if that has not been done."""
-        return self.is_check(step) or self.is_over(step)
+        return self.is_validation_step(step) or self.is_over(step)
 
-    def is_check(self, step: int) -> bool:
+    def is_validation_step(self, step: int) -> bool:
         """Whether to validate before this step, wherever the run ends."""
-        return step in (self.check(number) for number in range(step.bit_length() + 1))
+        return step in (self.validation_step(number) for number in range(step.bit_length() + 1))
 
-    def next_check(self, step: int) -> int:
+    def next_validation(self, step: int) -> int:
         """The next step before which to validate, after this one."""
-        check = next(check for check in map(self.check, count()) if check > step)
+        check = next(check for check in map(self.validation_step, count()) if check > step)
         steps = self.total_steps
         return check if steps is None else min(check, steps)
 
-    def check(self, number: int) -> int:
+    def validation_step(self, number: int) -> int:
         """The step before which to validate, the first time for 0."""
-        return math.ceil(self.check_epochs(number) * self.schedule.steps_per_epoch)
+        return math.ceil(self.validation_epochs(number) * self.schedule.steps_per_epoch)
 
-    def check_epochs(self, number: int) -> float:
+    def validation_epochs(self, number: int) -> float:
         """The epochs before that, the same on all machines."""
         first = max(FIRST_EPOCHS, FIRST_IMAGES / self.state.photos.train.count)
         return first * GROWTH**number
@@ -97,10 +101,14 @@ class Length:
     def epochs_before(self, step: int) -> float:
         """Passes over the photos before a step: before a validation, the same on all machines."""
         numbers = range(step.bit_length() + 1)
-        checks = (self.check_epochs(number) for number in numbers if self.check(number) == step)
+        checks = (
+            self.validation_epochs(number)
+            for number in numbers
+            if self.validation_step(number) == step
+        )
         return next(checks, step / self.schedule.steps_per_epoch)
 
 
-def still_pays(losses: Sequence[float]) -> bool:
+def is_improving(losses: Sequence[float]) -> bool:
     """Whether to go on after these validation losses; the first is from before training."""
     return len(losses) == 1 or min(losses[:-1]) - losses[-1] >= MIN_GAIN

@@ -29,16 +29,16 @@ from hogwear.system.workers import Jobs, Workers
 from hogwear.training import hogwild
 from hogwear.training.batches import Batches
 from hogwear.training.checkpoint import SaveTimer
-from hogwear.training.heads import HeadSolver
+from hogwear.training.heads import HeadFitter
 from hogwear.training.history import HOGWILD, HistoryRow, RunningMetrics
 from hogwear.training.hyperparameters import MAX_ROLLBACKS
 from hogwear.training.model_folder import ModelFolder
-from hogwear.training.passes import Trunk
+from hogwear.training.passes import TrunkOutputs
 from hogwear.training.progress import TrainingBar
 from hogwear.training.recovery import DivergenceDetector, Snapshot, TrainingDiverged
 from hogwear.training.run_state import RunState
 from hogwear.training.schedule import LiveSettings, Schedule, choose_peak_lr
-from hogwear.training.stopping import Length
+from hogwear.training.stopping import StoppingRule
 from hogwear.training.time_budget import Budget
 from hogwear.training.validation import Validator
 
@@ -47,16 +47,16 @@ from hogwear.training.validation import Validator
 class TrainingData:
     """The decoded photos of a run; in a cluster, this machine's shard of them."""
 
-    train: Pixels
+    train: Pixels  # at Hyperparameters.image_size, for the head
     val: Pixels
-    small: Pixels  # train at the size that the tail is trained at
+    tail_photos: Pixels  # train at Hyperparameters.training_size, which the tail is trained on
 
 
 class Trainer:
     """Trains a network until its run is finished. `state` is what the run remembers."""
 
     schedule: Schedule
-    length: Length
+    stopping: StoppingRule
     validator: Validator
     save_timer: SaveTimer
     cluster: SingleMachine = SINGLE_MACHINE
@@ -115,11 +115,11 @@ class Trainer:
         state, data, cluster = self.state, self.data, self.cluster
         self.schedule = create_schedule(self)
         self.step = state.first_step(self.schedule, cluster.machines)
-        self.length = Length(self.schedule, state, self.budget)
+        self.stopping = StoppingRule(self.schedule, state, self.budget)
         heads, trunk = None, None
         if self.net.pretrained:
-            heads = HeadSolver(self.net, data.train, cluster, stop, not state.history.best)
-            trunk = Trunk(self.net, data.val, "trunk of val")
+            heads = HeadFitter(self.net, data.train, cluster, stop, not state.history.best)
+            trunk = TrunkOutputs(self.net, data.val, "trunk of val")
         jobs = create_jobs(self, heads, trunk)
         with Workers(self.workers, jobs) as pool, TrainingBar(cluster) as bar:
             self.validator = Validator(self.net, state, data.val, heads, trunk, pool, cluster)
@@ -136,7 +136,7 @@ class Trainer:
                 cluster.barrier()  # no machine leaves before rank 0 has saved
 
     def is_over(self) -> bool:
-        return not self.metrics.images and self.length.is_over(self.step)
+        return not self.metrics.images and self.stopping.is_over(self.step)
 
     def begin(self, bar: TrainingBar) -> bool:
         """Stage 1, validated and saved at once. False if a stop was requested before that."""
@@ -154,25 +154,25 @@ class Trainer:
 
     def train_stretch(self, bar: TrainingBar, stop: Stop) -> None:
         """Stage 2: train until it is time to validate or to save, or until training diverges."""
-        if not self.is_check_due():
+        if not self.is_validation_due():
             self.train_steps(bar, stop)
             if not self.take_snapshot():
                 self.roll_back()
                 return
-        if self.is_check_due() and self.validate_average():
+        if self.is_validation_due() and self.validate_average():
             bar.print(self.state.history.describe_last())
         if self.save_timer.is_due():
             with self.save_timer:
                 self.save()
 
-    def is_check_due(self) -> bool:
+    def is_validation_due(self) -> bool:
         """Whether to validate before the next step."""
-        return self.metrics.images > 0 and self.length.is_due(self.step)
+        return self.metrics.images > 0 and self.stopping.should_validate(self.step)
 
     def validate_average(self) -> bool:
         """Validate the averaged weights. False if a stop was requested before."""
         with self.optimizer.averaged(self.net):
-            if not self.validator.validate(summarize_stretch(self)):
+            if not self.validator.validate(summarize_since_validation(self)):
                 return False
         self.metrics = RunningMetrics()
         assert self.state.snapshot
@@ -180,7 +180,7 @@ class Trainer:
         return True
 
     def train_steps(self, bar: TrainingBar, stop: Stop) -> None:
-        detector, end = self.detector, self.length.next_check(self.step)
+        detector, end = self.detector, self.stopping.next_validation(self.step)
         steps = takewhile(lambda step: step < end, count(self.step))
 
         def should_pause() -> bool:
@@ -188,7 +188,7 @@ class Trainer:
                 detector.diverged
                 or stop.requested
                 or self.save_timer.is_due()
-                or self.length.is_out_of_time
+                or self.stopping.is_out_of_time
             )
 
         clock = time.monotonic()
@@ -198,10 +198,10 @@ class Trainer:
             started, clock = clock, time.monotonic()
             for sums in (self.metrics, self.session_metrics):
                 sums.add(result, clock - started)
-            self.cluster.sync_if_due(self.length.epochs_before(self.step))
-            self.length.adjust(self.images_seen, self.session_metrics)
-            bar.update(self.images_seen, self.length.total_images, self.metrics)
-        if self.length.is_due(self.step) and not detector.diverged:
+            self.cluster.sync_if_due(self.stopping.epochs_before(self.step))
+            self.stopping.adjust(self.images_seen, self.session_metrics)
+            bar.update(self.images_seen, self.stopping.total_images, self.metrics)
+        if self.stopping.should_validate(self.step) and not detector.diverged:
             self.cluster.sync_parameters()
             [average] = self.cluster.all_reduce([self.optimizer.average.numpy()])
             self.optimizer.average.copy_(torch.from_numpy(average) / self.cluster.machines)
@@ -247,7 +247,7 @@ class Trainer:
                 self.folder.save(self.state)
 
 
-def summarize_stretch(trainer: Trainer) -> HistoryRow:
+def summarize_since_validation(trainer: Trainer) -> HistoryRow:
     """What was trained since the last validation, on all machines."""
     state, schedule = trainer.state, trainer.schedule
     sums = trainer.validator.total(trainer.metrics)
@@ -267,7 +267,7 @@ def create_schedule(trainer: Trainer) -> Schedule:
     state, hyperparameters = trainer.state, trainer.state.hyperparameters
     machines = trainer.cluster.machines
     return Schedule(
-        num_photos=len(trainer.data.small),
+        num_photos=len(trainer.data.tail_photos),
         batch_size=hyperparameters.batch_size,
         peak_lr=choose_peak_lr(trainer.net, hyperparameters, trainer.workers, machines),
         seed=hyperparameters.seed,
@@ -277,12 +277,12 @@ def create_schedule(trainer: Trainer) -> Schedule:
 
 
 def create_jobs(
-    trainer: Trainer, heads: HeadSolver | None, trunk: Trunk | None
+    trainer: Trainer, heads: HeadFitter | None, trunk: TrunkOutputs | None
 ) -> Callable[[int], Jobs]:
     """What a worker does, by rank."""
-    net, small, val = trainer.net, trainer.data.small, trainer.data.val
-    batches = Batches(small, net.crop_size(small.images.shape[1]), trainer.schedule)
-    log_prior = hogwild.log_prior(small.labels, len(trainer.state.class_names))
+    net, photos, val = trainer.net, trainer.data.tail_photos, trainer.data.val
+    batches = Batches(photos, net.crop_size(photos.images.shape[1]), trainer.schedule)
+    log_prior = hogwild.log_prior(photos.labels, len(trainer.state.class_names))
     momentum = trainer.state.hyperparameters.momentum
     common = {"predict": predict.prediction_job(net, val.images, val.rows)}
     if heads and trunk:

@@ -10,9 +10,9 @@ from hogwear.evaluation import calibration, predict
 from hogwear.networks.network import Network
 from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.system.workers import Workers
-from hogwear.training.heads import HeadSolver, scale_head
+from hogwear.training.heads import HeadFitter, scale_head
 from hogwear.training.history import CLOSED_FORM, INITIAL, Best, HistoryRow, RunningMetrics
-from hogwear.training.passes import Trunk
+from hogwear.training.passes import TrunkOutputs
 from hogwear.training.run_state import RunState
 
 HUGE = 1e30  # replaces an infinite logit, so that the validation loss is a number
@@ -29,8 +29,8 @@ class Validator:
     net: Network
     state: RunState
     val: Pixels
-    heads: HeadSolver | None
-    trunk: Trunk | None
+    heads: HeadFitter | None
+    trunk: TrunkOutputs | None
     workers: Workers
     cluster: SingleMachine
 
@@ -44,7 +44,7 @@ class Validator:
         if not state.history.best:
             row = HistoryRow(0.0, INITIAL)
             if heads:
-                solved = heads.solve_first(self.workers)
+                solved = heads.fit_heads(self.workers)
                 if not solved:
                     return False
                 classifier, speed = solved
@@ -59,7 +59,7 @@ class Validator:
         """Solve the head for the present features, and validate it. False as above."""
         if self.heads:
             assert self.state.ridge
-            if not self.heads.solve_again(self.workers, self.state.ridge):
+            if not self.heads.refit_head(self.workers, self.state.ridge):
                 return False
         logits, labels = self.predict()
         if self.heads:

@@ -15,10 +15,10 @@ from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.training import closed_form
 from hogwear.training.closed_form import Problem, choose_groups, group_near_duplicates
 from hogwear.training.discriminant import (
-    ByFeatures,
-    ByPhotos,
     Classifier,
+    DualSolver,
     LeftOut,
+    PrimalSolver,
     solve,
     solve_with,
 )
@@ -71,8 +71,8 @@ def test_the_classifier_is_that_of_all_features_at_once(
     means = np.stack([features[labels == c].mean(0) for c in range(3)])
     residuals = features - means[labels]
     for solver in (
-        ByPhotos(residuals, means),
-        ByFeatures(residuals.T @ residuals, COUNT, means, residuals),
+        DualSolver(residuals, means),
+        PrimalSolver(residuals.T @ residuals, COUNT, means, residuals),
     ):
         left_out = LeftOut.group(labels, group_near_duplicates(photos), np.bincount(labels))
         assert same(found, solve(solver, left_out) if ridge is None else solve_with(solver, ridge))

@@ -18,10 +18,10 @@ from hogwear.training import discriminant
 from hogwear.training.discriminant import (
     FIRST_RIDGE,
     MAX_EXPONENT,
-    ByFeatures,
-    ByPhotos,
     Classifier,
+    DualSolver,
     LeftOut,
+    PrimalSolver,
     Solver,
     solve,
     solve_with,
@@ -52,13 +52,13 @@ class Problem:
         return self.features - self.means[self.labels]
 
     @property
-    def by_photos(self) -> ByPhotos:
-        return ByPhotos(self.residuals, self.means)
+    def dual(self) -> DualSolver:
+        return DualSolver(self.residuals, self.means)
 
     @property
-    def by_features(self) -> ByFeatures:
+    def primal(self) -> PrimalSolver:
         scatter = self.residuals.T @ self.residuals
-        return ByFeatures(scatter, len(self.labels), self.means, self.residuals)
+        return PrimalSolver(scatter, len(self.labels), self.means, self.residuals)
 
     def left_out(self, groups: Int64Array | None = None) -> LeftOut:
         alone = np.arange(len(self.labels))
@@ -111,7 +111,7 @@ def groups() -> Int64Array:
     return groups
 
 
-SOLVERS: list[Callable[[Problem], Solver]] = [lambda p: p.by_photos, lambda p: p.by_features]
+SOLVERS: list[Callable[[Problem], Solver]] = [lambda p: p.dual, lambda p: p.primal]
 both_ways = pytest.mark.parametrize("by", SOLVERS, ids=["by photos", "by features"])
 
 
@@ -186,7 +186,7 @@ def test_the_search_ends_where_ridges_do(
         return discriminant.Solution(ridge, torch.zeros(CLASSES, 1), 1.0, forecast)
 
     monkeypatch.setattr(discriminant, "attempt", attempt)
-    solver = problem.by_photos
+    solver = problem.dual
     solver.means, solver.center = torch.zeros(CLASSES, 1), torch.zeros(1)
     end = min(max(best, -MAX_EXPONENT), MAX_EXPONENT)
     assert solve(solver, problem.left_out()).ridge == FIRST_RIDGE * 2.0**end
@@ -206,7 +206,7 @@ def test_a_ridge_that_is_lost_in_rounding_is_not_chosen(
         return replace(found, forecast=replace(found.forecast, loss=ridge))
 
     monkeypatch.setattr(discriminant, "attempt", fail)
-    assert solve(problem.by_photos, problem.left_out()).ridge == smallest
+    assert solve(problem.dual, problem.left_out()).ridge == smallest
 
 
 @both_ways
@@ -240,7 +240,7 @@ def test_both_ways_give_the_same_classifier(problem: Problem, groups: Int64Array
 def test_photos_left_out_may_be_some_of_all(problem: Problem) -> None:
     some = np.arange(0, PHOTOS, 7)
     scatter = problem.residuals.T @ problem.residuals
-    solver = ByFeatures(scatter, PHOTOS, problem.means, problem.residuals[some])
+    solver = PrimalSolver(scatter, PHOTOS, problem.means, problem.residuals[some])
     left_out = LeftOut.group(problem.labels[some], some, problem.counts)
     ridge = 0.4 * solver.variance
     found = centred(left_out.predict(solver.products(ridge)))

@@ -19,7 +19,7 @@ from hogwear.networks.network import Network
 from hogwear.networks.parameters import share_parameters
 from hogwear.system.signals import Stop
 from hogwear.system.workers import Workers
-from hogwear.training.heads import HeadSolver, scale_head
+from hogwear.training.heads import HeadFitter, scale_head
 from hogwear.training.passes import hash_weights
 
 COUNT = 70  # two batches and a part of one
@@ -57,7 +57,7 @@ class Counted:
     net: Network
     photos: Pixels
     stop: StopAfter
-    solver: HeadSolver
+    solver: HeadFitter
     computed: list[str]
 
     def call(self, function: Callable[[Workers], Any], workers: int = 1) -> Any:
@@ -77,7 +77,7 @@ class Counted:
 
 def create(photos: Pixels, stop_after: int = 10**6, is_new: bool = True) -> Counted:
     net, stop = network(), StopAfter(stop_after)
-    return Counted(net, photos, stop, HeadSolver(net, photos, SINGLE_MACHINE, stop, is_new), [])
+    return Counted(net, photos, stop, HeadFitter(net, photos, SINGLE_MACHINE, stop, is_new), [])
 
 
 def elsewhere(function: Callable[[], Any]) -> Any:
@@ -91,7 +91,7 @@ def test_the_first_heads_classify_the_photos_and_the_forecast_is_honest(
 ) -> None:
     def solve() -> tuple[Any, ...]:
         this = create(photos)
-        solved = this.call(this.solver.solve_first, workers)
+        solved = this.call(this.solver.fit_heads, workers)
         pixels = torch.from_numpy(np.asarray(photos.images))
         with torch.inference_mode():
             head, training = (f(pixels).numpy() for f in (this.net, this.net.training_logits))
@@ -107,7 +107,7 @@ def test_the_first_heads_classify_the_photos_and_the_forecast_is_honest(
 def solve_heads(photos: Pixels, workers: int) -> Any:
     """Both heads, as one array."""
     this = create(photos)
-    this.call(this.solver.solve_first, workers)
+    this.call(this.solver.fit_heads, workers)
     solved = [*this.net.head.parameters(), *this.net.training_head.parameters()]
     return torch.cat([p.detach().flatten() for p in solved]).numpy()
 
@@ -148,12 +148,12 @@ def test_a_stop_leaves_the_heads_as_they_were_and_what_was_computed_in_the_cache
     def interrupt() -> bool:
         this = create(photos, stop_after=1)
         before = this.net.head.weight.clone()
-        assert this.call(this.solver.solve_first) is None
+        assert this.call(this.solver.fit_heads) is None
         return torch.equal(this.net.head.weight, before)
 
     def go_on() -> list[str]:
         this = create(photos)
-        assert this.call(this.solver.solve_first)
+        assert this.call(this.solver.fit_heads)
         return this.computed
 
     assert elsewhere(interrupt)
@@ -165,10 +165,10 @@ def test_a_stop_leaves_the_heads_as_they_were_and_what_was_computed_in_the_cache
 def test_a_later_head_needs_only_the_tail(photos: Pixels) -> None:
     def solve() -> tuple[list[str], Any]:
         this = create(photos)
-        classifier, _ = this.call(this.solver.solve_first)
+        classifier, _ = this.call(this.solver.fit_heads)
         first = this.net.head.weight.clone()
         this.computed.clear()
-        assert this.call(lambda workers: this.solver.solve_again(workers, classifier.ridge))
+        assert this.call(lambda workers: this.solver.refit_head(workers, classifier.ridge))
         spread = float(this.net.head.weight.std() / first.std())
         same = torch.nn.functional.cosine_similarity(
             this.net.head.weight.ravel(), first.ravel(), dim=0
@@ -185,7 +185,7 @@ def test_a_later_head_is_that_of_the_features_as_they_are_now(photos: Pixels) ->
         this = create(photos, is_new=False)
         with torch.no_grad():
             this.net.get_parameter("last.weight").mul_(change)
-        assert this.call(lambda workers: this.solver.solve_again(workers, 0.4))
+        assert this.call(lambda workers: this.solver.refit_head(workers, 0.4))
         return this.net.head.weight.clone().numpy()
 
     one, again, other = (ForkedCall(solve, change).result() for change in (1.0, 1.0, 0.5))
@@ -196,7 +196,7 @@ def test_a_stop_leaves_a_later_head_as_it_was(photos: Pixels) -> None:
     def interrupt() -> bool:
         this = create(photos, stop_after=4, is_new=False)
         before = this.net.head.weight.clone()
-        assert not this.call(lambda workers: this.solver.solve_again(workers, 0.4))
+        assert not this.call(lambda workers: this.solver.refit_head(workers, 0.4))
         return torch.equal(this.net.head.weight, before)
 
     assert elsewhere(interrupt)

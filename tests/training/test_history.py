@@ -63,10 +63,10 @@ def test_validation_and_calibration_are_of_the_logits() -> None:
     assert best.confidence_threshold > 1, "no confidence is right in 99 % of all cases"
 
 
-def test_the_epoch_line_names_loss_and_accuracy_of_both_splits_and_the_best() -> None:
+def test_the_epoch_line_names_validation_loss_and_accuracy_the_best_and_the_speed() -> None:
     history = History([hogwild_row(0.5, 0.6), hogwild_row(2.0)], measured(2.0, 0.5))
     assert history.describe_last() == (
-        "epoch 2: train loss 0.250, val loss 0.5000, val accuracy 0.7500 (best), 99 images/s"
+        "epoch 2: val loss 0.5000, val accuracy 0.7500 (best), 99 images/s"
     )
     assert "epoch 0.25:" in History([hogwild_row(0.25)], history.best).describe_last()
     assert "(best)" not in History([hogwild_row(1, 0.6)], history.best).describe_last()
@@ -80,7 +80,7 @@ def test_the_line_of_a_classifier_in_closed_form_has_the_forecast_and_no_trainin
         "val loss 0.5000, val accuracy 0.7500 (best)"
     )
     assert history.describe_last().startswith("closed form: val loss 0.5000")
-    assert history.describe_best() == "validation accuracy 0.5000 (epoch 0)"
+    assert history.describe_best() == "validation loss 0.5000, accuracy 0.5000 (epoch 0)"
 
 
 def test_the_csv_has_a_row_per_validation_with_every_digit(tmp_path: Path) -> None:

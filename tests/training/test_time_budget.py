@@ -16,7 +16,7 @@ from hogwear.data.decoding import LIMITS
 from hogwear.networks.network import Network
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint, heads, time_budget, trainer
-from hogwear.training.heads import HeadSolver
+from hogwear.training.heads import HeadFitter
 from hogwear.training.recovery import DivergenceDetector
 from hogwear.training.time_budget import (
     MEASURED_SIZE,
@@ -178,13 +178,13 @@ def test_a_run_ends_when_its_time_is_over(
 def test_the_first_stage_is_the_result_where_it_takes_all_of_the_time(
     data: Path, call: Call, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = HeadSolver.run
+    run = HeadFitter.run
 
     def slowly(*arguments: Any) -> bool:
         clock.now += 20
         return run(*arguments)
 
-    monkeypatch.setattr(HeadSolver, "run", slowly)
+    monkeypatch.setattr(HeadFitter, "run", slowly)
     monkeypatch.setattr(time_budget, "measure_speed", lambda *arguments: SPEED)
     small = "--image-size", 32, "--workers", 1
     answer = call(train, "--time-budget", 30, *small, *at(data, tmp_path, tmp_path / "cache"))

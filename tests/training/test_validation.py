@@ -16,7 +16,7 @@ from hogwear.networks.network import Network
 from hogwear.system.arrays import AnyArray, Float32Array
 from hogwear.training.checkpoint import FORMAT, Checkpoint
 from hogwear.training.discriminant import Classifier, Forecast
-from hogwear.training.heads import HeadSolver
+from hogwear.training.heads import HeadFitter
 from hogwear.training.history import HOGWILD, HistoryRow, RunningMetrics
 from hogwear.training.validation import Validator
 
@@ -35,12 +35,12 @@ class Heads:
     stops: bool = False
     solved: list[float | None] = field(default_factory=list)
 
-    def solve_first(self, workers: object) -> tuple[Classifier, float] | None:
+    def fit_heads(self, workers: object) -> tuple[Classifier, float] | None:
         self.solved.append(None)
         weight = self.net.head.weight.detach().numpy()
         return None if self.stops else (Classifier(weight, weight[:, 0], 0.4, FORECAST), 250.0)
 
-    def solve_again(self, workers: object, ridge: float) -> bool:
+    def refit_head(self, workers: object, ridge: float) -> bool:
         self.solved.append(ridge)
         with torch.no_grad():
             self.net.head.weight.fill_(1.0)
@@ -65,7 +65,7 @@ class Validation:
         torch.manual_seed(0)
         net = model.build("tinyvgg", 5, 32)
         val = pixels_of(np.zeros((PHOTOS, 32, 32, 3), np.uint8), LABELS)
-        solver = cast(HeadSolver, Heads(net, stops)) if heads else None
+        solver = cast(HeadFitter, Heads(net, stops)) if heads else None
         return Validator(net, new_state(), val, solver, None, cast(Any, None), cluster)
 
 
