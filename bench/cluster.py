@@ -5,7 +5,6 @@
 Run by torchrun, this module is a process of DDP, to compare with.
 """
 
-import csv
 import os
 import re
 import subprocess
@@ -25,6 +24,7 @@ from bench.common import (
     format_range,
     format_ratios,
     markdown_table,
+    read_hogwild_speed,
 )
 from bench.growth import link_photos
 from bench.network import Network
@@ -104,9 +104,8 @@ def measure_training(work: Path, count: int, mbits: float, delay: float) -> tupl
     ):
         flags = ("--cache-dir", work / "cache", "--epochs", 1)
         model, output = train_on_all(net, work / "data", Path(name), *flags)
-        [epoch] = csv.DictReader((model / "metrics.csv").open())
     averages = re.search(r"Averaging: (.*)", output)
-    return float(epoch["images_per_second"]), averages[1] if averages else ""
+    return read_hogwild_speed(model), averages[1] if averages else ""
 
 
 def train_on_all(net: Network, photos: Path, work: Path, *flags: object) -> tuple[Path, str]:

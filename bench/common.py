@@ -1,5 +1,6 @@
 """What the benchmarks share: photos, timed processes, and the format of results."""
 
+import csv
 import json
 import os
 import statistics
@@ -44,6 +45,20 @@ def evaluate(photos: Path, work: Path) -> dict[str, Any]:
     time_python("eval.py", *folder_flags(photos, work))
     results: dict[str, Any] = json.loads((work / "model" / "eval_results.json").read_text())
     return results
+
+
+def read_history(model: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv."""
+    with (model / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_hogwild_speed(model: Path) -> float:
+    """Images per second of Hogwild, over all validations."""
+    rows = [row for row in read_history(model) if row["stage"] == "hogwild"]
+    images = [int(row["images"]) for row in rows]
+    speeds = [float(row["images_per_second"]) for row in rows]
+    return sum(images) / sum(n / speed for n, speed in zip(images, speeds, strict=True))
 
 
 @contextmanager

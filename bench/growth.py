@@ -1,6 +1,5 @@
 """What a photo costs in a data set of two thousand photos and in one of two hundred thousand."""
 
-import csv
 import itertools
 import os
 import re
@@ -11,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.common import ROOT, markdown_table, time_python
+from bench.common import ROOT, markdown_table, read_hogwild_speed, time_python
 from bench.photos import data_sets
 
 COUNTS = (2_000, 20_000, 200_000)
@@ -38,8 +37,7 @@ def growth() -> str:
             flags = ["--image-size", SIZE, "--epochs", 1, "--workers", WORKERS]
             flags += [f"--{part}-dir={folder / part}" for part in ("data", "model", "cache")]
             decoding, memory = watch_training(flags, folder / "cache")
-            with (folder / "model" / "metrics.csv").open() as file:
-                rate = float(next(csv.DictReader(file))["images_per_second"])
+            rate = read_hogwild_speed(folder / "model")
             probe = ("-m", "bench.probe", "exit_before_first_batch")
             warm, _ = time_python(*probe, *flags, "--fresh")
         smallest = smallest or warm

@@ -22,6 +22,7 @@ from bench.common import (
     format_range,
     format_ratios,
     markdown_table,
+    read_history,
     time_python,
     train,
     workspace,
@@ -159,12 +160,14 @@ def time_budget() -> str:
             with workspace() as work:
                 flags = (*folder_flags(photos, work), "--time-budget", budget)
                 seconds, output = time_python("train.py", *flags)
-                plan = re.search(r"at (\d+) px.*?(\d+) epochs", output)
+                size = re.search(r"at (\d+) px", output)
+                epochs = float(read_history(work / "model")[-1]["epoch"])
                 score = evaluate(photos, work)["test_acc"]
-            planned = f"{plan[1]} px, {plan[2]} epochs" if plan else ""
+            trained = f"{size[1] if size else '?'} px, {epochs:.3g} epochs"
             times = [str(budget), f"{seconds:.1f}", f"{seconds / budget - 1:+.0%}"]
-            rows.append([photos.name, *times, planned, f"{score:.4f}"])
-    return markdown_table(["photos", "budget, s", "taken, s", "error", "plan", "accuracy"], rows)
+            rows.append([photos.name, *times, trained, f"{score:.4f}"])
+    header = ["photos", "budget, s", "taken, s", "error", "trained", "accuracy"]
+    return markdown_table(header, rows)
 
 
 def predecessor() -> str:

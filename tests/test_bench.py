@@ -16,11 +16,12 @@ from sklearn.preprocessing import StandardScaler
 
 from bench import __main__ as bench
 from bench import pareto, peers, phases, photos, runs
-from bench.common import Attempts
+from bench.common import Attempts, read_history, read_hogwild_speed
 from bench.pareto import DEFAULTS, OURS, STAGE_1, Result
 from bench.peers import __main__ as peers_command
 from bench.peers import frozen
 from hogwear.data.sample import generate
+from hogwear.training.history import CLOSED_FORM, HOGWILD, History, HistoryRow
 
 
 @pytest.fixture(autouse=True)
@@ -223,3 +224,14 @@ def test_the_phases_of_a_run_are_timed(data: Path, tmp_path: Path) -> None:
 
 def test_the_results_say_where_the_photos_come_from() -> None:
     assert (ROOT / "bench" / "RESULTS.md").read_text().startswith(bench.INTRODUCTION)
+
+
+def test_the_speed_of_hogwild_leaves_out_the_first_classifier(tmp_path: Path) -> None:
+    first = HistoryRow(0.0, CLOSED_FORM, images_per_second=280.0)
+    slow, fast = (
+        HistoryRow(epoch, HOGWILD, 100, 0.05, 0.5, 0.9, images_per_second=speed)
+        for epoch, speed in ((0.5, 50.0), (1.0, 100.0))
+    )
+    History([first, slow, fast]).write_csv(tmp_path / "metrics.csv")
+    assert [row["stage"] for row in read_history(tmp_path)] == ["closed form", "hogwild", "hogwild"]
+    assert read_hogwild_speed(tmp_path) == pytest.approx(200 / 3)
