@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 fashion5=${FASHION5:-../shared/data/fashion5}
 export COMPOSE_PROJECT_NAME=hogwear-smoke-$$
 unset COMPOSE_FILE # and all settings, so that the defaults are tested
-unset HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,TIME_BUDGET,WORKERS,BATCH_SIZE,LR,MOMENTUM,SEED,FRESH}
+unset HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,TIME_BUDGET,WORKERS,BATCH_SIZE,LR,MOMENTUM,NO_MIRROR,SEED,FRESH}
 unset HOGWEAR_{PICTURES,NUM_IMAGES,IMAGES,MAX_MEGAPIXELS,MAX_MEGABYTES,PIDS}
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/hogwear-smoke.XXXXXX")

@@ -132,6 +132,19 @@ def test_the_checkpoint_has_everything_that_eval_and_infer_need(trained: Trained
     assert choices["batch_size"] == 16 and choices["epochs"] == 10
 
 
+def test_photos_are_not_mirrored_where_the_user_says_so(
+    data: Path, call: Call, tmp_path: Path
+) -> None:
+    """The checkpoint remembers it, so a later run needs no flag."""
+    once = *TINYVGG, "--epochs", 1
+    losses = []
+    for name, *more in (("mirrored",), ("not", "--no-mirror"), ("not",)):
+        done = call(train, *once, *more, *at(data, tmp_path / name, tmp_path / "cache"))
+        assert done.code == 0 and ("not mirrored" in done.stdout) == (name == "not"), done.stdout
+        losses.append(saved(tmp_path / name)["history"][1]["train_loss"])
+    assert losses[0] != losses[1]
+
+
 def test_the_weights_with_the_lowest_validation_loss_are_kept(trained: Trained) -> None:
     state = saved(trained.model)
     best, rows = state["best"], {row["val_loss"]: row for row in state["history"]}

@@ -164,7 +164,7 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int) -> None:
     cpus = machine.cpus()
     print(
         f"Plan: {hyperparameters.arch} at {hyperparameters.image_size} px, {length}, "
-        f"batch size {hyperparameters.batch_size}, "
+        f"batch size {hyperparameters.batch_size}, {'not mirrored, ' * hyperparameters.no_mirror}"
         f"{plural(num_workers, 'worker')} on {plural(cpus, 'CPU')}."
     )
     if num_workers > cpus:

@@ -36,6 +36,7 @@ class Settings(SharedSettings):
     batch_size: int | None = hyperparameter("batch_size")
     lr: float | None = hyperparameter("lr")
     momentum: float | None = hyperparameter("momentum")
+    no_mirror: bool | None = hyperparameter("no_mirror")
     seed: int | None = hyperparameter("seed")
     sync_every: int = flag(
         "clusters only: photos seen by all machines together between two averages of the weights",
@@ -61,5 +62,5 @@ class Settings(SharedSettings):
     @property
     def cluster_flags(self) -> dict[str, Any]:
         """The flags that must be equal on all machines of a cluster."""
-        names = "arch image_size epochs batch_size lr momentum seed sync_every"
+        names = "arch image_size epochs batch_size lr momentum no_mirror seed sync_every"
         return {name: getattr(self, name) for name in names.split()}

@@ -20,7 +20,7 @@ from hogwear.system.errors import BadInput, NoCheckpoint, is_out_of_memory
 from hogwear.system.files import unfinished_prefix, write_atomically
 from hogwear.system.text import warn
 
-FORMAT = 5
+FORMAT = 6
 DIGEST_SIZE = hashlib.sha256().digest_size
 SAVING_SHARE = 0.02  # of the time that may go into saving
 

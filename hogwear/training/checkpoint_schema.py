@@ -107,6 +107,8 @@ def matching(pattern: str, expected: str) -> Rule:
 def hyperparameter(field: Field[Any]) -> Rule:
     if choices := field.metadata["choices"]:
         return matching("|".join(choices), f"one of {', '.join(choices)}")
+    if value_type(field) is bool:
+        return SWITCH
     allowed = field.metadata["allowed"]
     rule = number(value_type(field), allowed.at_least, allowed.below)
     return rule if field.default is not None else optional(rule)

@@ -51,6 +51,12 @@ class Hyperparameters:
         default_help="depends on --arch",
     )
     momentum: float = flag("momentum of SGD", 0.9, Range(0, 1))
+    no_mirror: bool = flag(
+        "do not mirror photos in training, because the mirror image means something else "
+        "(text, left and right)",
+        False,
+        default_help="off",
+    )
     seed: int = flag(
         "random seed for shuffling, augmentation and initial weights",
         0,
@@ -77,9 +83,9 @@ def choose_hyperparameters(
 ) -> Hyperparameters:
     """The hyperparameters to train with; `flags` are those that were set.
 
-    An interrupted run keeps its `saved` hyperparameters. A finished one keeps its architecture and
-    image size, and takes the defaults for the rest. BadInput for flags that exclude each other or
-    contradict what is saved.
+    An interrupted run keeps its `saved` hyperparameters. A finished one keeps its architecture,
+    image size and whether photos are mirrored, and takes the defaults for the rest. BadInput for
+    flags that exclude each other or contradict what is saved.
     """
     if "epochs" in flags and "time_budget" in flags:
         raise BadInput("--epochs and --time-budget exclude each other: use one of them")
@@ -90,7 +96,7 @@ def choose_hyperparameters(
     if saved:
         fixed = ("arch", "image_size") if saved.arch in ONE_SIZE else ("arch",)
         require_unchanged(flags, saved, fixed, "checkpoint")
-        start = Hyperparameters(arch=saved.arch, image_size=saved.image_size)
+        start = Hyperparameters(saved.arch, saved.image_size, no_mirror=saved.no_mirror)
     return replace(start, **flags)
 
 

@@ -281,9 +281,11 @@ def create_jobs(
 ) -> Callable[[int], Jobs]:
     """What a worker does, by rank."""
     net, photos, val = trainer.net, trainer.data.tail_photos, trainer.data.val
-    batches = Batches(photos, net.crop_size(photos.images.shape[1]), trainer.schedule)
+    hyperparameters = trainer.state.hyperparameters
+    crop_size = net.crop_size(photos.images.shape[1])
+    batches = Batches(photos, crop_size, trainer.schedule, not hyperparameters.no_mirror)
     log_prior = hogwild.log_prior(photos.labels, len(trainer.state.class_names))
-    momentum = trainer.state.hyperparameters.momentum
+    momentum = hyperparameters.momentum
     common = {"predict": predict.prediction_job(net, val.images, val.rows)}
     if heads and trunk:
         passes = {trunk.computing.name: trunk.computing.job, **heads.jobs}

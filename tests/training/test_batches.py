@@ -20,6 +20,12 @@ def photos(photo_files: list[Path]) -> UInt8Array:
     return np.stack([decode(path, SIZE) for path in photo_files[:8]])
 
 
+@pytest.fixture
+def schedule() -> Schedule:
+    """Of 120 photos; the last batch of each epoch has 8."""
+    return Schedule(120, 16, 0.01, 0, 0, LiveSettings.create())
+
+
 def test_augmented_photos_are_crops_of_the_photos_mirrored_or_not(photos: UInt8Array) -> None:
     before, side = photos.copy(), SIZE - 4
     cropped = augment(photos, side, np.random.default_rng(0)).numpy()
@@ -47,6 +53,17 @@ def test_half_of_the_photos_are_mirrored() -> None:
     assert 140 < mirrored.sum() < 260
 
 
+def test_photos_stay_as_they_are_where_mirror_images_mean_something_else(
+    photos: UInt8Array, schedule: Schedule
+) -> None:
+    """Crops of the full size, so that only mirroring could change them."""
+    images = np.concatenate([photos] * 15)
+    batches = Batches(pixels_of(images, np.arange(120) % 5), SIZE, schedule)
+    assert not np.array_equal(batches.batch(0)[0].numpy(), images[schedule.photos_at(0)])
+    pixels, _ = replace(batches, mirrors=False).batch(0)
+    assert np.array_equal(pixels.numpy(), images[schedule.photos_at(0)])
+
+
 def test_crops_come_from_everywhere_up_to_the_edges() -> None:
     ramps = np.zeros((400, 100, 100, 3), np.uint8)
     ramps[:] = np.arange(100)[:, None]
@@ -55,12 +72,6 @@ def test_crops_come_from_everywhere_up_to_the_edges() -> None:
 
 
 # --- batches
-
-
-@pytest.fixture
-def schedule() -> Schedule:
-    """Of 120 photos; the last batch of each epoch has 8."""
-    return Schedule(120, 16, 0.01, 0, 0, LiveSettings.create())
 
 
 def test_labels_stay_with_their_photos(schedule: Schedule) -> None:

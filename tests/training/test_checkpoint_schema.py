@@ -188,6 +188,9 @@ EDGES: dict[str, Callable[[State], object]] = {
         "hyperparameters", "time_budget", value=2**62
     ),
     "hyperparameters.lr is 10.0": put("hyperparameters", "lr", value=10.0),
+    "hyperparameters.no_mirror is 1, expected True or False": put(
+        "hyperparameters", "no_mirror", value=1
+    ),
     "hyperparameters.momentum is 1.0": put("hyperparameters", "momentum", value=1.0),
     "class_names is of type list": put("class_names", value=[*CLASSES[:4], CLASSES[0]]),
     "class_names is of type list, expected a list of two or more different": put(

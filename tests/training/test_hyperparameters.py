@@ -44,6 +44,15 @@ def test_a_finished_run_is_trained_further_at_its_image_size_with_defaults_for_t
     assert choose_hyperparameters({"image_size": 64}, SAVED, True).image_size == 64
 
 
+def test_what_a_mirror_image_means_is_kept_until_it_is_set_again() -> None:
+    saved = replace(SAVED, no_mirror=True)
+    assert choose_hyperparameters({}, saved, finished=True).no_mirror
+    assert not choose_hyperparameters({"no_mirror": False}, saved, finished=True).no_mirror
+    assert not choose_hyperparameters({"no_mirror": False}).no_mirror
+    with pytest.raises(BadInput, match=r"^--no-mirror is True, the interrupted run has False"):
+        choose_hyperparameters({"no_mirror": True}, saved=SAVED)
+
+
 @pytest.mark.parametrize("flags", [{"arch": "efficientnet_lite0"}, {"image_size": 64}])
 def test_what_a_finished_network_cannot_change_is_refused(flags: dict[str, Any]) -> None:
     tinyvgg = replace(SAVED, arch="tinyvgg")
