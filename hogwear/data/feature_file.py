@@ -1,9 +1,10 @@
-"""What a network computes from the photos of a split, kept beside their pixels in the cache.
+"""What a network computes from the photos of a split, kept in the cache beside their pixels.
 
-    <name>-<key>.npy        (N, ...), the rows of the pixels' files
-    <name>-<key>-done.npy   (N,) bool, which rows are there
+    <name>-<key>.npy        (N, ...): row i belongs to row i of the pixels
+    <name>-<key>-done.npy   (N,) bool: whether row i has been written
 
-The key stands for the network, so each photo is computed once. The folder keeps one key per name.
+The key is a hash of the network's weights: as long as they are the same, nothing is computed twice.
+A file with another key replaces the one before it.
 """
 
 import fcntl
@@ -29,10 +30,11 @@ LOCKS: dict[Path, TextIO] = {}  # of this process, until it ends
 
 
 class FeatureFile:
-    """A row for each of some photos. Forked workers write them, their parent notes it.
+    """An array with a row for each photo of a split, in a file.
 
-    If another process is writing in this folder, or if the folder cannot be written, a temporary
-    file that nobody else sees takes its place.
+    Forked workers write the rows, and their parent records which ones have been written. If another
+    process is using this folder's files, or if the folder is not writable, the rows are in a
+    temporary file instead, which disappears with the process.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class FeatureFile:
         row_shape: tuple[int, ...],
         dtype: npt.DTypeLike = np.float16,
     ) -> None:
-        """`name` has the key; without it, the file is temporary.
+        """`name` is "<name>-<key>", or None for a temporary file. A row is (*row_shape,) `dtype`.
 
         Raises OSError, with the file's name, on a full disk.
         """
@@ -61,7 +63,7 @@ class FeatureFile:
         self.last_note = time.monotonic()
 
     def open(self, path: Path, done_file: Path) -> ArrayFile:
-        """The file with what is there already, or a new one."""
+        """The existing file, with the rows that it has; if it does not fit, a new one."""
         with suppress(*DAMAGE):
             file = ArrayFile(path, "r+b")
             file.require(self.dtype, *self.shape)
@@ -74,31 +76,34 @@ class FeatureFile:
         return self.create(path)
 
     def create(self, path: Path) -> ArrayFile:
-        """Write the header, and holes."""
+        """Create the file: a header, and rows that take no disk space until they are written."""
         with naming(path):
             np.lib.format.open_memmap(path, "w+", self.dtype, self.shape)
             return ArrayFile(path, "r+b")
 
     @property
     def missing(self) -> Int64Array:
-        """The photos without a row, (k,), by their place in `rows`."""
+        """The photos whose rows have not been written, (k,), as indices into `rows`."""
         return np.flatnonzero(~self.done[self.rows])
 
     def write(self, index: Int64Array, values: AnyArray) -> None:
-        """In a worker: write the rows of some photos, (k, ...) of any dtype."""
+        """In a worker: write the rows, (k, ...), of the photos with these indices, (k,)."""
         for row, each in zip(
             self.rows[index].tolist(), values.astype(self.dtype, copy=False), strict=True
         ):
             self.file[row] = np.ascontiguousarray(each)
 
     def note(self, index: Int64Array) -> None:
-        """Count the rows of these photos as written; save that now and then."""
+        """In the parent: record that these photos' rows, (k,), have been written.
+
+        The record is saved at most once in SECONDS_BETWEEN_NOTES.
+        """
         self.done[self.rows[index]] = True
         if time.monotonic() - self.last_note > SECONDS_BETWEEN_NOTES:
             self.save_progress()
 
     def save_progress(self) -> None:
-        """First the rows reach the disk, then the note that they are there."""
+        """Save the rows to the disk, and only then the record of which ones have been written."""
         self.last_note = time.monotonic()
         if self.done_file:
             self.file.flush()
@@ -106,14 +111,15 @@ class FeatureFile:
             write_atomically(self.done_file, content.getvalue())
 
     def __getitem__(self, index: Int64Array) -> AnyArray:
-        """The rows of some photos, (k, ...)."""
+        """The rows of the photos with these indices, (k,): (k, ...)."""
         return self.file[self.rows[index]]
 
 
 def lock(folder: Path) -> bool:
-    """Whether this process may write in the folder, until it ends.
+    """Lock the feature files in this folder for this process. False if another one has the lock.
 
-    A lock ends when any handle of the file is closed, so there is one per process.
+    The lock lasts until the process ends. A POSIX lock is lost when its process closes any handle
+    of the file, so the file is opened only once.
     """
     if folder in LOCKS:
         return True

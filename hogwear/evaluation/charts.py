@@ -104,7 +104,7 @@ def draw_confusion_matrix(matrix: Int64Array, class_names: Sequence[str]) -> Fig
 def draw_learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
     """Loss and accuracy at each validation, from the rows of metrics.csv.
 
-    Classifiers in closed form, before training, are diamonds.
+    Closed-form classifiers, before training, are diamonds.
     """
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     for axes, (title, name) in zip(

@@ -31,7 +31,10 @@ def prediction_job(
 def tail_job(
     net: Network, read: Callable[[Int64Array], Tensor], count: int
 ) -> Callable[[int], Float32Array]:
-    """The same for photos whose trunk's activations `read` gives, by place, below `count`."""
+    """The same for `count` photos whose activations after the trunk have been computed.
+
+    `read` returns those of the photos with these indices, (k,): (k, H, W, C).
+    """
 
     def predict(start: int) -> Float32Array:
         with torch.inference_mode():

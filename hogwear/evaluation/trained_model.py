@@ -27,7 +27,7 @@ class TrainedModel:
     sha256: str  # of the checkpoint file
     split: SplitVersion  # of model/split.json
     trained_on: Int64Array  # (k,), contents.shorten_hashes of all photos it was ever trained on
-    expected_acc: float | None  # by cross-validation of the classifier in closed form
+    expected_acc: float | None  # by cross-validation of the closed-form classifier
     epoch: float  # that the weights are from; 0 is before the first step
     val_acc: float  # of these weights
     temperature: float  # divides the logits, to calibrate the probabilities; fitted on val

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class Network(nn.Module):
     """An image classifier in three parts: a frozen trunk, a trained tail, and a linear head.
 
-    A pretrained network has a second head, by which gradient descent trains the tail. The first one
-    is then solved in closed form (docs/decisions/fine-tuning.md).
+    A pretrained network has a second head, the training head, through which gradient descent trains
+    the tail. Its first head is fitted in closed form (docs/decisions/fine-tuning.md).
 
     It takes letterboxed RGB pixels, (B, S, S, 3) uint8, normalises them itself, and returns
     (B, num_classes) float32 logits.

@@ -1,7 +1,7 @@
-"""Linear classifiers in closed form, from the features of the training photos in a file.
+"""Fits linear classifiers in closed form to the features of the training photos of all machines.
 
-Discriminant analysis (discriminant.py) of all photos of all machines. Its predictions for photos
-that were left out tell the accuracy to expect. Measurements: docs/decisions/closed-form-head.md.
+The method is linear discriminant analysis (discriminant.py). Cross-validation chooses the ridge and
+gives the expected accuracy. Measurements: docs/decisions/closed-form-head.md.
 """
 
 from collections.abc import Callable
@@ -25,26 +25,27 @@ from hogwear.training.discriminant import (
     solve_with,
 )
 
-ROWS_AT_ONCE = 1024  # of the features, in memory
-MAX_LEFT_OUT = 5000  # photos; their accuracy has a standard error of at most 0.7 points
+ROWS_AT_ONCE = 1024  # rows of features in memory
+MAX_LEFT_OUT = 5000  # photos to cross-validate: a standard error of at most 0.7 points
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The training photos of this machine, to be classified by `width` features.
+    """What to classify: the training photos of this machine, by their features.
 
-    `read` gives those of some photos, (k, width) float32, by their place.
+    Photos are given by their index in `photos`.
     """
 
-    read: Callable[[Int64Array], Float32Array]
+    read: Callable[[Int64Array], Float32Array]  # indices, (k,) -> features, (k, width)
     width: int
     photos: Pixels
     num_classes: int
 
     def solve(self, cluster: SingleMachine, ridge: float | None = None) -> Classifier:
-        """The classifier for the photos of all machines, computed in processes of their own.
+        """The classifier for the photos of all machines, computed in separate processes.
 
-        Without a `ridge`, the photos left out choose it and calibrate the logits.
+        Without a `ridge`, cross-validation chooses it, and calibrates the logits. With one, in
+        units of the mean within-class variance, the logits are not calibrated.
         """
         labels = self.photos.labels
         sums, counts = cluster.all_reduce(call_in_worker(self.sum_classes))
@@ -85,16 +86,16 @@ class Problem:
 class Residuals:
     """The features of photos, minus the means of their classes."""
 
-    read: Callable[[Int64Array], Float32Array]
+    read: Callable[[Int64Array], Float32Array]  # indices, (k,) -> features, (k, D)
     labels: Int64Array  # (n,)
     means: Float32Array  # (classes, D)
 
     def __getitem__(self, index: Int64Array) -> Float32Array:
-        """Those of some photos, (k, D)."""
+        """The residuals of the photos with these indices, (k,): (k, D)."""
         return self.read(index) - self.means[self.labels[index]]
 
     def scatter(self) -> Float32Array:
-        """The sum of their outer products, (D, D)."""
+        """The sum of the outer products of all residuals, (D, D)."""
         width = self.means.shape[1]
         scatter = torch.zeros(width, width)
         for index in blocks(len(self.labels)):
@@ -104,12 +105,12 @@ class Residuals:
 
 
 def blocks(count: int) -> list[Int64Array]:
-    """The numbers below `count`, in parts of ROWS_AT_ONCE."""
+    """0 to count - 1, in parts of at most ROWS_AT_ONCE."""
     return np.split(np.arange(count), range(ROWS_AT_ONCE, count, ROWS_AT_ONCE))
 
 
 def group_near_duplicates(photos: Pixels) -> Int64Array:
-    """The group of each photo, (n,); most are alone in theirs."""
+    """The group of near duplicates that each photo belongs to, (n,); most groups have one photo."""
     groups = np.arange(len(photos))
     for rows in group_pairs(len(photos), find_pairs(photos.signatures)):
         groups[rows] = rows[0]
@@ -117,7 +118,7 @@ def group_near_duplicates(photos: Pixels) -> Int64Array:
 
 
 def choose_groups(groups: Int64Array, most: int) -> Int64Array:
-    """At most `most` photos, (k,) sorted: whole groups, chosen at random, the same every time."""
+    """Indices of at most `most` photos, (k,) sorted: whole groups, chosen with a fixed seed."""
     _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(0).permutation(len(sizes))
     order = order[sizes[order] <= most]

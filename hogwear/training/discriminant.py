@@ -1,15 +1,15 @@
-"""Linear discriminant analysis (Fisher 1936) in closed form, regularised and calibrated honestly.
+"""Linear discriminant analysis (Fisher 1936) in closed form, with cross-validation.
 
-The within-class covariance gets a ridge, and the logits a temperature. Both are chosen by the
-predictions for photos that were left out, together with their near duplicates. These predictions
-follow from the solution for all photos by a low-rank update, so nothing is solved again; they equal
-those of a classifier trained without the photos (but for N, which stays, so that the ridge counts
-as much). Formulas: docs/decisions/closed-form-head.md.
+The within-class covariance is regularised by a ridge, and the logits are divided by a temperature.
+Leave-one-group-out cross-validation chooses both: each photo is predicted by a classifier that was
+fitted without it and its near duplicates. That takes no refitting: the classifier follows from the
+one for all photos by a low-rank update. (It still divides by N, the number of all photos, so that
+the ridge keeps its weight.) Formulas: docs/decisions/closed-form-head.md.
 
-Let r be the residuals of the features (minus the mean of their class), m the means of the classes,
-N the number of photos, and A = R'R / N + ridge * I. All that is needed are products in the metric
-of A's inverse. With more features than photos, they follow from the matrix of the photos' products
-(`DualSolver`), otherwise from A itself (`PrimalSolver`): the smaller of both.
+Let R, (N, D), be the residuals (features minus the mean of their class), M, (classes, D), the means
+of the classes, and A = R'R / N + ridge * I, (D, D), the regularised covariance. All that is needed
+are products x' inv(A) y of residuals and means. With fewer photos than features, they are computed
+from R R', (N, N), without A (`DualSolver`); otherwise from A (`PrimalSolver`).
 """
 
 import math
@@ -26,44 +26,43 @@ from hogwear.evaluation import calibration, metrics
 from hogwear.system.arrays import Float32Array, Int64Array
 
 FIRST_RIDGE = 0.4  # in units of the mean within-class variance; the search starts here
-MAX_EXPONENT = 12  # of 2, by which it goes away from there
-ROUNDING = 1e-6  # where 0 is the difference of ones; of equal photos, it would tell the class
+MAX_EXPONENT = 12  # it ends at FIRST_RIDGE * 2**12 and FIRST_RIDGE / 2**12
+# A leverage is computed as 1 minus almost 1; smaller ones are rounding errors, and count as 0. If
+# all photos of a class are equal, such an error alone would give their class away.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """How well the classifier predicted photos that it was made without."""
+    """The result of cross-validation: how well photos are predicted by classifiers without them."""
 
     accuracy: float
-    loss: float  # cross-entropy, in nats
-    photos: int
+    loss: float  # cross-entropy of the calibrated probabilities, in nats
+    photos: int  # how many were predicted
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Weight, (classes, D), and bias, (classes,), of logits; they are calibrated if forecast."""
+    """A linear classifier. Its logits are calibrated if there is a forecast."""
 
-    weight: Float32Array
-    bias: Float32Array
+    weight: Float32Array  # (classes, D)
+    bias: Float32Array  # (classes,)
     ridge: float  # in units of the mean within-class variance
-    forecast: Forecast | None  # None where no photo was left out
+    forecast: Forecast | None  # None without cross-validation
 
 
 @dataclass(frozen=True)
 class Products:
-    """Products in the metric of A's inverse, of residuals r (n of them) and means m.
+    """Products x' inv(A) y, where x and y are residuals r, of n photos, or means m of classes."""
 
-    `weight` is the means times A's inverse, (classes, D).
-    """
-
-    own: Callable[[Tensor], Tensor]  # rows (b, g) -> (b, g, g): r with r, within b groups
+    own: Callable[[Tensor], Tensor]  # rows of b groups, (b, g) -> r with r in a group, (b, g, g)
     mixed: Tensor  # (n, classes): r with m
     means: Tensor  # (classes, classes): m with m
-    weight: Tensor
+    weight: Tensor  # (classes, D): M inv(A)
 
 
 class Solver:
-    """Solves for any ridge. The means are relative to their center: their sum is then zero."""
+    """Computes `Products` for any ridge. The means are centred: they add up to zero."""
 
     variance: float  # the mean within-class variance
 
@@ -73,19 +72,19 @@ class Solver:
         self.means = torch.from_numpy(means) - self.center
 
     def floor_variance(self, variance: float) -> float:
-        """At least a little, where all photos of a class are equal or there is one of each."""
+        """A variance above 0, even if all photos of a class are equal, or each class has one."""
         return max(variance, 1e-3 * float(self.means.square().mean()), 1e-6)
 
     def products(self, ridge: float) -> Products:
-        """Raises LinAlgError for a ridge that is lost in rounding."""
+        """The products for a ridge. LinAlgError if it is too small for float32."""
         raise NotImplementedError
 
 
 class DualSolver(Solver):
-    """By the products of the photos, (N, N): A's inverse by the Woodbury identity."""
+    """Computes them from R R', (N, N): inv(A) follows by the Woodbury identity."""
 
     def __init__(self, residuals: Float32Array, means: Float32Array) -> None:
-        """`residuals` is (N, D)."""
+        """`residuals` is R, (N, D); `means` is M, (classes, D)."""
         super().__init__(means)
         self.residuals, self.count = torch.from_numpy(residuals), len(residuals)
         self.gram = self.residuals @ self.residuals.T
@@ -93,7 +92,7 @@ class DualSolver(Solver):
         self.variance = self.floor_variance(float(self.gram.trace()) / self.residuals.numel())
 
     def inverse(self, ridge: float) -> Tensor:
-        """Of R R' + N * ridge * I."""
+        """The inverse of R R' + N * ridge * I, (N, N)."""
         matrix = self.gram.clone()
         matrix.diagonal().add_(self.count * ridge)
         return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
@@ -113,19 +112,19 @@ class DualSolver(Solver):
 
 
 class PrimalSolver(Solver):
-    """By the covariance, (D, D); products are those of a sample of the residuals."""
+    """Computes them from the covariance, (D, D), for a sample of n residuals."""
 
     def __init__(
         self, scatter: Float32Array, count: int, means: Float32Array, residuals: Float32Array
     ) -> None:
-        """`scatter` is R'R, (D, D), of `count` photos; `residuals`, (n, D), are those of some."""
+        """`scatter` is R'R, (D, D), of all `count` photos; `residuals`, (n, D), of the sample."""
         super().__init__(means)
         self.covariance = torch.from_numpy(scatter) / count
         self.residuals = torch.from_numpy(residuals)
         self.variance = self.floor_variance(float(self.covariance.diagonal().mean()))
 
     def root(self, ridge: float) -> Tensor:
-        """The Cholesky factor of A."""
+        """The lower Cholesky factor of A, (D, D)."""
         matrix = self.covariance.clone()
         matrix.diagonal().add_(ridge)
         return torch.linalg.cholesky(matrix)
@@ -146,18 +145,18 @@ class PrimalSolver(Solver):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The photos to be left out, by group. `counts`, (classes,), are those of all N photos."""
+    """The groups of photos that are left out in cross-validation, one group at a time."""
 
-    groups: list[Int64Array]  # each (b, g): rows of b groups of g photos of one class
-    labels: Int64Array  # (n,)
-    counts: Int64Array
+    groups: list[Int64Array]  # by size: (b, g), the rows of b groups of g photos of one class
+    labels: Int64Array  # (n,), of the photos that the rows number
+    counts: Int64Array  # (classes,), of all N photos
 
     @classmethod
     def group(cls, labels: Int64Array, groups: Int64Array, counts: Int64Array) -> "LeftOut":
-        """Of photos with these `labels` and `groups`, (n,) both.
+        """The groups of photos with these `labels` and `groups` (their numbers), both (n,).
 
-        A group with photos of several classes counts as one of each class. Photos whose class has
-        no other group cannot be left out: nothing of the class would remain.
+        A group with photos of several classes is divided by class. A group that is all of its class
+        cannot be left out: no photo of the class would remain.
         """
         keys = groups * len(counts) + labels
         _, index, sizes = np.unique(keys, return_inverse=True, return_counts=True)
@@ -170,11 +169,11 @@ class LeftOut:
 
     @property
     def rows(self) -> Int64Array:
-        """All rows that are left out, (k,), in the order of `predict`. There must be some."""
+        """The rows of all photos that are left out, (k,), in the order of `predict`; k > 0."""
         return np.concatenate([rows.ravel() for rows in self.groups])
 
     def predict(self, products: Products) -> Float32Array:
-        """The logits of each photo from a classifier without its group, (k, classes)."""
+        """The logits of each photo, (k, classes), by the classifier without the photo's group."""
         total = int(self.counts.sum())
         parts = []
         for rows in self.groups:
@@ -188,14 +187,14 @@ class LeftOut:
 def predict_without(
     products: Products, rows: Tensor, classes: Tensor, left: Tensor, total: int
 ) -> Tensor:
-    """The logits of b groups of g photos from classifiers without each group, (b, g, classes).
+    """The logits of b groups of g photos, (b, g, classes), by classifiers without the group.
 
-    `rows` is (b, g); of the class of each group, `classes`, (b,), `left` photos remain, (b,)
-    float32. `total` is N, with and without the group.
+    `rows`, (b, g), are the photos, `classes`, (b,), the class of each group, and `left`, (b,)
+    float32, the number of photos that remain in that class. `total` is N, which does not change.
 
-    Let s be the sum of the group's residuals r and n the size of its class. Without the group, the
-    scatter loses the products of B = [r, s / sqrt(n - g)], and the mean of the class moves by
-    -s / (n - g). The inverse follows by the Woodbury identity.
+    Let s be the sum of the group's residuals r, and n the size of its class. Without the group, the
+    scatter R'R loses B B', where B = [r, s / sqrt(n - g)], and the mean of the class moves by
+    -s / (n - g). The new inverse of A follows by the Woodbury identity.
     """
     batch, size = rows.shape
     own, mixed = products.own(rows), products.mixed[rows]
@@ -203,10 +202,10 @@ def predict_without(
     change = torch.cat([torch.eye(size).expand(batch, size, size), root], dim=2)  # B = r change
     lost = change.transpose(1, 2) @ own @ change / total
     inner = torch.linalg.solve(torch.eye(size + 1) - lost, change.transpose(1, 2))
-    update = change @ inner / total  # (b, g, g): the inverse of A gains r update r'
+    update = change @ inner / total  # (b, g, g): inv(A) gains inv(A) r update r' inv(A)
     solved = update @ mixed
 
-    # Products in the metric of the new inverse; of_class: the mean of the class with all means
+    # Products with the new inverse; of_class, (b, classes): the mean of the class with all means
     index = torch.arange(batch)
     of_class = products.means[classes] + (mixed[index, :, classes][:, None] @ solved)[:, 0]
     square = products.means.diagonal() + (mixed * solved).sum(1)  # (b, classes): m with itself
@@ -222,10 +221,10 @@ def predict_without(
 
 @dataclass(frozen=True)
 class Solution:
-    """What a ridge, in units of the variance, leads to."""
+    """The classifier for a ridge, and what cross-validation found for it."""
 
-    ridge: float
-    weight: Tensor  # (classes, D)
+    ridge: float  # in units of the mean within-class variance
+    weight: Tensor  # (classes, D), before division by the temperature
     temperature: float = 1.0
     forecast: Forecast | None = None
 
@@ -235,14 +234,14 @@ class Solution:
 
 
 def solve(solver: Solver, left_out: LeftOut) -> Classifier:
-    """The classifier with the ridge and the temperature that suit the photos left out best."""
+    """The classifier whose ridge and temperature have the lowest loss in cross-validation."""
     if not left_out.groups:
         return to_classifier(solver, guess(solver))
     tried: dict[int, Solution] = {}  # by exponent
 
     def loss(exponent: int) -> float:
         if exponent not in tried and abs(exponent) <= MAX_EXPONENT:
-            with suppress(LinAlgError):  # so small a ridge is lost in rounding
+            with suppress(LinAlgError):  # the ridge is too small for float32
                 tried[exponent] = attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
         return tried[exponent].loss if exponent in tried else math.inf
 
@@ -255,14 +254,14 @@ def solve(solver: Solver, left_out: LeftOut) -> Classifier:
 
 
 def guess(solver: Solver) -> Solution:
-    """Where no photo can be left out: modest logits, for nothing tells how wrong they are."""
+    """Without cross-validation, because no photo can be left out: logits of moderate size."""
     products = solver.products(FIRST_RIDGE * solver.variance)
     of_means = products.means - products.means.diagonal() / 2
     return Solution(FIRST_RIDGE, products.weight, float(of_means.std()) or 1.0)
 
 
 def solve_with(solver: Solver, ridge: float) -> Classifier:
-    """The classifier with this ridge, in units of the variance; its logits are not calibrated."""
+    """The classifier with this ridge, in units of the mean variance; it is not calibrated."""
     return to_classifier(solver, Solution(ridge, solver.products(ridge * solver.variance).weight))
 
 
@@ -273,7 +272,7 @@ def to_classifier(solver: Solver, found: Solution) -> Classifier:
 
 
 def attempt(solver: Solver, left_out: LeftOut, ridge: float) -> Solution:
-    """Predict the photos left out with this ridge, in units of the variance, and calibrate that."""
+    """Cross-validate with this ridge, in units of the mean variance, and fit the temperature."""
     products = solver.products(ridge * solver.variance)
     labels = left_out.labels[left_out.rows]
     logits = left_out.predict(products)

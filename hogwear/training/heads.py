@@ -1,7 +1,7 @@
-"""Heads in closed form: the first classifier of a run, and another one for every validation.
+"""Fits the heads of a pretrained network in closed form: at the start, and at each validation.
 
-The trunk of the network is frozen, so what it computes from the training photos is kept in the
-cache: each head after the first one takes a pass through the tail alone.
+The trunk is frozen, so its activations for the training photos are kept in the cache: refitting the
+head takes a pass through the tail only.
 """
 
 import time
@@ -23,22 +23,23 @@ from hogwear.training.discriminant import Classifier
 from hogwear.training.passes import Pass, TrunkOutputs, hash_weights
 
 Read = Callable[[Int64Array], Float32Array]
-# The training head is weaker than the other one, or it would have nothing left to learn
-TRAINING_RIDGE, TRAINING_SCALE = 0.6, 0.03  # the latter of its logits
+# The training head starts with small logits: a head that fits its photos leaves no gradient
+TRAINING_RIDGE = 0.6  # in units of the mean within-class variance
+TRAINING_SCALE = 0.03  # factor of its logits
 
 
 class HeadFitter:
-    """Solves the heads of a pretrained network for the training photos of all machines.
+    """Fits the heads of a pretrained network to the training photos of all machines.
 
-    `jobs` are for the workers that each pass takes. What is in the cache is not computed again.
+    Workers compute the features, with these `jobs`. What is in the cache is not computed again.
     """
 
     def __init__(
         self, net: Network, photos: Pixels, cluster: SingleMachine, stop: Stop, is_new: bool
     ) -> None:
-        """Only a run that `is_new` can `fit_heads`.
+        """`fit_heads` needs a run that `is_new`: its features are kept in the cache.
 
-        Raises OSError, with the file's name, where the disk is full.
+        Raises OSError, with the file's name, on a full disk.
         """
         self.net, self.photos, self.cluster, self.stop = net, photos, cluster, stop
         self.trunk = TrunkOutputs(net, photos, "trunk")
@@ -51,17 +52,17 @@ class HeadFitter:
 
     @property
     def jobs(self) -> Jobs:
-        """What workers do in the passes."""
+        """The jobs that workers need for the passes, by name."""
         return {each.name: each.job for each in (self.trunk.computing, self.first, self.later)}
 
     def compute_features(self, index: Int64Array) -> Tensor:
         return self.net.tail(self.trunk[index])
 
     def fit_heads(self, workers: Workers) -> tuple[Classifier, float] | None:
-        """Solve both heads for the features of the network as it is.
+        """Fit the head and the training head to the features of the pretrained network.
 
-        Returns the classifier, and the photos per second of this machine; None if a stop was
-        requested before: the heads are then as they were.
+        Returns the classifier, which is now the head, and the photos per second of this machine.
+        None if a stop was requested before; the heads are then unchanged.
         """
         started = time.monotonic()
         if not (self.run(workers, self.trunk.computing) and self.run(workers, self.first)):
@@ -71,7 +72,7 @@ class HeadFitter:
         width = self.net.training_head.in_features
 
         def read_means(index: Int64Array) -> Float32Array:
-            """The means of the last activations: the first features are their square roots."""
+            """Means of the last activations, (k, width): these features are their square roots."""
             return np.square(as_float(features[index][:, :width]))
 
         self.solve(self.net.training_head, read_means, TRAINING_RIDGE)
@@ -79,10 +80,10 @@ class HeadFitter:
         return classifier, len(self.photos) / (time.monotonic() - started)
 
     def refit_head(self, workers: Workers, ridge: float) -> bool:
-        """Solve the head for the features as they are now, by the ridge of the first one.
+        """Fit the head to the current features, with the `ridge` of the first classifier.
 
-        False if a stop was requested before. The photos left out cannot choose the ridge any more:
-        the tail was trained on all of them.
+        Its logits are not calibrated. False if a stop was requested before. The ridge is not chosen
+        again by cross-validation: the tail was trained on all photos, so none is held out.
         """
         features = self.later.file
         features.done[:] = False
@@ -92,11 +93,14 @@ class HeadFitter:
         return True
 
     def run(self, workers: Workers, one: Pass) -> bool:
-        """Whether nothing is missing after a pass; otherwise, a stop was requested."""
+        """Make a pass. False if a stop was requested before all rows were computed."""
         return one.run(workers, self.cluster, lambda: self.stop.requested)
 
     def solve(self, head: nn.Linear, read: Read, ridge: float | None) -> Classifier:
-        """Solve a head, the same on all machines."""
+        """Fit a head to features, which `read` returns, and copy it to all machines.
+
+        Without a `ridge`, cross-validation chooses it, and calibrates the logits.
+        """
         problem = Problem(read, head.in_features, self.photos, head.out_features)
         classifier = problem.solve(self.cluster, ridge)
         values = np.concatenate([classifier.weight.ravel(), classifier.bias])
@@ -113,7 +117,7 @@ def as_float(features: Float16Array) -> Float32Array:
 
 
 def scale_head(head: nn.Linear, factor: float) -> None:
-    """Multiply its logits."""
+    """Multiply the logits of a head by a factor, in place."""
     with torch.no_grad():
         head.weight.mul_(factor)
         head.bias.mul_(factor)

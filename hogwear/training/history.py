@@ -20,7 +20,7 @@ INITIAL, CLOSED_FORM, HOGWILD = STAGES
 
 @dataclass
 class RunningMetrics:
-    """Sums over the training images since the last validation, or of a process, so far."""
+    """Sums over the images trained on since the last validation, or by this process."""
 
     images: int = 0
     loss: float = 0.0
@@ -42,7 +42,8 @@ class HistoryRow:
     stage: str  # one of STAGES
     images: int = 0  # trained on since the row before
     lr: float = 0.0  # at the last of them
-    train_loss: float | None = None  # mean over them, of the head that gradient descent trains
+    # Means over these images, by the head that gradient descent trains: not comparable with val
+    train_loss: float | None = None
     train_acc: float | None = None
     val_loss: float = 0.0  # calibrated
     val_acc: float = 0.0

@@ -3,8 +3,8 @@
 The training process hands out the batches (workers.py), so an epoch is one pass by all workers
 together, and the learning rate follows the images that all of them have seen. Gradients and
 momentum are private to each worker; the momentum is in shared memory only so that the training
-process can save it. The average of the weights, which is what is validated and kept, belongs to all
-of them.
+process can save it. All workers update a common average of the weights, which is what is validated
+and kept.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ MAX_GRAD_NORM = 1.0  # of all gradients together, from scratch; docs/decisions/f
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found before its update."""
+    """The figures of a step, from its forward pass."""
 
     images: int
-    loss: float  # mean over the batch
+    loss: float  # mean over the batch; classes count equally where they do in training
     correct: int
 
 
@@ -85,10 +85,10 @@ def adaptive_clip_grad(parameters: list[nn.Parameter]) -> None:
 
 
 def log_prior(labels: Int64Array, num_classes: int) -> Tensor:
-    """The logarithm of the classes' shares, (classes,), if they differ UNBALANCED-fold; else zero.
+    """The logarithm of the classes' shares, (classes,), if they differ UNBALANCED-fold; else [0].
 
-    Logit adjustment (arXiv 2007.07314): with it in the loss, the logits themselves treat all
-    classes as equally frequent, as the closed form does. docs/decisions/imbalance.md
+    Logit adjustment (arXiv 2007.07314): if the loss adds it to the logits, the logits themselves
+    learn to treat all classes as equally frequent. docs/decisions/imbalance.md
     """
     counts = torch.from_numpy(labels).bincount(minlength=num_classes)
     counts = counts.clamp(min=1)  # other machines may have all photos of a class

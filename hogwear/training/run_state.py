@@ -47,8 +47,8 @@ class RunState:
     first_epoch: int = 0  # epochs of the runs before it
     finished: bool = False
     history: History = field(default_factory=History)
-    forecast: Forecast | None = None  # of the classifier in closed form
-    ridge: float | None = None  # of the classifier in closed form
+    forecast: Forecast | None = None  # of the first closed-form classifier
+    ridge: float | None = None  # of the same, for all later ones
     start_loss: float | None = None  # on the validation photos, before the first step of this run
     train_photos_changed: bool = False  # since the run before
     total_images: int | None = None  # of one machine, planned for a time budget

@@ -1,4 +1,8 @@
-"""When to validate, and when a run is over: at its length, or when the loss falls too slowly."""
+"""When to validate, and when a run is over.
+
+A run with --epochs or --time-budget has a fixed length. Any other run ends as soon as the
+validation loss stops falling, or at a limit.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +14,18 @@ from hogwear.training.run_state import RunState
 from hogwear.training.schedule import Schedule
 from hogwear.training.time_budget import Budget
 
-FIRST_EPOCHS, FIRST_IMAGES = 0.5, 1024  # before the first validation: the larger of both
-GROWTH = 4  # of the images seen, from one validation to the next
-# A run without a length goes on while the validation loss falls by so much, in nats, from one
-# validation to the next, but not beyond the larger of both limits. docs/decisions/fine-tuning.md
+# The first validation is after the larger of these two, each further one after GROWTH times as much
+FIRST_EPOCHS, FIRST_IMAGES = 0.5, 1024
+GROWTH = 4
+# A run without a fixed length ends when a validation lowers the loss by less than MIN_GAIN nats, or
+# at the larger of these two limits: docs/decisions/fine-tuning.md
 MIN_GAIN = 0.01
 LIMIT_EPOCHS, LIMIT_IMAGES = 2, {"efficientnet_lite0": 4096, "tinyvgg": 20_000}
 
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """The length of a run: epochs, a time budget, or as long as the validation loss falls."""
+    """When a run validates and when it ends. Steps are those of this machine."""
 
     schedule: Schedule
     state: RunState
@@ -28,13 +33,16 @@ class StoppingRule:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the length does not depend on the validation loss."""
+        """Whether the run's length does not depend on the validation loss."""
         has_epochs = self.state.hyperparameters.epochs is not None
         return has_epochs or self.budget is not None or self.state.total_images is not None
 
     @property
     def total_steps(self) -> int | None:
-        """At most, if it is not fixed; None in the first moments of a time budget."""
+        """The steps of the whole run, or the limit if its length is not fixed.
+
+        None with a time budget, until the speed is known.
+        """
         steps = self.schedule.steps_per_epoch
         if self.state.total_images is not None:
             return self.schedule.steps_for(self.state.total_images)
@@ -48,6 +56,7 @@ class StoppingRule:
 
     @property
     def total_images(self) -> int | None:
+        """The images that this machine sees in `total_steps`."""
         steps = self.total_steps
         return None if steps is None else self.schedule.images_before(steps)
 
@@ -56,14 +65,17 @@ class StoppingRule:
         return self.budget is not None and self.budget.seconds_left <= 0
 
     def adjust(self, images_seen: int, session: RunningMetrics) -> None:
-        """Move the end of a run with a budget to where its time ends at the present speed."""
+        """With a time budget: set the length to the images that there is time for.
+
+        `session` has the images and seconds of this process, and so its speed.
+        """
         if self.budget:
             left = self.budget.images_left(session.images, session.seconds)
             if left is not None:
                 self.state.total_images = images_seen + left
 
     def is_over(self, step: int) -> bool:
-        """Whether a run is over that has done so many steps, and validated them if it is time."""
+        """Whether the run is over after this many steps, if any validation then due is done."""
         if self.is_out_of_time:
             return True
         steps = self.total_steps
@@ -76,30 +88,30 @@ class StoppingRule:
         )
 
     def should_validate(self, step: int) -> bool:
-        """Whether to validate before this step, if that has not been done."""
+        """Whether to validate before this step: by the growing intervals, or because it is over."""
         return self.is_validation_step(step) or self.is_over(step)
 
     def is_validation_step(self, step: int) -> bool:
-        """Whether to validate before this step, wherever the run ends."""
+        """Whether to validate before this step, by the growing intervals."""
         return step in (self.validation_step(number) for number in range(step.bit_length() + 1))
 
     def next_validation(self, step: int) -> int:
-        """The next step before which to validate, after this one."""
+        """The first step after this one before which to validate."""
         check = next(check for check in map(self.validation_step, count()) if check > step)
         steps = self.total_steps
         return check if steps is None else min(check, steps)
 
     def validation_step(self, number: int) -> int:
-        """The step before which to validate, the first time for 0."""
+        """The step before which validation `number`, counted from 0, takes place."""
         return math.ceil(self.validation_epochs(number) * self.schedule.steps_per_epoch)
 
     def validation_epochs(self, number: int) -> float:
-        """The epochs before that, the same on all machines."""
+        """The epochs after which validation `number` takes place, the same on all machines."""
         first = max(FIRST_EPOCHS, FIRST_IMAGES / self.state.photos.train.count)
         return first * GROWTH**number
 
     def epochs_before(self, step: int) -> float:
-        """Passes over the photos before a step: before a validation, the same on all machines."""
+        """The epochs done before a step. If it is a validation step, all machines agree on them."""
         numbers = range(step.bit_length() + 1)
         checks = (
             self.validation_epochs(number)
@@ -110,5 +122,8 @@ class StoppingRule:
 
 
 def is_improving(losses: Sequence[float]) -> bool:
-    """Whether to go on after these validation losses; the first is from before training."""
+    """Whether the last validation loss is lower than all before it by at least MIN_GAIN.
+
+    The first of `losses` is from before training; with that alone, training goes on.
+    """
     return len(losses) == 1 or min(losses[:-1]) - losses[-1] >= MIN_GAIN

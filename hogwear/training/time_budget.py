@@ -1,4 +1,4 @@
-"""A time budget: the speed of this machine, the photo size that suits the time, the run's length.
+"""A time budget: measures the speed of this machine, and chooses image size and length of a run.
 
 docs/decisions/time-budget.md has the measurements.
 """
@@ -20,16 +20,16 @@ from hogwear.system.errors import BadInput
 from hogwear.system.workers import MAX_IN_FLIGHT, Workers
 
 SIZES = (288, 256, 224, 192, 160, 128, 96)  # sides of photos to choose from, in pixels
-# Of the time that the classifier in closed form takes; larger photos are worth more than epochs
+# At most this share of the time goes into the first classifier, or SCRATCH_EPOCHS without one
 FIRST_STAGE_SHARE = 0.6
-SCRATCH_EPOCHS = 5  # that a network without pretrained weights needs at least
+SCRATCH_EPOCHS = 5  # the fewest epochs that a network without pretrained weights needs
 MEASURED_SIZE = 160
 MEASURED_BATCH = 16
 MAX_DECODING_SECONDS = 1.0  # per photo while speed is measured; the cache has more patience
 MIN_IMAGES = 256  # trained on before the measured speed counts
 START_UP_SECONDS = 1.5  # of a run, besides what grows with the photos
-SOLVING_SECONDS, SOLVING_AGAIN_SECONDS = 2.5, 1.0  # of a head in closed form
-TAIL_SHARE = 0.4  # of a forward pass that the tail takes
+SOLVING_SECONDS, SOLVING_AGAIN_SECONDS = 2.5, 1.0  # to fit both heads, and to refit one
+TAIL_SHARE = 0.4  # of the time of a forward pass
 SAVING_SECONDS = 0.3  # from the last validation to the exit
 
 
@@ -101,21 +101,21 @@ class Workload:
 
 @dataclass(frozen=True)
 class Budget:
-    """A plan for a run: it trains until there is just time to finish."""
+    """The plan of a run with a time budget: it trains until there is just time to finish."""
 
     deadline: float  # of time.monotonic()
     image_size: int
-    closing_seconds: float  # from the last step to the exit, as forecast
+    closing_seconds: float  # expected from the last step to the exit
 
     @property
     def seconds_left(self) -> float:
-        """For training."""
+        """The seconds that are left for training."""
         return self.deadline - self.closing_seconds - time.monotonic()
 
     def images_left(self, images: int, seconds: float) -> int | None:
-        """How many more images there is time for at the speed so far, `images` in `seconds`.
+        """How many more images there is time for, at the speed of `images` in `seconds` so far.
 
-        None for too few of them.
+        None if `images` are too few to tell.
         """
         if images < MIN_IMAGES:
             return None
@@ -123,7 +123,10 @@ class Budget:
 
 
 def plan_run(speed: Speed, deadline: float, work: Workload, sizes: Sequence[int] = SIZES) -> Budget:
-    """The first of `sizes` that leaves time for Hogwild, or the last. BadInput if none fits."""
+    """The plan with the first of `sizes` that leaves time for training, or the last that fits.
+
+    BadInput if none fits.
+    """
     left = deadline - time.monotonic() - START_UP_SECONDS - (work.train + work.val) * speed.decoding
     for size in sizes:
         scale = (size / MEASURED_SIZE) ** 2

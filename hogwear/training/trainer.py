@@ -1,9 +1,10 @@
-"""The trainer: a classifier in closed form first, then Hogwild for as long as that pays.
+"""The trainer: a closed-form classifier first, then Hogwild while the validation loss falls.
 
-1. One pass over the photos gives a classifier, which is validated and saved at once.
-2. Hogwild, in stretches. No worker is training between two of them: there the trainer takes a
-   snapshot or rolls back, and saves when it is time. Now and then, it solves the head anew, for the
-   features of the averaged weights, and validates that.
+1. One pass over the photos gives a classifier, which is validated and saved at once. (A network
+   without pretrained weights is validated as it is.)
+2. Hogwild, in stretches. Between two of them, no worker is training: the trainer then takes a
+   snapshot or rolls back, and saves when it is time. When a validation is due, it refits the head
+   to the features of the averaged weights, and validates that.
 
 The weights with the lowest validation loss are kept, so the result is never worse than that of 1.
 """
@@ -47,9 +48,9 @@ from hogwear.training.validation import Validator
 class TrainingData:
     """The decoded photos of a run; in a cluster, this machine's shard of them."""
 
-    train: Pixels  # at Hyperparameters.image_size, for the head
+    train: Pixels  # at Hyperparameters.image_size, to which the head is fitted
     val: Pixels
-    tail_photos: Pixels  # train at Hyperparameters.training_size, which the tail is trained on
+    tail_photos: Pixels  # train at Hyperparameters.training_size, on which the tail is trained
 
 
 class Trainer:

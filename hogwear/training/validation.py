@@ -1,4 +1,4 @@
-"""Validation: the present features get a head of their own, which predicts the photos of val."""
+"""Validation: refit the head to the current features, predict the photos of val, and calibrate."""
 
 from dataclasses import dataclass, replace
 
@@ -20,10 +20,10 @@ HUGE = 1e30  # replaces an infinite logit, so that the validation loss is a numb
 
 @dataclass(frozen=True)
 class Validator:
-    """Validates the network between its steps, and adds a row to the history each time.
+    """Validates the network while no worker is training, and adds a row to the history.
 
-    `workers` have a job "predict". Only a pretrained network has `heads`, with jobs of their own,
-    and a `trunk`, whose output for the validation photos "predict" starts from.
+    `workers` must have a job "predict" and those of `heads`. Only a pretrained network has `heads`
+    and a `trunk`: the trunk's activations for the photos of val, from which "predict" starts.
     """
 
     net: Network
@@ -35,10 +35,10 @@ class Validator:
     cluster: SingleMachine
 
     def validate_first(self) -> bool:
-        """Validate what a run starts from. False if a stop was requested before that.
+        """Validate the weights that a run starts from. False if a stop was requested before.
 
-        In a pretrained network, both heads are solved. A later run does that again only for the
-        classifier, and only if the training photos have changed since the one before.
+        A new run first fits both heads of a pretrained network. A later run refits the head, and
+        validates it, only if the training photos have changed since the run before.
         """
         state, heads = self.state, self.heads
         if not state.history.best:
@@ -56,7 +56,10 @@ class Validator:
         return True
 
     def validate(self, row: HistoryRow) -> bool:
-        """Solve the head for the present features, and validate it. False as above."""
+        """Refit the head to the current features, validate it, and add the result to `row`.
+
+        False if a stop was requested before.
+        """
         if self.heads:
             assert self.state.ridge
             if not self.heads.refit_head(self.workers, self.state.ridge):
@@ -79,7 +82,10 @@ class Validator:
         return logits, labels
 
     def record(self, row: HistoryRow, logits: Float32Array, labels: Int64Array) -> None:
-        """Add a row with these logits' figures to the history, which keeps the best weights."""
+        """Add a row to the history, with loss and accuracy of these logits, (n, classes).
+
+        The weights are kept if they are the best so far.
+        """
         weights = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
         image_size = self.state.hyperparameters.image_size
         measured = Best.measure(weights, row.epoch, image_size, logits, labels)
@@ -87,7 +93,7 @@ class Validator:
         self.state.history.add(row, measured)
 
     def total(self, sums: RunningMetrics) -> RunningMetrics:
-        """The training metrics of all machines together, in the time of this one."""
+        """The training metrics of all machines together; `seconds` are those of this machine."""
         mine = np.array([[sums.images, sums.loss, sums.correct]])
         images, loss, correct = self.cluster.all_gather([mine])[0].sum(axis=0).tolist()
         return RunningMetrics(int(images), loss, int(correct), sums.seconds)
