@@ -238,7 +238,7 @@ def test_after_labels_were_corrected_train_and_eval_report_the_same_accuracy(
     answer = call(train, *SMALL_RUN, "--workers", 1, *at(corrected, folder, cache))
     assert answer.code == 0, answer
     assert (
-        f"evaluated again, on the present validation photos: accuracy {now:.4f}, previously {was:.4f}."
+        f"evaluated again, on the current validation photos: accuracy {now:.4f}, previously {was:.4f}."
         in answer.stdout
     )
     rows, best = saved(folder)["history"][3:], saved(folder)["best"]

@@ -1,8 +1,8 @@
-"""The default size of photos: small ones where they are enough, larger ones where they are not.
+"""Chooses the default image size: small where that is enough, large where it is not.
 
-Larger photos are the surest way to a better classifier, and the time grows with their area. So a
-classifier in closed form for some small photos tells whether that is worth it:
-docs/decisions/fine-tuning.md.
+Larger photos are the surest way to a better classifier, but time grows with their area. So the
+cross-validated loss of a closed-form classifier for some small photos decides whether they are
+worth it: docs/decisions/fine-tuning.md.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from hogwear.training.discriminant import Forecast
 
 SMALL, LARGE = 160, 224
-MOST_PHOTOS = 300  # to classify, so that it takes a second or two
-MOST_HEADERS = 100  # of files, to read the size of a photo from
-HARD = 0.05  # cross-entropy, in nats, from which on larger photos are worth it
-MANY = 50_000  # training photos, from which on larger ones would take too long
+MOST_PHOTOS = 300  # that are classified, which takes a second or two
+MOST_HEADERS = 100  # of files that are read, to find the median size of the photos
+HARD = 0.05  # cross-entropy, in nats, from which larger photos are worth their time
+MANY = 50_000  # with more training photos than this, larger ones would take too long
 
 
 def choose_image_size(
     settings: Settings, photos: Photos, defaults: Hyperparameters, cluster: SingleMachine
 ) -> Hyperparameters:
-    """The defaults with the size that rank 0 of a cluster chooses."""
+    """The defaults, with the image size that rank 0 of a cluster has chosen."""
     size = choose_size(settings, photos, defaults) if cluster.rank == 0 else 0
     size = int(cluster.broadcast_bytes(0, str(size).encode()))
     return replace(defaults, image_size=size)
 
 
 def choose_size(settings: Settings, photos: Photos, defaults: Hyperparameters) -> int:
-    """SMALL, or LARGE if small photos are hard to classify and the photos themselves are larger."""
+    """LARGE, if the photos are large enough and hard to classify at SMALL; otherwise SMALL."""
     if defaults.arch in ONE_SIZE or len(photos.train) > MANY:
         return SMALL
     if median_side(settings, photos) <= (SMALL + LARGE) / 2:
@@ -52,14 +52,14 @@ def choose_size(settings: Settings, photos: Photos, defaults: Hyperparameters) -
     if not forecast or forecast.loss < HARD:
         return SMALL
     print(
-        f"At {SMALL} px, cross-validation on {forecast.photos} photos expects an accuracy of "
-        f"{forecast.accuracy:.3f}: using {LARGE} px."
+        f"Image size: {LARGE} px; at {SMALL} px, the cross-validated loss of {forecast.photos} "
+        f"photos is {forecast.loss:.3f}, not below {HARD}."
     )
     return LARGE
 
 
 def median_side(settings: Settings, photos: Photos) -> float:
-    """Of the longer sides of the photos' files, in pixels; 0 if none can be read."""
+    """The median of the photos' longer sides, in pixels; 0 if no photo can be read."""
 
     def read_side(file: BinaryIO) -> int:
         return max(Image.open(file, formats=FORMATS).size)
@@ -73,7 +73,7 @@ def median_side(settings: Settings, photos: Photos) -> float:
 def forecast_small(
     settings: Settings, photos: Photos, defaults: Hyperparameters
 ) -> Forecast | None:
-    """What to expect of a classifier for some of the photos at the size SMALL."""
+    """The cross-validation of a closed-form classifier for some of the photos, at SMALL."""
     every = 1 + len(photos.train) // MOST_PHOTOS
     loader = Loader(settings.cache, slice(None, None, every), warns=False)
     decoding = loader.start(photos.train, SMALL)

@@ -150,13 +150,13 @@ def print_photos(photos: Photos) -> None:
     if counts[most] >= UNBALANCED * counts[fewest]:
         print(
             f"Class balance: {plural(counts[fewest], 'photo')} of {escape(fewest)}, {counts[most]} "
-            f"of {escape(most)}; all classes count equally in training."
+            f"of {escape(most)}; all classes count equally in the training loss."
         )
 
 
 def print_plan(hyperparameters: Hyperparameters, num_workers: int) -> None:
     """Print how the network will be trained."""
-    length = "while the validation loss falls"
+    length = "while val loss falls"
     if hyperparameters.epochs is not None:
         length = plural(hyperparameters.epochs, "epoch")
     elif hyperparameters.time_budget:
@@ -174,7 +174,10 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int) -> None:
 def load_data(
     loader: Loader, photos: Photos, decoding: DecodingJob, image_size: int, trained_on: Int64Array
 ) -> TrainingData:
-    """Decode the photos that are not in the cache; `decoding` has begun with those for the tail."""
+    """Decode the photos that are not in the cache, at both sizes of a run.
+
+    `decoding` has already begun, at the size that the tail is trained on.
+    """
     importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
     from hogwear.training.trainer import TrainingData
 
@@ -216,6 +219,6 @@ def measure_best_again(
     logits, labels = cluster.all_gather([logits, val.labels])
     history.best = Best.measure(old.weights, old.epoch, old.image_size, logits, labels)
     print(
-        f"The best weights (epoch {old.epoch:.4g}) were evaluated again, on the present "
+        f"The best weights (epoch {old.epoch:.4g}) were evaluated again, on the current "
         f"validation photos: accuracy {history.best.val_acc:.4f}, previously {old.val_acc:.4f}."
     )

@@ -20,7 +20,8 @@ def hyperparameter(name: str) -> Any:
 class Settings(SharedSettings):
     """Train a classifier on the photos in data/ with Hogwild; write model/checkpoint.pt.
 
-    An interrupted run resumes where it stopped; a finished one is trained for --epochs more epochs.
+    An interrupted run resumes where it stopped. A finished one is trained further: until the
+    validation loss stops falling, or for --epochs more epochs.
     """
 
     arch: str | None = hyperparameter("arch")

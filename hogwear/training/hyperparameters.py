@@ -9,10 +9,11 @@ from hogwear.system.flags import Range, flag
 
 ARCHITECTURES = ("efficientnet_lite0", "tinyvgg")  # built in model.py
 ONE_SIZE = ("tinyvgg",)  # architectures whose weights fit a single image size
-# Sizes of photos that the tail is trained on, in pixels: docs/decisions/fine-tuning.md
-TRAINING_SIZE, MODERATE_SIZE = 128, 224  # for classifiers of photos up to the latter
-TRAINING_SHARE = 0.7  # of the size of larger photos
-# Classes count equally in the loss if the largest has this many times the smallest one's photos.
+# The tail is trained on smaller photos than are classified: docs/decisions/fine-tuning.md
+TRAINING_SIZE, MODERATE_SIZE = 128, 224  # pixels: the former, to classify photos up to the latter
+TRAINING_SHARE = 0.7  # of --image-size, above MODERATE_SIZE
+# Classes count equally in the training loss if the largest one has this many times the photos of
+# the smallest: docs/decisions/imbalance.md
 UNBALANCED = 10
 MAX_ROLLBACKS = 2  # each halves the learning rate; the next divergence ends the run
 
@@ -30,7 +31,7 @@ class Hyperparameters:
     )
     epochs: int | None = flag(
         "passes over the training photos, shared by all workers; "
-        "0 stops after the classifier in closed form",
+        "0 stops after the closed-form classifier",
         None,
         Range(0),
         default_help="until the validation loss stops falling, but at most 2, or 4,096 images if "
@@ -65,10 +66,7 @@ class Hyperparameters:
 
     @property
     def training_size(self) -> int:
-        """The size of the photos that the tail is trained on, for a classifier of larger ones.
-
-        Fewer pixels are enough, because a random crop enlarges objects (arXiv 1906.06423).
-        """
+        """The size in pixels of the photos that the tail is trained on, at most `image_size`."""
         if self.arch in ONE_SIZE or self.epochs == 0:
             return self.image_size
         if self.image_size > MODERATE_SIZE:
