@@ -26,7 +26,8 @@ class SharedSettings:
     """The flags that every command has."""
 
     data_dir: Path = flag(
-        "photos: {train,val,test}/CLASS/*, CLASS/* or a CSV table; empty: the built-in sample",
+        "photos: {train,val,test}/CLASS/*, CLASS/* (with subfolders) or a CSV table; "
+        "empty: the built-in sample",
         Path("data"),
     )
     model_dir: Path = flag("folder for checkpoint.pt, split.json and results", Path("model"))

@@ -3,6 +3,7 @@
 data/train/CLASS/*  data/val/CLASS/*  data/test/CLASS/*
                     in any case; see class_names.SPLIT_NAMES; val and test may be missing
 data/CLASS/*        split here (splitting.py), and remembered in model/split.json
+                    CLASS/* includes subfolders, at any depth
 data/NAME.csv       and the photos that it names; split here unless it has a column called split
 data/ is empty      the built-in sample
 """
@@ -62,7 +63,9 @@ def find_photos(
         )
     if table:
         require_inside(table, data_dir)
-        listing = list_table(tables.read_table(table, columns), data_dir)
+        found = tables.read_table(table, columns)
+        data.add_unnamed(found.unnamed, found.folders)
+        listing = list_table(found, data_dir)
     elif folders := data.find_splits():
         listing = list_split_folders(data, folders)
     else:
@@ -74,7 +77,7 @@ def find_photos(
     splits = make_splits(listing, data.path, cache_dir, splitter)
     train, val, test = splits["train"], splits["val"], splits.get("test")
     conflicts = note_conflicting_labels([train, val], data.path)
-    notes = (*data.notes, *listing.notes, *conflicts, *splitter.notes)
+    notes = (*listing.notes, *data.notes, *conflicts, *splitter.notes)
     return Photos(data.path, listing.class_names, train, val, test, is_sample, notes)
 
 

@@ -48,15 +48,29 @@ class RowFiles:
             if f"{path}/".startswith(("/", "../")):
                 raise SkippedRow(OUTSIDE, value)
             for parent, name in candidates(path):
-                if name in self.list_parent(parent, value).names:
+                if name in (names := self.list_parent(parent, value)).is_named:
+                    names.is_named[name] = True
                     return f"{parent}{name}"
         for parent, name in (candidate for path in paths for candidate in candidates(path)):
             names = self.list_parent(parent, value)
             if same := names.by_simple_name.get(simplify(name)):
                 if len(same) > 1:
                     raise SkippedRow(AMBIGUOUS, value)
+                names.is_named[same[0]] = True
                 return f"{parent}{same[0]}"
         raise SkippedRow(NO_IMAGE, value)
+
+    def unnamed(self) -> Iterator[str]:
+        """The paths within the folder of files that no row has named, where rows look for files."""
+        for parent, names in zip(self.folders(), self.by_real_path.values(), strict=True):
+            for name, is_named in names.is_named.items():
+                if not (is_named or name.startswith(".")):
+                    yield f"{parent}/{name}" if parent else name
+
+    def folders(self) -> Iterator[str]:
+        """The paths within the folder of those in which rows look for files; "" is itself."""
+        for real in self.by_real_path:
+            yield real.removeprefix(self.root).lstrip("/")
 
     def list_parent(self, parent: str, value: str) -> "FileNames":
         """The files of a folder, "" or one that ends with /. SkippedRow if it leads out."""
@@ -85,13 +99,13 @@ class FileNames:
     """The names of the files in one folder."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.names = frozenset(names)
+        self.is_named = dict.fromkeys(names, False)  # {file: whether a row has named it}
 
     @cached_property
     def by_simple_name(self) -> dict[str, list[str]]:
         """{simplified name: names}; computed only if a row names a file that is not there."""
         names = defaultdict(list)
-        for name in self.names:
+        for name in self.is_named:
             names[simplify(name)].append(name)
         return names
 

@@ -62,6 +62,8 @@ class Table(NamedTuple):
 
     found: Found  # paths within the folder, sorted
     notes: list[str]  # for people: how many rows gave a photo, and why others did not
+    unnamed: list[str]  # paths within the folder: files beside the photos that no row names
+    folders: set[str]  # in which rows look for files: the first parts of their paths
 
 
 def find_table(folder: Path, entries: list[os.DirEntry[str]], columns: Columns) -> Path | None:
@@ -194,11 +196,15 @@ def read_table(file: Path, columns: Columns) -> Table:
     of_rows = f"{plural(len(photos), 'photo')} of {plural(len(photos) + skipped.total(), 'row')}"
     reasons = ", ".join(f"{n} {why} ({examples[why]})" for why, n in sorted(skipped.items()))
     summary = f"{file}: {of_rows}{'; left out: ' * bool(reasons)}{reasons}"
-    return select_classes(found, columns.min_count, summary, file)
+    found, notes = select_classes(found, columns.min_count, summary, file)
+    unnamed = [path for path in files.unnamed() if path != file.name]
+    return Table(found, notes, unnamed, {path.partition("/")[0] for path in files.folders()})
 
 
-def select_classes(found: Found, min_count: int, summary: str, file: Path) -> Table:
-    """The classes with at least `min_count` photos.
+def select_classes(
+    found: Found, min_count: int, summary: str, file: Path
+) -> tuple[Found, list[str]]:
+    """The classes with at least `min_count` photos, and notes for people.
 
     Raises BadInput if there are none, if one has no photos to train on, or if the name of one
     cannot be printed.
@@ -231,4 +237,4 @@ def select_classes(found: Found, min_count: int, summary: str, file: Path) -> Ta
         split: {name: sorted(classes[name]) for name in names if name in classes}
         for split, classes in found.items()
     }
-    return Table({split: classes for split, classes in kept.items() if classes}, notes)
+    return {split: classes for split, classes in kept.items() if classes}, notes

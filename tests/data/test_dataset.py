@@ -17,6 +17,7 @@ import infer
 import train
 from hogwear.commands import doctor
 from hogwear.data import dataset
+from hogwear.data.folders import DataFolder
 from hogwear.data.photos import Photos, Split
 from hogwear.data.sample import generate
 from hogwear.data.split_assignments import SplitAssignments
@@ -113,7 +114,7 @@ def test_folders_beside_the_splits_are_ignored_with_a_note(data: Path, cache: Pa
         cache,
     )
     assert photos.class_names == ("a", "b") and photos.notes == (
-        "Not used, because they are beside Train, val: boots, dev.",
+        "Not used: 2 folders beside Train, val (boots, dev).",
     )
 
 
@@ -129,7 +130,7 @@ def test_folders_that_hogwear_writes_to_are_not_classes(data: Path, cache: Path)
     )
     assert photos.class_names == ("a", "b")
     assert photos.notes == (
-        "Not classes, because Hogwear writes to them: cache, earlier, link, out, results, weights.",
+        "Not used: 6 folders that Hogwear writes to (cache, earlier, link and 3 more).",
     )
 
 
@@ -313,12 +314,103 @@ def test_a_class_whose_photos_to_train_on_were_deleted_is_refused(data: Path, ca
         find(data, cache)
 
 
-def test_hidden_entries_and_loose_files_are_ignored(data: Path, cache: Path) -> None:
+def test_hidden_entries_are_ignored_and_loose_files_are_counted(data: Path, cache: Path) -> None:
     make(data, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1, "train/.hidden": 1, ".git": 1})
-    for name in ("README.md", "train/notes.txt", "train/a/.DS_Store"):
+    for name in ("README.md", "train/notes.txt", "train/a/.DS_Store", "val/\x1b[31m.jpg", "9.jpg"):
         (data / name).touch()
     photos = dataset.find_photos(data, cache)
     assert photos.class_names == ("a", "b") and len(photos.train) == 4
+    assert photos.notes == (
+        "Not used: 4 files in no class folder (9.jpg, README.md, train/notes.txt and 1 more).",
+    )
+    for name in ("README.md", "9.jpg"):
+        (data / name).unlink()
+    assert dataset.find_photos(data, cache).notes == (
+        r"Not used: 2 files in no class folder (train/notes.txt, val/\x1b[31m.jpg).",
+    )
+
+
+@pytest.mark.parametrize("layout", ["", "train/"])
+def test_subfolders_of_classes_are_read_at_any_depth(data: Path, cache: Path, layout: str) -> None:
+    counts = {"a": 2, "a/2024": 3, "a/2024/may/day": 2, "a/2025": 1, "b/only/deep": 4, "b-c": 4}
+    make(data, {f"{layout}{name}": count for name, count in counts.items()})
+    photos = dataset.find_photos(data, cache)
+    assert photos.class_names == ("a", "b", "b-c") and not photos.notes
+    found = {str(path): photos.class_names[label] for _, path, label in listed(photos)}
+    assert found == {
+        str(path): path.relative_to(data / layout).parts[0] for path in data.rglob("*.jpg")
+    }
+    assert len(found) == sum(counts.values())
+    assert listed(dataset.find_photos(data, cache)) == listed(photos)
+
+
+def test_hidden_folders_outputs_and_links_in_a_class_are_not_followed(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    make(
+        data, {"a": 4, "b": 4, "b/.thumbs": 1, "b/x/.git/y": 1, "b/x/model": 1, "b/earlier/old": 1}
+    )
+    make(data, {"b/x/responses/results": 1, "b/x/deep": 1})
+    make(tmp_path, {"outside": 2})
+    (data / "b" / "earlier" / "checkpoint.pt").touch()
+    (data / "b" / "x" / "responses" / ".hogwear.sha256").touch()
+    for link, target in ("in", "../a"), ("up", ".."), ("x/out", str(tmp_path / "outside")):
+        (data / "b" / link).symlink_to(target)
+    photos = dataset.find_photos(data, cache, output_folders=[data / "b" / "x" / "model"])
+    names = {str(path.relative_to(data)) for _, path, _ in listed(photos)}
+    assert names == {
+        *(f"{name}/{i:03d}.jpg" for name in "ab" for i in range(4)),
+        "b/x/deep/000.jpg",
+    }
+    [note] = photos.notes
+    assert set(note.removeprefix("Not used: ").removesuffix(".").split("; ")) == {
+        "3 folders that Hogwear writes to (b/earlier, b/x/model, b/x/responses)",
+        "3 links to folders in a class (b/in, b/up, b/x/out)",
+    }
+
+
+def test_a_class_with_nothing_but_empty_subfolders_is_refused(data: Path, cache: Path) -> None:
+    make(data, {"a": 4, "b/2024": 0, "b/2025/may": 0})
+    with pytest.raises(BadInput, match="data/b: no photos in this class; add some or"):
+        dataset.find_photos(data, cache)
+
+
+def test_a_path_that_is_too_long_for_the_system_is_named(
+    data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(data, {"a": 4, "b": 4})
+    with monkeypatch.context() as patch:  # one by one: the whole path cannot be given
+        patch.chdir(data / "b")
+        for _ in range(25):
+            Path("d" * 200).mkdir()
+            os.chdir("d" * 200)
+        Path("lost.jpg").touch()
+    photos = dataset.find_photos(data, cache)
+    assert len(listed(photos)) == 8
+    assert photos.notes == (f"Not used: 1 folder with too long a path (b/{'d' * 57}…).",)
+
+
+def test_a_folder_costs_one_look(data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and nothing else is asked for, of the folder or of its photos."""
+    make(data, {"a": 4, **{f"b/{i:03d}/{j}": 1 for i in range(20) for j in range(2)}})
+    asked = Counter[str]()
+
+    def count(name: str) -> None:
+        ask = getattr(os, name)
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            asked[name] += 1
+            return ask(*arguments, **options)
+
+        monkeypatch.setattr(os, name, counting)
+
+    folder = DataFolder(data, [data / "model"])
+    for name in ("stat", "lstat", "scandir", "readlink"):
+        count(name)
+    assert len(folder.list_files(data / "a")) == 4
+    few = Counter(asked)
+    assert len(folder.list_files(data / "b")) == 40
+    assert asked - few == few + Counter(scandir=60), "of 20 folders with two each"
 
 
 @pytest.mark.parametrize("hidden", [[], [".gitkeep"]])

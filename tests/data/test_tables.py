@@ -102,7 +102,12 @@ def test_kaggles_other_files_are_ignored(folder: Path, cache: Path) -> None:
     )
     write(folder, "filename,link", "0.jpg,http://example.com/0.jpg", name="images.csv")
     (folder / "styles").mkdir()
-    assert dataset.find_photos(folder, cache, FEW).class_names == ("footwear", "handbag")
+    photos = dataset.find_photos(folder, cache, FEW)
+    assert photos.class_names == ("footwear", "handbag")
+    assert photos.notes[1:] == (
+        "Not used: 13 files that no row names (images.csv, images/10.jpg, images/11.jpg and 10 more);"
+        " 1 folder that no row names (styles).",
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,6 +153,7 @@ def test_rows_without_a_photo_are_counted_by_reason(folder: Path, cache: Path) -
     assert photos.notes == (
         f"{folder}/table.csv: 10 photos of 19 rows; left out: 2 of a photo that came before (images/3.jpg), "
         "3 of no class (line 15: empty), 4 without an image (line 12: 99).",
+        "Not used: 7 files that no row names (images/13.jpg, images/14.jpg, images/15.jpg and 4 more).",
     )
     assert labels_of(photos)["images/3.jpg"] == "boots"
 
@@ -164,6 +170,7 @@ def test_a_photo_with_different_classes_is_left_out_and_named(folder: Path, cach
     assert photos.notes == (
         f"{folder}/table.csv: 9 photos of 14 rows; left out: 1 of a photo that came before (images/7.jpg), "
         "4 of a photo with different classes (line 13: images/3.jpg, boots, hats).",
+        "Not used: 10 files that no row names (images/10.jpg, images/11.jpg, images/12.jpg and 7 more).",
     )
     assert labels_of(photos) == {
         f"images/{i}.jpg": ("boots", "hats")[i >= 5] for i in range(10) if i != 3
@@ -188,7 +195,7 @@ def test_a_class_in_two_unicode_forms_is_one(folder: Path, cache: Path) -> None:
         "cafe\u03019.jpg,caf\u00e9",
     ]
     photos = dataset.find_photos(write(folder, "image,label", *rows), cache, FEW)
-    assert photos.class_names == ("caf\u00e9", "hats") and len(photos.notes) == 1
+    assert photos.class_names == ("caf\u00e9", "hats") and len(photos.notes) == 2
     assert sum(label == "caf\u00e9" for label in labels_of(photos).values()) == 6, (
         "a photo's name may be in the other form, too"
     )

@@ -551,9 +551,12 @@ def test_a_photo_may_link_only_into_the_data_folder(
         (photos / name).symlink_to(target)
     out = ("out.jpg", "out-relative.jpg", "out-chain.jpg", "beside.jpg", "device.jpg")
     expected = dict.fromkeys(out, OUT_OF_THE_FOLDER) | {
-        "nowhere.jpg": "No such file or directory", "loop.jpg": "Too many levels of symbolic links", "folder.jpg": "not a file",
+        "nowhere.jpg": "No such file or directory", "loop.jpg": "Too many levels of symbolic links",
     }  # fmt: skip
     assert skipped(folder, tmp_path / "cache") == expected
+    assert dataset.find_photos(folder, tmp_path / "cache").notes[0] == (
+        "Not used: 1 link to a folder in a class (train/a/folder.jpg)."
+    )
     opened = PhotoCache(tmp_path / "cache", processes=2).open(
         dataset.find_photos(folder, tmp_path).train, SIZE
     )
