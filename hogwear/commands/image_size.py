@@ -7,7 +7,6 @@ worth it: docs/decisions/fine-tuning.md.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -15,9 +14,11 @@ from PIL import Image
 
 from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
 from hogwear.commands.train_settings import Settings
+from hogwear.data.cache import DecodingJob
 from hogwear.data.decoding import FORMATS
 from hogwear.data.loading import Loader
 from hogwear.data.photos import Photos
+from hogwear.data.pixels import Pixels
 from hogwear.data.safe_decoder import read_all
 from hogwear.system.signals import Stop
 from hogwear.system.workers import Workers
@@ -34,21 +35,36 @@ MANY = 50_000  # with more training photos than this, larger ones would take too
 
 
 def choose_image_size(
-    settings: Settings, photos: Photos, defaults: Hyperparameters, cluster: SingleMachine
-) -> Hyperparameters:
-    """The defaults, with the image size that rank 0 of a cluster has chosen."""
-    size = choose_size(settings, photos, defaults) if cluster.rank == 0 else 0
+    settings: Settings, photos: Photos, loader: Loader, cluster: SingleMachine
+) -> DecodingJob:
+    """Start decoding the training photos at the size that rank 0 of a cluster chooses.
+
+    Until that is known, they are decoded at SMALL: one CPU is busy with importing torch anyway.
+    """
+    sample = decode_sample(settings, photos) if cluster.rank == 0 else None
+    decoding = loader.start(photos.train, SMALL)
+    size = choose_size(settings, photos, sample) if sample else SMALL
     size = int(cluster.broadcast_bytes(0, str(size).encode()))
-    return replace(defaults, image_size=size)
+    if size == SMALL:
+        return decoding
+    decoding.cancel()
+    return loader.start(photos.train, size)
 
 
-def choose_size(settings: Settings, photos: Photos, defaults: Hyperparameters) -> int:
-    """LARGE, if the photos are large enough and hard to classify at SMALL; otherwise SMALL."""
-    if defaults.arch in ONE_SIZE or len(photos.train) > MANY:
-        return SMALL
+def decode_sample(settings: Settings, photos: Photos) -> Pixels | None:
+    """Some photos at SMALL; None where it is clear that SMALL is enough, or all there is."""
+    train = photos.train
+    if settings.arch in ONE_SIZE or len(train) > MANY:
+        return None
     if median_side(settings, photos) <= (SMALL + LARGE) / 2:
-        return SMALL
-    forecast = forecast_small(settings, photos, defaults)
+        return None
+    some = slice(None, None, 1 + len(train) // MOST_PHOTOS)
+    return Loader(settings.cache, some, warns=False).load(train, SMALL)
+
+
+def choose_size(settings: Settings, photos: Photos, sample: Pixels) -> int:
+    """LARGE where the sample is hard to classify at SMALL; otherwise SMALL."""
+    forecast = forecast_small(settings, photos, sample)
     if not forecast or forecast.loss < HARD:
         return SMALL
     print(
@@ -70,24 +86,18 @@ def median_side(settings: Settings, photos: Photos) -> float:
     return float(np.median([side for _, side in sides if not isinstance(side, str)] or [0]))
 
 
-def forecast_small(
-    settings: Settings, photos: Photos, defaults: Hyperparameters
-) -> Forecast | None:
-    """The cross-validation of a closed-form classifier for some of the photos, at SMALL."""
-    every = 1 + len(photos.train) // MOST_PHOTOS
-    loader = Loader(settings.cache, slice(None, None, every), warns=False)
-    decoding = loader.start(photos.train, SMALL)
+def forecast_small(settings: Settings, photos: Photos, sample: Pixels) -> Forecast | None:
+    """The cross-validation of a closed-form classifier for a sample of the photos, at SMALL."""
     import torch  # takes seconds, while the workers decode
 
     import model
     from hogwear.training.heads import HeadFitter
 
     torch.set_num_threads(1)
-    pixels = loader.finish(decoding)
     dtype = model.choose_dtype(settings.cache_dir)
-    net = model.build(defaults.arch, len(photos.class_names), SMALL, dtype)
+    net = model.build(Hyperparameters.arch, len(photos.class_names), SMALL, dtype)
     net.load_pretrained()
-    heads = HeadFitter(net, pixels, SINGLE_MACHINE, Stop(), is_new=True)
+    heads = HeadFitter(net, sample, SINGLE_MACHINE, Stop(), is_new=True)
     with Workers(settings.num_workers, lambda rank: heads.jobs) as workers:
         solved = heads.fit_heads(workers)
     return solved[0].forecast if solved else None

@@ -65,17 +65,16 @@ def prepare(
     print_start(start)
     print_photos(photos)
     loader = Loader(settings.cache, cluster.shard, cluster.heartbeat, cluster.rank == 0)
-    decoding = None
-    if not hyperparameters.time_budget:  # which may choose another size
-        decoding = loader.start(photos.train, hyperparameters.training_size)
-    if not (saved or settings.image_size or settings.time_budget):
-        hyperparameters = choose_image_size(settings, photos, hyperparameters, cluster)
-    hyperparameters, budget = plan_time(settings, hyperparameters, photos, saved, started)
+    if saved or settings.image_size or settings.time_budget:
+        hyperparameters, budget = plan_time(settings, hyperparameters, photos, saved, started)
+        decoding = loader.start(photos.train, hyperparameters.image_size)
+    else:
+        decoding, budget = choose_image_size(settings, photos, loader, cluster), None
+        hyperparameters = replace(hyperparameters, image_size=decoding.folder.size)
     print_plan(hyperparameters, settings.num_workers)
 
     trained_on = add_photos(saved.trained_on if saved else None, photos.train)
-    decoding = decoding or loader.start(photos.train, hyperparameters.training_size)
-    data = load_data(loader, photos, decoding, hyperparameters.image_size, trained_on)
+    data = load_data(loader, photos, decoding, trained_on)
     if cluster.machines == 1:
         leakage.warn_about_leakage(data.train, data.val, "val")
 
@@ -172,19 +171,14 @@ def print_plan(hyperparameters: Hyperparameters, num_workers: int) -> None:
 
 
 def load_data(
-    loader: Loader, photos: Photos, decoding: DecodingJob, image_size: int, trained_on: Int64Array
+    loader: Loader, photos: Photos, decoding: DecodingJob, trained_on: Int64Array
 ) -> TrainingData:
-    """Decode the photos that are not in the cache, at both sizes of a run.
-
-    `decoding` has already begun, at the size that the tail is trained on.
-    """
+    """Decode the photos that are not in the cache; `decoding` has already begun with train."""
     importlib.import_module("model")  # and torch, which takes seconds, while the workers decode
     from hogwear.training.trainer import TrainingData
 
-    tail_photos = train = loader.finish(decoding)
-    if decoding.folder.size != image_size:
-        train = replace(loader, warns=False).load(photos.train, image_size)
-    return TrainingData(train, load_val(loader, photos, image_size, trained_on), tail_photos)
+    train = loader.finish(decoding)
+    return TrainingData(train, load_val(loader, photos, decoding.folder.size, trained_on))
 
 
 def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array) -> Pixels:

@@ -102,6 +102,10 @@ class DecodingJob:
         workers = resources.enter_context(reader.workers({"decode": decode_chunk}))
         self.results = workers.run("decode", range(0, len(rows), chunk))
 
+    def cancel(self) -> None:
+        """Stop decoding; photos decoded so far may be decoded again."""
+        self.resources.close()
+
     def finish(self, on_progress: OnProgress = lambda count: None) -> Pixels:
         """Wait until the photos are decoded, and open them.
 

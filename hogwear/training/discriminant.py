@@ -14,6 +14,7 @@ from R R', (N, N), without A (`DualSolver`); otherwise from A (`PrimalSolver`).
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,10 +24,15 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from hogwear.evaluation import calibration, metrics
+from hogwear.system import machine
 from hogwear.system.arrays import Float32Array, Int64Array
 
+THREADS = 2  # of the search, each for a ridge; they need 150 MB each for as many photos as features
 FIRST_RIDGE = 0.4  # in units of the mean within-class variance; the search starts here
-MAX_EXPONENT = 12  # it ends at FIRST_RIDGE * 2**12 and FIRST_RIDGE / 2**12
+MAX_EXPONENT = 12  # of 2, by which it goes up or down
+# A smaller ridge * N / D is lost in the rounding of float32. Then the few photos of a large D would
+# be predicted by their own labels, and seem to be right: docs/decisions/closed-form-head.md
+MIN_STRENGTH = 0.005
 # A leverage is computed as 1 minus almost 1; smaller ones are rounding errors, and count as 0. If
 # all photos of a class are equal, such an error alone would give their class away.
 ROUNDING = 1e-6
@@ -64,6 +70,7 @@ class Products:
 class Solver:
     """Computes `Products` for any ridge. The means are centred: they add up to zero."""
 
+    count: int  # N
     variance: float  # the mean within-class variance
 
     def __init__(self, means: Float32Array) -> None:
@@ -74,6 +81,12 @@ class Solver:
     def floor_variance(self, variance: float) -> float:
         """A variance above 0, even if all photos of a class are equal, or each class has one."""
         return max(variance, 1e-3 * float(self.means.square().mean()), 1e-6)
+
+    @property
+    def lowest_exponent(self) -> int:
+        """Of 2, times FIRST_RIDGE: the smallest ridge to try."""
+        ridge = MIN_STRENGTH * self.means.shape[1] / self.count
+        return max(-MAX_EXPONENT, math.ceil(math.log2(ridge / FIRST_RIDGE)))
 
     def products(self, ridge: float) -> Products:
         """The products for a ridge. LinAlgError if it is too small for float32."""
@@ -119,7 +132,7 @@ class PrimalSolver(Solver):
     ) -> None:
         """`scatter` is R'R, (D, D), of all `count` photos; `residuals`, (n, D), of the sample."""
         super().__init__(means)
-        self.covariance = torch.from_numpy(scatter) / count
+        self.covariance, self.count = torch.from_numpy(scatter) / count, count
         self.residuals = torch.from_numpy(residuals)
         self.variance = self.floor_variance(float(self.covariance.diagonal().mean()))
 
@@ -234,23 +247,39 @@ class Solution:
 
 
 def solve(solver: Solver, left_out: LeftOut) -> Classifier:
-    """The classifier whose ridge and temperature have the lowest loss in cross-validation."""
+    """The classifier whose ridge and temperature have the lowest loss in cross-validation.
+
+    Call it in a process of its own: it uses threads.
+    """
     if not left_out.groups:
         return to_classifier(solver, guess(solver))
-    tried: dict[int, Solution] = {}  # by exponent
+    tried: dict[int, Solution | None] = {}  # by exponent
+    lowest = solver.lowest_exponent
+
+    def try_ridge(exponent: int) -> Solution | None:
+        with suppress(LinAlgError):  # the ridge is too small for float32
+            if lowest <= exponent <= MAX_EXPONENT:
+                return attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
+        return None
 
     def loss(exponent: int) -> float:
-        if exponent not in tried and abs(exponent) <= MAX_EXPONENT:
-            with suppress(LinAlgError):  # the ridge is too small for float32
-                tried[exponent] = attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
-        return tried[exponent].loss if exponent in tried else math.inf
+        found = tried[exponent]
+        return found.loss if found else math.inf
 
     # Downhill among powers of two: the loss has one minimum, as far as was measured
-    best = 0
-    for step in 2, 1:
-        while (nearby := min((best, best - step, best + step), key=loss)) != best:
-            best = nearby
-    return to_classifier(solver, tried[best])
+    best = max(0, lowest)
+    with ThreadPoolExecutor(min(THREADS, machine.cpus())) as threads:
+        for step in 2, 1:
+            while True:
+                nearby = (best, best - step, best + step)
+                new = [exponent for exponent in nearby if exponent not in tried]
+                tried.update(zip(new, threads.map(try_ridge, new), strict=True))
+                if (better := min(nearby, key=loss)) == best:
+                    break
+                best = better
+    found = tried[best]
+    assert found, "the first ridge is never lost in rounding"
+    return to_classifier(solver, found)
 
 
 def guess(solver: Solver) -> Solution:

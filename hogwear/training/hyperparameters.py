@@ -66,8 +66,8 @@ class Hyperparameters:
 
     @property
     def training_size(self) -> int:
-        """The size in pixels of the photos that the tail is trained on, at most `image_size`."""
-        if self.arch in ONE_SIZE or self.epochs == 0:
+        """The size in pixels to which photos are scaled in training, at most `image_size`."""
+        if self.arch in ONE_SIZE:
             return self.image_size
         if self.image_size > MODERATE_SIZE:
             return 8 * round(TRAINING_SHARE * self.image_size / 8)

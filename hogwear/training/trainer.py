@@ -48,9 +48,8 @@ from hogwear.training.validation import Validator
 class TrainingData:
     """The decoded photos of a run; in a cluster, this machine's shard of them."""
 
-    train: Pixels  # at Hyperparameters.image_size, to which the head is fitted
+    train: Pixels
     val: Pixels
-    tail_photos: Pixels  # train at Hyperparameters.training_size, on which the tail is trained
 
 
 class Trainer:
@@ -268,7 +267,7 @@ def create_schedule(trainer: Trainer) -> Schedule:
     state, hyperparameters = trainer.state, trainer.state.hyperparameters
     machines = trainer.cluster.machines
     return Schedule(
-        num_photos=len(trainer.data.tail_photos),
+        num_photos=len(trainer.data.train),
         batch_size=hyperparameters.batch_size,
         peak_lr=choose_peak_lr(trainer.net, hyperparameters, trainer.workers, machines),
         seed=hyperparameters.seed,
@@ -281,10 +280,12 @@ def create_jobs(
     trainer: Trainer, heads: HeadFitter | None, trunk: TrunkOutputs | None
 ) -> Callable[[int], Jobs]:
     """What a worker does, by rank."""
-    net, photos, val = trainer.net, trainer.data.tail_photos, trainer.data.val
+    net, photos, val = trainer.net, trainer.data.train, trainer.data.val
     hyperparameters = trainer.state.hyperparameters
-    crop_size = net.crop_size(photos.images.shape[1])
-    batches = Batches(photos, crop_size, trainer.schedule, not hyperparameters.no_mirror)
+    crop_size = net.crop_size(hyperparameters.training_size)
+    side = crop_size * hyperparameters.image_size // hyperparameters.training_size
+    mirrors = not hyperparameters.no_mirror
+    batches = Batches(photos, side, crop_size, trainer.schedule, mirrors)
     log_prior = hogwild.log_prior(photos.labels, len(trainer.state.class_names))
     momentum = hyperparameters.momentum
     common = {"predict": predict.prediction_job(net, val.images, val.rows)}

@@ -50,7 +50,7 @@ class Project:
         images = random.integers(0, 60, (photos, SIZE, SIZE, 3)) + 20 * labels[:, None, None, None]
         self.folder.mkdir(exist_ok=True)
         cached = pixels_of(images.astype(np.uint8), labels, self.folder)
-        data = TrainingData(train=cached, val=cached, tail_photos=cached)
+        data = TrainingData(train=cached, val=cached)
         net = model.build(self.arch, 5, SIZE)
         return Trainer(net, state or self.state(), data, 1, ModelFolder(self.folder))
 
