@@ -44,7 +44,7 @@ def main(settings: Settings) -> None:
         return
     trainer = prepared.trainer
     if is_first:
-        folder.set_aside(prepared.checkpoint)
+        folder.set_aside(prepared.checkpoint, prepared.is_replaced)
     with nullcontext() if is_first else suppress(OSError):  # others may have no model folder
         prepared.assignments.write(settings.model_dir)
     with signals.Stop() as stop, connect(rank, trainer, settings.sync_every) as cluster:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hogwear.commands.shared_settings import SharedSettings, load_model, require_same_classes
+from hogwear.commands.shared_settings import SharedSettings, load_model
 from hogwear.data import checks
 from hogwear.data.checks import SMALL_CLASS, TINY_SIDE, Entry, Member
+from hogwear.data.class_changes import require_same_classes
 from hogwear.data.photos import Photos
 from hogwear.system import command, machine
 from hogwear.system.artifacts import CHECKPOINT, DOCTOR_REPORT
@@ -61,7 +62,7 @@ def check_labels(photos: Photos, settings: Settings) -> dict[str, Any]:
     try:
         trained = load_model(settings)
         settings.require_same_kind(trained.is_sample)
-        require_same_classes(trained.class_names, photos)
+        require_same_classes(trained.class_names, photos.class_names, photos.folder)
         for split in photos.splits:
             pixels = settings.cache.open(split, trained.image_size)
             logits = predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())

@@ -44,6 +44,7 @@ class Prepared:
     trainer: Trainer
     budget: Budget | None
     checkpoint: Checkpoint | None  # to resume from
+    is_replaced: bool  # its network has other classes
     assignments: SplitAssignments
 
 
@@ -84,16 +85,15 @@ def prepare(
     state = RunState(
         class_names=photos.class_names,
         hyperparameters=hyperparameters,
-        photos=PhotoSets(
-            photos.is_sample,
-            train=PhotoSet.from_pixels(data.train, photos.class_names, cluster),
-            val=PhotoSet.from_pixels(data.val, photos.class_names, cluster),
-        ),
+        photos=find_photo_sets(photos, data, photos.class_names, cluster),
         split=start.assignments.version(),
         trained_on=trained_on,
         job_id=membership.read_job_id(),
     )
     if saved:
+        if start.change:
+            before = find_photo_sets(photos, data, start.change.names_before, cluster)
+            saved = replace(saved, photos=state.photos.renamed_from(before, saved.photos))
         if changes := "; ".join(state.photos.changes_since(saved.photos)):
             print(f"The photos have changed since the last run: {changes}.")
         state = state.resume(saved)
@@ -104,7 +104,7 @@ def prepare(
         val = data.val if same_size else load_val(loader, photos, best.image_size, trained_on)
         measure_best_again(state.history, net, val, settings.num_workers, cluster)
     trainer = Trainer(net, state, data, settings.num_workers, folder)
-    return Prepared(trainer, budget, start.checkpoint, start.assignments)
+    return Prepared(trainer, budget, start.checkpoint, bool(state.initial), start.assignments)
 
 
 def plan_time(
@@ -183,6 +183,14 @@ def load_data(
 
 def load_val(loader: Loader, photos: Photos, image_size: int, trained_on: Int64Array) -> Pixels:
     return exclude_trained_on(loader.load(photos.val, image_size), trained_on, "val")
+
+
+def find_photo_sets(
+    photos: Photos, data: TrainingData, class_names: tuple[str, ...], cluster: SingleMachine
+) -> PhotoSets:
+    """The photos of all machines, with these names of their classes."""
+    sets = (PhotoSet.from_pixels(each, class_names, cluster) for each in (data.train, data.val))
+    return PhotoSets(photos.is_sample, *sets)
 
 
 def build_network(settings: Settings, state: RunState) -> Network:

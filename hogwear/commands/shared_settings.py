@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hogwear.data import dataset
 from hogwear.data.cache import PhotoCache
+from hogwear.data.class_changes import require_same_classes
 from hogwear.data.decoding import LIMITS, Limits
 from hogwear.data.photos import Photos
 from hogwear.data.split_assignments import SplitAssignments
@@ -116,15 +117,5 @@ def find_photos(settings: SharedSettings, trained: "TrainedModel") -> Photos:
     SplitAssignments.read(settings.model_dir).require(trained.split)
     settings.require_same_kind(trained.is_sample)
     photos = settings.photos(settings.splitter(assigns_new=False))
-    require_same_classes(trained.class_names, photos)
+    require_same_classes(trained.class_names, photos.class_names, photos.folder)
     return photos
-
-
-def require_same_classes(class_names: tuple[str, ...], photos: Photos) -> None:
-    """BadInput where the photos have other classes than the checkpoint."""
-    if photos.class_names != class_names:
-        raise BadInput(
-            f"{photos.folder}: classes {', '.join(photos.class_names)}, but the checkpoint was "
-            f"trained on {', '.join(class_names)}: use the photos it was trained on, "
-            "or start over with train --fresh"
-        )

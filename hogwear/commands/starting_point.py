@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from hogwear.cluster import membership
 from hogwear.cluster.peers import SingleMachine
-from hogwear.commands.shared_settings import require_same_classes
 from hogwear.commands.train_settings import Settings
 from hogwear.data import dataset
+from hogwear.data.class_changes import ClassChange, find_change, parse_renames
 from hogwear.data.photos import Photos
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
+from hogwear.system.errors import BadInput
 from hogwear.system.text import escape
 from hogwear.training.model_folder import ModelFolder
 
@@ -26,7 +27,8 @@ class StartingPoint:
     """What a run starts from."""
 
     checkpoint: Checkpoint | None  # to resume from
-    saved: RunState | None  # the state in the checkpoint
+    saved: RunState | None  # the state in the checkpoint, for the classes as they are now
+    change: ClassChange | None  # of the classes since the checkpoint
     reason: str  # why a new run starts, where there is no checkpoint
     photos: Photos
     assignments: SplitAssignments
@@ -36,14 +38,20 @@ def find_starting_point(
     settings: Settings, folder: ModelFolder, cluster: SingleMachine
 ) -> StartingPoint:
     """The checkpoint and photos of all machines. BadInput where the two do not fit together."""
+    renamed = parse_renames(settings.rename)
     checkpoint, reason = find_checkpoint(settings, folder)
     photos, splitter = split_photos(settings, cluster)
     checkpoint = agree_on_checkpoint(settings, cluster, photos, checkpoint)
-    saved = load_state(checkpoint) if checkpoint else None
+    saved, change = load_state(checkpoint) if checkpoint else None, None
     if saved:
         splitter.initial.require(saved.split)
-        require_same_classes(saved.class_names, photos)
-    return StartingPoint(checkpoint, saved, reason, photos, splitter.assignments)
+        change = find_change(saved.class_names, photos.class_names, renamed, photos.folder)
+        saved = adapt(saved, change) if change else saved
+    elif renamed:
+        raise BadInput(
+            f"--rename: a new run starts ({reason}), and has no classes to rename; omit the flag"
+        )
+    return StartingPoint(checkpoint, saved, change, reason, photos, splitter.assignments)
 
 
 def find_checkpoint(settings: Settings, folder: ModelFolder) -> tuple[Checkpoint | None, str]:
@@ -75,6 +83,15 @@ def load_state(checkpoint: Checkpoint) -> RunState:
     from hogwear.training.run_state import RunState
 
     return RunState.load_state_dict(checkpoint.state)
+
+
+def adapt(saved: RunState, change: ClassChange) -> RunState:
+    """The saved run for the classes as they are now."""
+    import model
+    from hogwear.training.changed_classes import change_classes
+
+    arch, image_size = saved.hyperparameters.arch, saved.hyperparameters.image_size
+    return change_classes(saved, change, model.build(arch, len(change.before), image_size))
 
 
 def split_photos(settings: Settings, cluster: SingleMachine) -> tuple[Photos, Splitter]:
@@ -122,8 +139,14 @@ def is_job_done(saved: RunState) -> bool:
 
 def print_start(start: StartingPoint) -> None:
     checkpoint, saved = start.checkpoint, start.saved
+    if start.change:
+        print(escape(f"The classes have changed since the last run: {start.change.describe()}."))
     if checkpoint is None or saved is None:
         line = f"Starting a new run: {start.reason}."
+    elif saved.initial:
+        line = f"Starting from the network in {checkpoint.file}; its head is fitted anew."
+        if not checkpoint.state["finished"]:
+            line += f" The interrupted run ends after {saved.images_seen} images."
     elif saved.finished:
         best = saved.history.describe_best()
         line = f"Resuming from {checkpoint.file}, a finished run with {best}: training it further."

@@ -44,6 +44,10 @@ class Settings(SharedSettings):
         1024,
         Range(1),
     )
+    rename: tuple[str, ...] = flag(
+        "classes that have another name now, as OLD=NEW; without it, OLD is removed and NEW is new",
+        (),
+    )
     fresh: bool = flag(
         "start a new run; the old checkpoint is kept beside it",
         False,
@@ -64,4 +68,5 @@ class Settings(SharedSettings):
     def cluster_flags(self) -> dict[str, Any]:
         """The flags that must be equal on all machines of a cluster."""
         names = "arch image_size epochs batch_size lr momentum no_mirror seed sync_every"
-        return {name: getattr(self, name) for name in names.split()}
+        values = {name: getattr(self, name) for name in names.split()}
+        return values | {"rename": " ".join(self.rename) or None}

@@ -1,6 +1,7 @@
 """The charts of an evaluation: PNG files, and SVG for the report, in its colours."""
 
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Sequence
@@ -104,25 +105,34 @@ def draw_confusion_matrix(matrix: Int64Array, class_names: Sequence[str]) -> Fig
 def draw_learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
     """Loss and accuracy at each validation, from the rows of metrics.csv.
 
-    Closed-form classifiers, before training, are diamonds.
+    Closed-form classifiers, before training, are diamonds. Where the classes have changed, the
+    curves are interrupted: figures on both sides are not comparable.
     """
+    changed = [i for i, row in enumerate(history) if row["stage"] == "classes changed"]
+    parts = [history[a:b] for a, b in itertools.pairwise([0, *changed, len(history)])]
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     for axes, (title, name) in zip(
         figure.subplots(1, 2), {"Loss": "loss", "Accuracy": "acc"}.items(), strict=True
     ):
         for split, colour in (("train", BLUE), ("val", ORANGE)):
-            rows = [row for row in history if row[f"{split}_{name}"] is not None]
-            points = [(row["epoch"], row[f"{split}_{name}"]) for row in rows]
             style: dict[str, Any] = {"color": colour, "markersize": 4, "clip_on": False}
-            if points:
-                xs, ys = zip(*points, strict=True)
-                axes.plot(xs, ys, "o-", label=split, **style)
+            label = split
+            for part in parts:
+                rows = [row for row in part if row[f"{split}_{name}"] is not None]
+                points = [(row["epoch"], row[f"{split}_{name}"]) for row in rows]
+                if points:
+                    xs, ys = zip(*points, strict=True)
+                    axes.plot(xs, ys, "o-", label=label, **style)
+                    label = ""  # once in the legend
         solved = [row for row in history if row["stage"] == "closed form"]
         if solved:
             style = {"color": ORANGE, "markersize": 7, "clip_on": False, "label": "closed form"}
             points = [(row["epoch"], row[f"val_{name}"]) for row in solved]
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, "D", **style)
+        for i in changed:
+            label = "classes changed" if i == changed[0] else ""
+            axes.axvline(history[i]["epoch"], linestyle=":", color=GREY, zorder=1, label=label)
         axes.set_title(title)
         axes.set_xlabel("Epoch")
         axes.grid(axis="y")

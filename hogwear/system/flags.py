@@ -87,7 +87,7 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
     for setting in declared:
         parser.add_argument(flag_name(setting), **make_option(setting))
     given = vars(parser.parse_args(arguments))
-    return settings(**{s.name: read_setting(s, given[s.name]) for s in declared})
+    return settings(**{s.name: read_setting(s, given.get(s.name, MISSING)) for s in declared})
 
 
 def flag_name(setting: "Field[Any]") -> str:
@@ -101,12 +101,12 @@ def make_option(setting: "Field[Any]") -> dict[str, Any]:
     has_plain_default = not is_tuple and kind is not bool
     default = rules["default_help"] or (setting.default if has_plain_default else None)
     help = rules["help"] + (f" (default: {default})" if default is not None else "")
-    option = {"help": help, "default": MISSING}
+    option = {"help": help, "default": argparse.SUPPRESS}
     if kind is bool:
         return option | {"action": "store_true"}
     choices = "{" + ",".join(rules["choices"]) + "}" if rules["choices"] else None
     metavar = choices or METAVARS[kind]
-    return option | {"metavar": metavar, "nargs": "+" if is_tuple else None}
+    return option | {"metavar": metavar} | ({"nargs": "+", "action": "extend"} if is_tuple else {})
 
 
 def read_setting(setting: "Field[Any]", given: Any) -> Any:

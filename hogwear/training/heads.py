@@ -37,7 +37,7 @@ class HeadFitter:
     def __init__(
         self, net: Network, photos: Pixels, cluster: SingleMachine, stop: Stop, is_new: bool
     ) -> None:
-        """`fit_heads` needs a run that `is_new`: its features are kept in the cache.
+        """The first features of a run that `is_new` are kept in the cache.
 
         Raises OSError, with the file's name, on a full disk.
         """
@@ -58,17 +58,21 @@ class HeadFitter:
     def compute_features(self, index: Int64Array) -> Tensor:
         return self.net.tail(self.trunk[index])
 
-    def fit_heads(self, workers: Workers) -> tuple[Classifier, float] | None:
-        """Fit the head and the training head to the features of the pretrained network.
+    def fit_heads(
+        self, workers: Workers, ridge: float | None = None
+    ) -> tuple[Classifier, float] | None:
+        """Fit the head and the training head to the features of the network as it is.
 
-        Returns the classifier, which is now the head, and the photos per second of this machine.
-        None if a stop was requested before; the heads are then unchanged.
+        Once the tail has been trained, it needs the `ridge` of the first classifier (as
+        `refit_head` does), and the logits are not calibrated. Returns the classifier, which is now
+        the head, and the photos per second of this machine. None if a stop was requested before;
+        the heads are then unchanged.
         """
         started = time.monotonic()
         if not (self.run(workers, self.trunk.computing) and self.run(workers, self.first)):
             return None
         features = self.first.file
-        classifier = self.solve(self.net.head, lambda index: as_float(features[index]), None)
+        classifier = self.solve(self.net.head, lambda index: as_float(features[index]), ridge)
         width = self.net.training_head.in_features
 
         def read_means(index: Int64Array) -> Float32Array:

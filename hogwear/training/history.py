@@ -14,8 +14,8 @@ from hogwear.training.discriminant import Forecast
 from hogwear.training.hogwild import StepResult
 
 CONFIDENT = 0.99  # accuracy of the answers whose probability is at least confidence_threshold
-STAGES = ("initial", "closed form", "hogwild")
-INITIAL, CLOSED_FORM, HOGWILD = STAGES
+STAGES = ("initial", "closed form", "hogwild", "classes changed")
+INITIAL, CLOSED_FORM, HOGWILD, CLASSES_CHANGED = STAGES
 
 
 @dataclass

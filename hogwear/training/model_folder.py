@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -25,6 +27,7 @@ class ModelFolder:
         self.path = path
         self.checkpoints = (path / CHECKPOINT, path / PREVIOUS_CHECKPOINT)
         self.obsolete: tuple[Path, ...] = ()  # checkpoints to set aside
+        self.replaced: Path | None = None  # a checkpoint to keep under another name as well
         self.lock: TextIO | None = None
 
     def claim(self) -> None:
@@ -56,12 +59,14 @@ class ModelFolder:
             self.lock.close()
             self.lock = None
 
-    def set_aside(self, resumed: Checkpoint | None) -> None:
+    def set_aside(self, resumed: Checkpoint | None, is_replaced: bool = False) -> None:
         """Rename the checkpoints that the run does not resume from: a damaged one, or, fresh, all.
 
-        That happens just before the first save: until then, they can still be used.
+        One that `is_replaced` by a network with other classes gets a second name. All of that
+        happens just before the first save: until then, they can still be used.
         """
         kept = resumed.file if resumed else None
+        self.replaced = kept if is_replaced else None
         self.obsolete = tuple(takewhile(lambda file: file != kept, self.checkpoints))
 
     def save(self, state: RunState) -> None:
@@ -70,13 +75,15 @@ class ModelFolder:
 
         for file in self.obsolete:
             keep_beside(file)
-        self.obsolete = ()
+        if self.replaced:
+            keep_beside(self.replaced, link_or_copy)
+        self.obsolete, self.replaced = (), None
         checkpoint.save(self.path, state.state_dict())
         state.history.write_csv(self.path / METRICS)
 
 
-def keep_beside(file: Path) -> None:
-    """Rename an old checkpoint, if it exists, to a name with the time that no file has."""
+def keep_beside(file: Path, keep: Callable[[Path, Path], object] = Path.rename) -> None:
+    """Give an old checkpoint, if it exists, a name with the time that no file has."""
     if not file.exists():
         return
     stem = time.strftime(f"{file.stem}-%Y%m%d-%H%M%S")
@@ -84,5 +91,13 @@ def keep_beside(file: Path) -> None:
     while kept.exists():
         number += 1
         kept = file.with_name(f"{stem}-{number}{file.suffix}")
-    file.rename(kept)
+    keep(file, kept)
     print(escape(f"The old checkpoint is kept as {kept}."))
+
+
+def link_or_copy(file: Path, copy: Path) -> None:
+    """Also where the file system has no hard links, such as exFAT."""
+    try:
+        copy.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, copy)

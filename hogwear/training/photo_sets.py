@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -32,10 +32,10 @@ class PhotoSet:
     def from_pixels(
         cls, pixels: Pixels, class_names: tuple[str, ...], cluster: SingleMachine = SINGLE_MACHINE
     ) -> Self:
-        """The photos of this split on all machines together."""
+        """The photos of this split on all machines together; `class_names` are those of labels."""
         hashes, labels = cluster.all_gather([pixels.hashes, pixels.labels])
         digest = hashlib.sha256()
-        for label, name in enumerate(class_names):
+        for name, label in sorted(zip(class_names, range(len(class_names)), strict=True)):
             of_class = sorted(map(bytes, hashes[labels == label]))
             digest.update(json.dumps([name, len(of_class)]).encode())
             digest.update(b"".join(of_class))
@@ -49,6 +49,17 @@ class PhotoSets:
     is_sample: bool  # the built-in sample, not the user's photos
     train: PhotoSet
     val: PhotoSet
+
+    def renamed_from(self, before: Self, saved: Self) -> Self:
+        """The saved sets, with present names of the classes where nothing else has changed.
+
+        `before` are the present photos with the names before.
+        """
+        return replace(
+            self,
+            train=self.train if saved.train == before.train else saved.train,
+            val=self.val if saved.val == before.val else saved.val,
+        )
 
     def changes_since(self, before: Self) -> Iterator[str]:
         """What is different now, one phrase per split."""

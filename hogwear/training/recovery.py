@@ -66,6 +66,15 @@ class Snapshot:
         metrics, weights = RunningMetrics(**state["metrics"]), state["weights"]
         return cls(state["images_seen"], state["epochs_done"], metrics, weights, optimizer)
 
+    def averaged_weights(self, net: nn.Module) -> dict[str, Tensor]:
+        """The weights with their average in place of those that are trained.
+
+        `net` is any network with these parameters.
+        """
+        net.load_state_dict(self.weights)
+        with self.optimizer.averaged(net):
+            return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
     def restore(self, net: nn.Module, optimizer: OptimizerState) -> None:
         """Write it back into the network and the optimizer's state, in place."""
         net.load_state_dict(self.weights)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from hogwear.data.split_assignments import SplitVersion
 from hogwear.system.arrays import Int64Array
@@ -28,6 +29,14 @@ PLAIN = (
     "start_loss",
     "ridge",
 )
+
+
+@dataclass(frozen=True)
+class InitialNetwork:
+    """What a run starts from if the classes have changed."""
+
+    weights: dict[str, Tensor]
+    epoch: float  # passes over the training photos so far, of all runs
 
 
 @dataclass
@@ -54,6 +63,7 @@ class RunState:
     total_images: int | None = None  # of one machine, planned for a time budget
     rollbacks: int = 0
     images_seen: int = 0  # in this run, by all machines
+    initial: InitialNetwork | None = None  # None where the classes are those of the run before
     snapshot: Snapshot | None = None  # the last sound one; None before training and after it
 
     def first_step(self, schedule: Schedule, machines: int) -> int:
@@ -74,11 +84,12 @@ class RunState:
     def resume(self, saved: Self) -> Self:
         """This run with the progress of a saved one; if that is finished, with its history only."""
         if saved.finished:
-            first_epoch = math.ceil(saved.history.epochs)
+            epochs = saved.initial.epoch if saved.initial else saved.history.epochs
             return replace(
                 self,
                 history=saved.history,
-                first_epoch=first_epoch,
+                initial=saved.initial,
+                first_epoch=math.ceil(epochs),
                 forecast=saved.forecast,
                 ridge=saved.ridge,
                 train_photos_changed=self.photos.train != saved.photos.train,

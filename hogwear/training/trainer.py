@@ -76,6 +76,8 @@ class Trainer:
             net.load_state_dict(saved.weights)
         elif state.history.best:
             net.load_state_dict(state.history.best.weights)
+        elif state.initial:
+            net.load_state_dict(state.initial.weights)
         else:
             net.load_pretrained()
         parameters.share_parameters(net)
@@ -118,7 +120,8 @@ class Trainer:
         self.stopping = StoppingRule(self.schedule, state, self.budget)
         heads, trunk = None, None
         if self.net.pretrained:
-            heads = HeadFitter(self.net, data.train, cluster, stop, not state.history.best)
+            is_new = not state.history.best and state.ridge is None
+            heads = HeadFitter(self.net, data.train, cluster, stop, is_new)
             trunk = TrunkOutputs(self.net, data.val, "trunk of val")
         jobs = create_jobs(self, heads, trunk)
         with Workers(self.workers, jobs) as pool, TrainingBar(cluster) as bar:
@@ -141,6 +144,7 @@ class Trainer:
     def begin(self, bar: TrainingBar) -> bool:
         """Stage 1, validated and saved at once. False if a stop was requested before that."""
         state, rows = self.state, len(self.state.history.rows)
+        is_first = not state.history.best
         if not self.validator.validate_first():
             return False
         self.optimizer.copy_(OptimizerState.create(self.net, 0))
@@ -149,7 +153,7 @@ class Trainer:
         self.take_snapshot()
         if len(state.history.rows) > rows:
             self.save()
-            bar.print(state.history.describe_last(None if rows else state.forecast))
+            bar.print(state.history.describe_last(state.forecast if is_first else None))
         return True
 
     def train_stretch(self, bar: TrainingBar, stop: Stop) -> None:

@@ -11,7 +11,14 @@ from hogwear.networks.network import Network
 from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.system.workers import Workers
 from hogwear.training.heads import HeadFitter, scale_head
-from hogwear.training.history import CLOSED_FORM, INITIAL, Best, HistoryRow, RunningMetrics
+from hogwear.training.history import (
+    CLASSES_CHANGED,
+    CLOSED_FORM,
+    INITIAL,
+    Best,
+    HistoryRow,
+    RunningMetrics,
+)
 from hogwear.training.passes import TrunkOutputs
 from hogwear.training.run_state import RunState
 
@@ -37,22 +44,27 @@ class Validator:
     def validate_first(self) -> bool:
         """Validate the weights that a run starts from. False if a stop was requested before.
 
-        A new run first fits both heads of a pretrained network. A later run refits the head, and
-        validates it, only if the training photos have changed since the run before.
+        A new run first fits both heads of a pretrained network, and so does one whose classes have
+        changed. Another later run refits the head, and validates it, only if the training photos
+        have changed since the run before.
         """
         state, heads = self.state, self.heads
-        if not state.history.best:
-            row = HistoryRow(0.0, INITIAL)
-            if heads:
-                solved = heads.fit_heads(self.workers)
-                if not solved:
-                    return False
-                classifier, speed = solved
-                state.forecast, state.ridge = classifier.forecast, classifier.ridge
-                row = HistoryRow(0.0, CLOSED_FORM, images_per_second=speed)
-            self.record(row, *self.predict())
-        elif heads and state.train_photos_changed:
-            return self.validate(HistoryRow(state.history.epochs, CLOSED_FORM))
+        if state.history.best:
+            if heads and state.train_photos_changed:
+                return self.validate(HistoryRow(state.history.epochs, CLOSED_FORM))
+            return True
+        row = HistoryRow(0.0, CLOSED_FORM if heads else INITIAL)
+        if state.initial:
+            row = HistoryRow(state.initial.epoch, CLASSES_CHANGED)
+        is_calibrated = not heads or state.ridge is None
+        if heads:
+            solved = heads.fit_heads(self.workers, state.ridge)
+            if not solved:
+                return False
+            classifier, speed = solved
+            state.forecast, state.ridge = classifier.forecast, classifier.ridge
+            row = replace(row, images_per_second=speed)
+        self.measure(row, is_calibrated)
         return True
 
     def validate(self, row: HistoryRow) -> bool:
@@ -64,13 +76,17 @@ class Validator:
             assert self.state.ridge
             if not self.heads.refit_head(self.workers, self.state.ridge):
                 return False
+        self.measure(row, is_calibrated=not self.heads)
+        return True
+
+    def measure(self, row: HistoryRow, is_calibrated: bool) -> None:
+        """Predict, and record. A head whose logits may have any scale is calibrated before that."""
         logits, labels = self.predict()
-        if self.heads:
+        if not is_calibrated:
             scale = 1 / calibration.fit_any_temperature(logits, labels)
             scale_head(self.net.head, scale)
             logits *= np.float32(scale)
         self.record(row, logits, labels)
-        return True
 
     def predict(self) -> tuple[Float32Array, Int64Array]:
         """The logits, (n, classes), and labels, (n,), of the validation photos of all machines."""

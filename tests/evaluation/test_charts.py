@@ -89,6 +89,22 @@ def test_classifiers_in_closed_form_are_points_of_their_own() -> None:
         assert lines["train"] == [[1.0, 0.5], [2.0, 0.5]], "it has no training figures"
 
 
+def test_curves_are_interrupted_where_the_classes_have_changed() -> None:
+    rows = history((1.0, 2.0))
+    changed = [{**rows[0], "epoch": 2.0, "stage": "classes changed"}, {**rows[1], "epoch": 3.0}]
+    again = [{**changed[0], "epoch": 3.0}]
+    for axes in charts.draw_learning_curves(rows + changed + again).axes:
+        shown = [line for line in axes.get_lines() if line.get_linestyle() == "-"]
+        xs = [np.asarray(line.get_xdata()).tolist() for line in shown]
+        assert xs == [[1.0, 2.0], [3.0], [0.0, 1.0, 2.0], [2.0, 3.0], [3.0]]
+        marks = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+        assert [np.asarray(line.get_xdata()).tolist() for line in marks] == [[2.0] * 2, [3.0] * 2]
+        legend = axes.get_legend()
+        assert legend
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert labels == ["train", "val", "closed form", "classes changed"]
+
+
 def test_an_svg_takes_the_colour_and_the_width_of_the_page(tmp_path: Path) -> None:
     evaluation = Evaluation(("a", "b"), np.array([[1.0, 0], [0, 2]]), np.array([0, 0]), 1.0, 0.5)
     for figure in (

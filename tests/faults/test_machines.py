@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import FASHION5, Start, at, saved
+from helpers import CLASSES, FASHION5, Start, at, saved
 from machines import Cluster
 
 from bench import network
@@ -120,6 +121,31 @@ def test_machines_with_other_photos_are_refused(cluster: Cluster, data: Path) ->
     cluster.start(1, "--data-dir", data, nnodes="2", restarts=0)
     assert 0 not in cluster.codes().values()
     assert re.search(r"train.py: \S+: rank 1 has other photos", cluster.output()), cluster.output()
+
+
+def test_machines_go_on_with_another_class_from_the_network_of_one_of_them(
+    photos: Path, start: Start, tmp_path: Path
+) -> None:
+    four = tmp_path / "four"
+    for split in ("train", "val"):
+        names = (name for name in CLASSES if name != "footwear")
+        for name in names:
+            shutil.copytree(photos / split / name, four / split / name)
+    folders = at(four, tmp_path / "model-1", tmp_path / "cache-1")
+    start("train.py", *FLAGS, "--epochs", 1, *folders).ok(120)
+    cluster = Cluster(tmp_path, photos, *FLAGS, "--epochs", 1)
+    try:
+        for number in range(2):
+            cluster.start(number, nnodes="2")
+        assert set(cluster.codes().values()) == {0}, cluster.output()
+        assert "The classes have changed since the last run: added footwear." in cluster.output()
+        state = cluster.result()
+        stages = [row["stage"] for row in state["history"]]
+        assert stages == ["closed form", "hogwild", "classes changed", "hogwild"]
+        assert tuple(state["class_names"]) == CLASSES and state["machines"] == 2
+        assert state["best"]["val_acc"] > 0.9
+    finally:
+        cluster.end()
 
 
 @pytest.mark.skipif(

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ import pytest
 from helpers import (
     CLASSES,
     FASHION5,
+    FAST,
     SIZE,
     SMALL_RUN,
     Call,
@@ -39,6 +41,8 @@ import infer
 import model
 from hogwear.commands import export
 from hogwear.training.hyperparameters import MAX_ROLLBACKS
+
+FOUR = tuple(name for name in CLASSES if name != "footwear")
 
 # --- train is killed
 
@@ -118,6 +122,33 @@ def test_a_run_killed_at_any_moment_resumes_with_any_number_of_workers(
     wait_until(lambda: not any(is_running(pid) for kill in kills for pid in kill.processes))
     assert not [file for kill in kills for file in kill.shared_memory if Path(file).exists()]
     held("SIGKILL of train: its workers, and its files in /dev/shm", tries, "none was left")
+
+
+def test_a_run_that_is_killed_while_its_classes_change_leaves_the_old_network_or_the_new_one(
+    data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
+) -> None:
+    """The network of the classes before is there in any case, under one name or another."""
+    four, tries, found = Path(shutil.copytree(data, tmp_path / "four")), times(1, 40), set()
+    for split in four.iterdir():
+        shutil.rmtree(split / "footwear")
+    old = (trained.model / "checkpoint.pt").read_bytes()
+    for number in range(tries):
+        folder = Path(shutil.copytree(trained.model, tmp_path / f"model-{number}"))
+        script = start("train.py", "--workers", 1, *at(four, folder, trained.cache))
+        script.wait_for("^Plan: " if number % 2 else "^classes changed: ")
+        time.sleep(random.uniform(0, 2))
+        script.kill()
+        names = tuple(saved(folder)["class_names"])
+        assert names == (CLASSES if (folder / "checkpoint.pt").read_bytes() == old else FOUR)
+        assert old in [file.read_bytes() for file in folder.glob("checkpoint*.pt")]
+        assert model.load(folder, FAST).class_names == names
+        found.add(names)
+    assert FOUR in found
+    held(
+        "SIGKILL of train at a random moment after a class was removed",
+        tries,
+        "the old checkpoint or the new one in its place, the old one kept beside it",
+    )
 
 
 def test_a_run_killed_after_its_first_stage_leaves_a_model_that_is_at_least_as_good(

@@ -82,6 +82,11 @@ def test_several_values_are_separated_by_colons_in_the_environment(
     assert flags.parse(infer.Settings, ["--images", "c", "d"]).images == (Path("c"), Path("d"))
 
 
+def test_a_flag_with_several_values_may_be_given_several_times() -> None:
+    twice = ["--rename", "a=b", "c=d", "--rename", "e=f"]
+    assert flags.parse(train.Settings, twice).rename == ("a=b", "c=d", "e=f")
+
+
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_a_wrong_value_is_named_in_one_line(
     name: str, value: str, refuse: Refuse, monkeypatch: pytest.MonkeyPatch

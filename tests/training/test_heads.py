@@ -192,6 +192,27 @@ def test_a_later_head_is_that_of_the_features_as_they_are_now(photos: Pixels) ->
     assert np.array_equal(one, again) and not np.allclose(one, other, rtol=0.1)
 
 
+def test_both_heads_of_a_trained_tail_are_solved_by_a_given_ridge(
+    photos: Pixels, tmp_path: Path
+) -> None:
+    """Its features stay out of the cache, which keeps those that new runs begin with."""
+
+    def solve() -> Any:
+        this = create(photos, is_new=False)
+        with torch.no_grad():
+            this.net.get_parameter("last.weight").mul_(0.5)
+        classifier, _ = this.call(lambda workers: this.solver.fit_heads(workers, 0.4))
+        solved = this.net.head.weight.clone()
+        training = this.net.training_head.weight.std().item()
+        assert this.call(lambda workers: this.solver.refit_head(workers, 0.4))
+        same = torch.equal(solved, this.net.head.weight)
+        return classifier, same, training
+
+    classifier, same, training = ForkedCall(solve).result()
+    assert same and (classifier.ridge, classifier.forecast) == (0.4, None) and training > 0
+    assert list(tmp_path.glob("trunk-*")) and not list(tmp_path.glob("features-*"))
+
+
 def test_a_stop_leaves_a_later_head_as_it_was(photos: Pixels) -> None:
     def interrupt() -> bool:
         this = create(photos, stop_after=4, is_new=False)

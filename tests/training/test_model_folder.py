@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers import ForkedCall, hogwild_row, validated_state
@@ -81,6 +83,29 @@ def test_the_first_save_sets_aside_checkpoints_newer_than_the_one_resumed_from(
             copy.save(state)
             assert len(list(copy.path.glob("checkpoint*-*.pt"))) == aside
         assert all(file.exists() for file in copy.checkpoints)
+
+
+@pytest.mark.parametrize("has_hard_links", [True, False])
+def test_a_checkpoint_of_other_classes_is_kept_and_in_place_until_it_is_replaced(
+    has_hard_links: bool, folder: ModelFolder, state: RunState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.path.mkdir()
+    folder.save(state)
+    current = folder.path / "checkpoint.pt"
+    before = current.read_bytes()
+    if not has_hard_links:
+        refuse = Mock(side_effect=OSError("Operation not permitted"))
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    folder.set_aside(checkpoint.read(current), is_replaced=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", Mock(side_effect=KeyboardInterrupt))
+        folder.save(state)
+    assert current.read_bytes() == before, "whatever happens before the new one is there"
+    for _ in range(3):
+        folder.save(replace(state, images_seen=9))
+    assert current.read_bytes() != before
+    kept = list(folder.path.glob("checkpoint-*.pt"))
+    assert {file.read_bytes() for file in kept} == {before}
 
 
 def test_two_new_runs_in_the_same_second_keep_both_old_checkpoints(tmp_path: Path) -> None:

@@ -46,6 +46,21 @@ def test_changes_are_named_by_split() -> None:
     ]
 
 
+def test_renaming_a_class_changes_no_photos(pixels: Pixels) -> None:
+    names, order = ("b", "d", "c"), np.array([0, 2, 1])  # b, c and d before
+    now = replace(pixels, labels=order[pixels.labels])
+    photo_set = PhotoSet.from_pixels(pixels, ("b", "c", "d"))
+    assert PhotoSet.from_pixels(now, names) == photo_set
+
+    fewer = PhotoSet.from_pixels(pixels.where(np.arange(6) != 3), ("b", "c", "d"))
+    present, before = PhotoSets(False, *"12"), PhotoSets(False, photo_set, fewer)
+    assert present.renamed_from(before, before) == present
+    other_val = replace(before, val=photo_set)
+    assert present.renamed_from(before, other_val) == replace(present, val=photo_set)
+    other_train = replace(before, train=fewer)
+    assert present.renamed_from(before, other_train) == replace(present, train=fewer)
+
+
 def test_photos_trained_on_are_remembered_for_ever_and_unreadable_ones_never() -> None:
     def split_of(hashes: np.ndarray) -> Split:
         labels = np.zeros(len(hashes), np.int64)

@@ -1,6 +1,6 @@
 """What a validation measures, records and keeps."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from hogwear.training.checkpoint import FORMAT, Checkpoint
 from hogwear.training.discriminant import Classifier, Forecast
 from hogwear.training.heads import HeadFitter
 from hogwear.training.history import HOGWILD, HistoryRow, RunningMetrics
+from hogwear.training.run_state import InitialNetwork
 from hogwear.training.validation import Validator
 
 PHOTOS = 40
@@ -33,12 +34,20 @@ class Heads:
 
     net: Network
     stops: bool = False
-    solved: list[float | None] = field(default_factory=list)
+    solved: list[float | None] = field(default_factory=list)  # ridges
+    both: int = 0  # how often the training head was solved as well
 
-    def fit_heads(self, workers: object) -> tuple[Classifier, float] | None:
-        self.solved.append(None)
+    def fit_heads(
+        self, workers: object, ridge: float | None = None
+    ) -> tuple[Classifier, float] | None:
+        self.solved.append(ridge)
+        self.both += 1
+        with torch.no_grad():
+            self.net.head.weight.fill_(1.0)
         weight = self.net.head.weight.detach().numpy()
-        return None if self.stops else (Classifier(weight, weight[:, 0], 0.4, FORECAST), 250.0)
+        forecast = None if ridge else FORECAST
+        found = Classifier(weight, weight[:, 0], ridge or 0.4, forecast)
+        return None if self.stops else (found, 250.0)
 
     def refit_head(self, workers: object, ridge: float) -> bool:
         self.solved.append(ridge)
@@ -110,6 +119,37 @@ def test_a_later_run_solves_the_head_again_only_for_other_photos(
     assert validator.validate_first()
     assert solved(validator) == ([None, 0.4] if has_changed else [None])
     assert len(validator.state.history.rows) == 1 + has_changed
+
+
+@pytest.mark.parametrize("ridge", [None, 0.7])
+def test_where_the_classes_have_changed_both_heads_are_solved_and_the_best_is_replaced(
+    validation: Validation, ridge: float | None
+) -> None:
+    """By the ridge of the first head, and calibrated on val, if the tail has been trained."""
+    logits = RIGHT.copy()
+    logits[:10] = np.roll(logits[:10], 1, axis=1)
+    validator = validation.validator(logits, heads=True)
+    state = validator.state
+    state.history.rows, state.ridge = [replace(ROW, epoch=1.5, val_loss=1e-9)], ridge
+    state.initial = InitialNetwork({}, 1.5)
+    assert validator.validate_first() and solved(validator) == [ridge]
+    assert cast(Heads, validator.heads).both == 1
+    row, best = state.history.rows[-1], state.history.best
+    assert (row.epoch, row.stage, row.val_acc) == (1.5, "classes changed", 0.75)
+    assert best and best.val_loss == row.val_loss > 1e-9
+    assert (state.ridge, state.forecast) == ((0.7, None) if ridge else (0.4, FORECAST))
+    scale = validator.net.head.weight[0, 0].item()
+    assert scale == (pytest.approx(2.416, rel=0.01) if ridge else 1)
+
+
+def test_a_network_without_heads_to_solve_is_validated_with_its_new_classes(
+    validation: Validation,
+) -> None:
+    validator = validation.validator()
+    validator.state.initial = InitialNetwork({}, 2.0)
+    assert validator.validate_first()
+    [row] = validator.state.history.rows
+    assert (row.epoch, row.stage, row.val_acc) == (2.0, "classes changed", 1.0)
 
 
 def test_nothing_is_recorded_where_a_stop_was_requested(validation: Validation) -> None:
