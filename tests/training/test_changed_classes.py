@@ -80,6 +80,7 @@ def test_a_finished_run_leaves_its_best_network_and_its_history_without_a_best()
     assert best
     changed = change_classes(saved, ADDED, net)
     assert changed.class_names == ADDED.after and changed.finished and not changed.history.best
+    assert changed.job_id is None, "torchrun's job is not done"
     assert changed.history.rows == saved.history.rows and changed.forecast is None
     assert changed.initial and changed.initial.epoch == 1
     expected = move_rows(best.weights, ADDED.rows)
@@ -108,10 +109,11 @@ def test_the_epoch_of_the_next_row_never_falls() -> None:
     net = network()
     saved = interrupted(net)
     assert saved.snapshot
-    saved.history.rows = [hogwild_row(0.55)]  # rounded: 0.546
-    saved.snapshot = replace(saved.snapshot, epochs_done=0.546)
-    changed = change_classes(saved, ADDED, net)
-    assert changed.initial and changed.initial.epoch == 0.55
+    saved.history.rows = [hogwild_row(0.55)]
+    for done, epoch in ((0.546, 0.55), (0.52, 0.55), (0.58, 0.58)):  # rounded; on other machines
+        saved.snapshot = replace(saved.snapshot, epochs_done=done)
+        changed = change_classes(saved, ADDED, net)
+        assert changed.initial and changed.initial.epoch == epoch
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,7 @@ def test_a_renamed_class_keeps_everything_that_was_measured() -> None:
     assert torch.equal(new.weights["head.weight"], old.weights["head.weight"][order])
     assert replace(new, weights={}) == replace(old, weights={})
     assert (changed.ridge, changed.forecast) == (saved.ridge, saved.forecast)
+    assert changed.job_id is None, "torchrun's job is not done"
 
 
 def test_an_interrupted_run_goes_on_with_the_rows_in_their_new_order(tmp_path: Path) -> None:
