@@ -128,8 +128,7 @@ def test_machines_go_on_with_another_class_from_the_network_of_one_of_them(
 ) -> None:
     four = tmp_path / "four"
     for split in ("train", "val"):
-        names = (name for name in CLASSES if name != "footwear")
-        for name in names:
+        for name in set(CLASSES) - {"footwear"}:
             shutil.copytree(photos / split / name, four / split / name)
     folders = at(four, tmp_path / "model-1", tmp_path / "cache-1")
     start("train.py", *FLAGS, "--epochs", 1, *folders).ok(120)
@@ -141,7 +140,8 @@ def test_machines_go_on_with_another_class_from_the_network_of_one_of_them(
         assert "The classes have changed since the last run: added footwear." in cluster.output()
         state = cluster.result()
         stages = [row["stage"] for row in state["history"]]
-        assert stages == ["closed form", "hogwild", "classes changed", "hogwild"]
+        trained = ["hogwild", "hogwild"]
+        assert stages == ["closed form", *trained, "classes changed", *trained]
         assert tuple(state["class_names"]) == CLASSES and state["machines"] == 2
         assert state["best"]["val_acc"] > 0.9
     finally:
