@@ -112,6 +112,7 @@ def provenance(trained: "TrainedModel", photos: Photos, pixels: Pixels) -> dict[
         "data": {
             "folder": "the built-in sample" if photos.is_sample else str(photos.folder),
             "fingerprint": fingerprint(pixels),
+            "corrections": photos.corrections and photos.corrections.to_json(),
         },
         "machine": {
             "cpu": machine.cpu_name(),

@@ -39,13 +39,15 @@ def main(settings: Settings) -> None:
     report = {
         "schema": SCHEMA,
         "folder": str(photos.folder),
+        "corrections": photos.corrections and photos.corrections.to_json(),
         **checks.check_counts(photos),
         **checks.check_files(members, results),
         **check_labels(photos, settings),
     }
     file = settings.model_dir / DOCTOR_REPORT
     write_atomically(file, (json.dumps(report, indent=2) + "\n").encode())
-    for line in (*format_report(report), f"Report: {file}"):
+    corrections = [photos.corrections.describe()] if photos.corrections else []
+    for line in (*corrections, *format_report(report), f"Report: {file}"):
         print(escape(line))
 
 

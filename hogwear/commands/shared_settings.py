@@ -15,6 +15,7 @@ from hogwear.data.tables import Columns
 from hogwear.system import machine
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import Range, flag
+from hogwear.system.text import escape
 
 if TYPE_CHECKING:
     import torch
@@ -112,10 +113,13 @@ def load_model(settings: SharedSettings, dtype: "torch.dtype | None" = None) -> 
 def find_photos(settings: SharedSettings, trained: "TrainedModel") -> Photos:
     """The photos of the data folder, split as when the model was trained, without new ones.
 
-    BadInput where its classes or its split.json are not those that the model was trained with.
+    Prints what corrections.csv has changed. BadInput where its classes or its split.json are not
+    those that the model was trained with.
     """
     SplitAssignments.read(settings.model_dir).require(trained.split)
     settings.require_same_kind(trained.is_sample)
     photos = settings.photos(settings.splitter(assigns_new=False))
     require_same_classes(trained.class_names, photos.class_names, photos.folder)
+    if photos.corrections:
+        print(escape(photos.corrections.describe()))
     return photos

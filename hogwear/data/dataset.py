@@ -6,6 +6,8 @@ data/CLASS/*        split here (splitting.py), and remembered in model/split.jso
                     CLASS/* includes subfolders, at any depth
 data/NAME.csv       and the photos that it names; split here unless it has a column called split
 data/ is empty      the built-in sample
+
+Beside any of these, data/corrections.csv changes classes: see corrections.py.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,24 +18,22 @@ import numpy as np
 
 from hogwear.data import contents, tables
 from hogwear.data.class_names import note_similar_names
+from hogwear.data.corrections import Corrections, Labelled, Listed, apply_corrections
 from hogwear.data.folders import DataFolder, require_inside
 from hogwear.data.photos import Photos, Split
 from hogwear.data.sample import generate
 from hogwear.data.splitting import SHARES, Splitter
 from hogwear.data.tables import GUESSED, Columns, Table
-from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.paths import Paths
 from hogwear.system.text import plural
-
-Labelled = tuple[Paths, Int64Array]  # photos and their labels
 
 
 class Listing(NamedTuple):
     """The photos by name, before any of them is opened."""
 
     class_names: tuple[str, ...]
-    splits: dict[str | None, Labelled]  # under None: not split yet
+    splits: Listed
     folder: Path  # of the photos that are to be split, for messages
     notes: list[str]
 
@@ -52,7 +52,7 @@ def find_photos(
     missing or has another layout, and for a class without photos.
     """
     is_sample = is_empty(data_dir, output_folders)
-    data = DataFolder(data_dir, output_folders)
+    data = users_folder = DataFolder(data_dir, output_folders)
     table = tables.find_table(data_dir, data.entries, columns)
     if is_sample:
         data = DataFolder(generate.ensure_sample(cache_dir / "sample"), output_folders)
@@ -73,12 +73,13 @@ def find_photos(
     if len(listing.class_names) < 2:
         only = listing.class_names[0]
         raise BadInput(f"{data.path}: only one class ({only}); a classifier needs at least two")
+    listing, corrections = correct(listing, users_folder, is_sample)
     splitter = splitter or Splitter()
     splits = make_splits(listing, data.path, cache_dir, splitter)
     train, val, test = splits["train"], splits["val"], splits.get("test")
     conflicts = note_conflicting_labels([train, val], data.path)
     notes = (*listing.notes, *data.notes, *conflicts, *splitter.notes)
-    return Photos(data.path, listing.class_names, train, val, test, is_sample, notes)
+    return Photos(data.path, listing.class_names, train, val, test, is_sample, notes, corrections)
 
 
 def is_empty(data_dir: Path, output_folders: Iterable[Path] = ()) -> bool:
@@ -91,6 +92,26 @@ def is_empty(data_dir: Path, output_folders: Iterable[Path] = ()) -> bool:
     return not DataFolder(data_dir, output_folders).entries
 
 
+def correct(
+    listing: Listing, folder: DataFolder, is_sample: bool
+) -> tuple[Listing, Corrections | None]:
+    """The photos as corrections.csv has them, if there is one in the user's folder.
+
+    BadInput for several of them, and as apply_corrections.
+    """
+    if not folder.corrections:
+        return listing, None
+    file, *others = sorted(folder.corrections)
+    if others:
+        raise BadInput(f"{folder.path}: found both {file.name} and {others[0].name}; keep only one")
+    if is_sample:
+        note = f"{file} is not used, because there are no photos in {folder.path}."
+        return listing._replace(notes=[*listing.notes, note]), None
+    require_inside(file, folder.path)
+    splits, corrections = apply_corrections(file, folder.path, listing.class_names, listing.splits)
+    return listing._replace(splits=splits), corrections
+
+
 def list_split_folders(data: DataFolder, folders: dict[str, Path]) -> Listing:
     found = {split: data.find_classes(folder) for split, folder in folders.items()}
     class_names = tuple(found["train"])
@@ -100,7 +121,7 @@ def list_split_folders(data: DataFolder, folders: dict[str, Path]) -> Listing:
                 f"{folders[split]}: class {unknown[0]} is not in train; the classes there are "
                 f"{', '.join(class_names)}"
             )
-    splits: dict[str | None, Labelled] = {
+    splits: Listed = {
         split: label_photos(folders[split], (classes.get(name, Paths()) for name in class_names))
         for split, classes in found.items()
     }

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from hogwear.data.class_names import MAX_NAME, SPLIT_NAMES
+from hogwear.data.corrections import CORRECTIONS
 from hogwear.system.artifacts import CHECKPOINT, MANIFEST
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Manifest
@@ -36,7 +37,9 @@ class DataFolder:
         written = (path / name.partition("/")[0] for name in Manifest(path).digests)
         self.output_folders = frozenset(map(os.path.realpath, (*output_folders, *written)))
         self.unused: dict[tuple[str, str], list[str]] = defaultdict(list)
-        self.entries = self.list_visible(path)
+        visible = self.list_visible(path)
+        self.entries = [entry for entry in visible if not is_corrections(entry)]
+        self.corrections = [path / entry.name for entry in visible if is_corrections(entry)]
         self.folders = sorted(entry.name for entry in self.entries if entry.is_dir())
         for entry in list_visible(path):
             if self.is_output(entry):
@@ -52,7 +55,9 @@ class DataFolder:
         return [f"Not used: {'; '.join(parts)}."] if parts else []
 
     def add_unused(self, kind: tuple[str, str], folder: Path, name: str) -> None:
-        self.unused[kind].append(str((folder / name).relative_to(self.path)))
+        path = str((folder / name).relative_to(self.path))
+        if path not in (file.name for file in self.corrections):
+            self.unused[kind].append(path)
 
     def list_visible(self, folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in list_visible(folder) if not self.is_output(entry)]
@@ -185,6 +190,10 @@ def list_entries(folder: str | Path) -> list[os.DirEntry[str]]:
 def is_own(entries: list[os.DirEntry[str]]) -> bool:
     """Whether a folder with these entries is one that Hogwear has written to."""
     return any(entry.name in (CHECKPOINT, MANIFEST) and entry.is_file() for entry in entries)
+
+
+def is_corrections(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower() == CORRECTIONS and entry.is_file()
 
 
 def list_visible(folder: Path) -> list[os.DirEntry[str]]:

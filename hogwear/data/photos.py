@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hogwear.data.corrections import Corrections
 from hogwear.system.arrays import BoolArray, Int64Array, UInt8Array
 from hogwear.system.paths import Paths
 
@@ -51,6 +52,7 @@ class Photos:
     test: Split | None
     is_sample: bool
     notes: tuple[str, ...] = ()  # for people: on the rows of a table, and on how photos were split
+    corrections: Corrections | None = None  # what corrections.csv has changed
 
     @property
     def splits(self) -> list[Split]:

@@ -1,0 +1,164 @@
+"""data/corrections.csv: photos that belong to another class than their folder or table says.
+
+    file,class
+    boots/17.jpg,sandals
+    boots/18.jpg,-          this photo is left out
+
+Photos stay where they are, and in their split, which goes by content. The file is as untrusted as a
+table: a path that leads out of the data folder names no photo.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hogwear.data.class_names import MAX_NAME, MAX_NAMES
+from hogwear.data.csv_rows import read_rows
+from hogwear.data.row_files import RowFiles, SkippedRow
+from hogwear.system.arrays import Int64Array
+from hogwear.system.errors import BadInput
+from hogwear.system.paths import Paths
+from hogwear.system.text import join_some, normalize, plural, shorten
+
+CORRECTIONS = "corrections.csv"
+COLUMNS = ("file", "class")
+LEAVE_OUT = "-"  # in place of a class
+LEFT_OUT = -1  # in place of a label
+
+Labelled = tuple[Paths, Int64Array]  # photos and their labels
+Listed = dict[str | None, Labelled]  # {split: its photos}; None: not split yet
+
+
+class Row(NamedTuple):
+    """What a row says about a photo."""
+
+    line: int
+    label: int  # or LEFT_OUT
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """How many photos a file with corrections changes."""
+
+    file: Path
+    relabelled: int
+    left_out: int
+    unchanged: tuple[str, ...]  # rows of photos that are in that class anyway, as "line 3: a/1.jpg"
+    unmatched: tuple[str, ...]  # rows that name no photo
+
+    def describe(self) -> str:
+        """One line for people."""
+        parts = [f"{plural(self.relabelled, 'photo')} relabelled, {self.left_out} left out"]
+        if self.unchanged:
+            rows = plural(len(self.unchanged), "row changes", "rows change")
+            parts.append(f"{rows} nothing ({self.unchanged[0]})")
+        if self.unmatched:
+            rows = plural(len(self.unmatched), "row names", "rows name")
+            parts.append(f"{rows} no photo ({self.unmatched[0]})")
+        return f"{self.file}: {'; '.join(parts)}."
+
+    def to_json(self) -> dict[str, int]:
+        return {
+            "relabelled": self.relabelled,
+            "left_out": self.left_out,
+            "unchanged": len(self.unchanged),
+            "unmatched": len(self.unmatched),
+        }
+
+
+def apply_corrections(
+    file: Path, root: Path, class_names: Sequence[str], listed: Listed
+) -> tuple[Listed, Corrections]:
+    """The photos of the data folder `root`, corrected, and what the file with corrections changed.
+
+    BadInput for a file that is not such a table, contradicts itself, names a class that does not
+    exist or no photo at all, or takes all photos of a class out of train.
+    """
+    rows, unmatched = read_corrections(file, root, class_names)
+    relabelled, left_out, unchanged = 0, 0, []
+    corrected: Listed = {}
+    for split, (paths, old) in listed.items():
+        labels = old.copy()
+        for i, path in enumerate(paths.strings()):
+            if row := rows.pop(path := path.removeprefix(f"{root}/"), None):
+                labels[i] = row.label
+                if row.label == old[i]:
+                    unchanged.append(describe_row(row.line, path))
+        is_kept = labels != LEFT_OUT
+        relabelled += int((labels != old)[is_kept].sum())
+        left_out += int((~is_kept).sum())
+        corrected[split] = paths.where(is_kept), labels[is_kept]
+    unmatched += [describe_row(row.line, path) for path, row in rows.items()]
+    if unmatched and not (relabelled or left_out or unchanged):
+        example = next(path for paths, _ in listed.values() for path in paths.strings())
+        raise BadInput(
+            f"{file}: no row names a photo ({unmatched[0]}); expected paths within {root}, such as "
+            f"{example.removeprefix(f'{root}/')}"
+        )
+    _, to_train_on = corrected.get(None) or corrected["train"]
+    for label, count in enumerate(np.bincount(to_train_on, minlength=len(class_names))):
+        if not count:
+            raise BadInput(
+                f"{file}: leaves no photo of class {class_names[label]} to train on; keep some, or "
+                "remove the class"
+            )
+    return corrected, Corrections(file, relabelled, left_out, tuple(unchanged), tuple(unmatched))
+
+
+def read_corrections(
+    file: Path, root: Path, class_names: Sequence[str]
+) -> tuple[dict[str, Row], list[str]]:
+    """{path within the data folder: what its row says}, and the rows that name no file.
+
+    Files are found as those of a table are. BadInput as in `apply_corrections`.
+    """
+    table = read_rows(file)
+    header = [cell.strip().lower() for cell in next(table, (1, []))[1]]
+    if not set(COLUMNS) <= set(header):
+        raise BadInput(
+            f"{file}: expected a first line with the columns {' and '.join(COLUMNS)}, found "
+            f"{shorten(', '.join(header), MAX_NAME) or 'nothing'}; correct it, or rename the file"
+        )
+    file_column, class_column = map(header.index, COLUMNS)
+    labels = {LEAVE_OUT: LEFT_OUT} | {name: i for i, name in enumerate(class_names)}
+    files = RowFiles(root)
+    rows: dict[str, Row] = {}
+    unmatched = []
+    for line, cells in table:
+        cells += [""] * (len(header) - len(cells))
+        value, name = cells[file_column].strip(), normalize(cells[class_column].strip())
+        if name not in labels:
+            raise BadInput(
+                f"{file}: line {line}: class '{shorten(name, MAX_NAME)}' does not exist; expected "
+                f"{join_some(class_names, MAX_NAMES)}, or {LEAVE_OUT} to leave the photo out"
+            )
+        try:
+            path = find_file(files, root, value)
+        except SkippedRow:
+            unmatched.append(describe_row(line, value or "empty"))
+            continue
+        first = rows.setdefault(path, Row(line, labels[name]))
+        if first.label != labels[name]:
+            raise BadInput(
+                f"{file}: line {line}: {shorten(path, MAX_NAME)} has another class than in line "
+                f"{first.line}; remove one of the two"
+            )
+    return rows, unmatched
+
+
+def find_file(files: RowFiles, root: Path, value: str) -> str:
+    """The path within the data folder, which may be given with the folder, as the doctor prints it.
+
+    Raises SkippedRow as RowFiles.find.
+    """
+    try:
+        return files.find(value)
+    except SkippedRow:
+        return files.find(value.removeprefix(f"{root}/"))
+
+
+def describe_row(line: int, value: str) -> str:
+    return f"line {line}: {shorten(value, MAX_NAME)}"
