@@ -2,6 +2,7 @@
 
 python infer.py                                         # five random photos of the test split
 python infer.py --images shirt.jpg folder/ 'new/*.png'  # your own
+python infer.py --images folder/ --sort                 # and a copy of each in sorted/CLASS/
 """
 
 import glob
@@ -25,6 +26,7 @@ from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.evaluation import pictures
 from hogwear.evaluation.prediction import Photo, Prediction
 from hogwear.evaluation.responses import Responses
+from hogwear.evaluation.sorting import Sorter
 from hogwear.system import command, machine
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.artifacts import PREDICTIONS, PREDICTIONS_TABLE
@@ -51,6 +53,11 @@ class Settings(SharedSettings):
     images: tuple[Path, ...] = flag(
         "photos, folders or glob patterns to predict, instead of random test photos", ()
     )
+    sort: bool = flag(
+        "copy the photos of --images into folders by class, sorted/CLASS/ and sorted/unsure/",
+        False,
+        default_help="off",
+    )
     pictures: int = flag(
         "draw pictures and contact sheets of the first N photos only", 100, Range(0)
     )
@@ -64,14 +71,21 @@ class Settings(SharedSettings):
 
 
 def main(settings: Settings) -> None:
-    responses = Responses(settings.responses_dir)
+    if settings.sort and not settings.images:
+        raise BadInput("--sort: name the photos to sort with --images")
+    responses = Responses(settings.responses_dir, settings.sort)
     responses.require_free()
     trained = load_model(settings)
+    sorter = None
+    if settings.sort:
+        within = settings.images
+        sorter = Sorter(responses.sorted, trained.class_names, settings.limits, within)
     load = load_given if settings.images else sample_test_photos
     predictions: list[Prediction] = []
     for photos in load(settings, trained, responses):
         with_image = max(0, settings.pictures - len(predictions))
-        predictions += predict_photos(trained, photos, with_image)
+        predicted = predict_photos(trained, photos, with_image)
+        predictions += map(sorter.sort, predicted) if sorter else predicted
     if all(prediction.photo.error for prediction in predictions):
         photos = [prediction.photo for prediction in predictions[:3]]
         reasons = "; ".join(f"{photo.file}: {photo.error}" for photo in photos)
@@ -79,6 +93,8 @@ def main(settings: Settings) -> None:
     for prediction in predictions:
         print(prediction.line())
     write(predictions, settings, responses)
+    if sorter:
+        print(escape(sorter.summary()))
     milliseconds = measure_latency(trained)
     print(f"Latency: {milliseconds:.1f} ms per photo, on one CPU, without decoding.")
 
@@ -110,7 +126,7 @@ def load_given(
                     photos.append(Photo(files[row], true_class, None, error=decoded[row]))
                 else:
                     image, content_hash = decoded[row]
-                    photos.append(Photo(files[row], true_class, image))
+                    photos.append(Photo(files[row], true_class, image, content_hash=content_hash))
                     hashes.append(content_hash)
             yield photos
     known = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)

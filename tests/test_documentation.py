@@ -209,7 +209,9 @@ def test_the_files_that_commands_write_are_those_in_the_readme(
 ) -> None:
     model, responses = runs.folder / "model-terminated", tmp_path / "responses"
     for script in (eval, doctor, export, infer):
-        flags = ("--responses-dir", responses) if script is infer else ()
+        flags: tuple[object, ...] = ()
+        if script is infer:
+            flags = "--responses-dir", responses, "--images", data / "test", "--sort"
         completed = call(script, *runs.at("terminated", data), *flags)
         assert completed.code == 0, completed
     written = {f"model/{file.name}" for file in model.iterdir() if not file.name.startswith(".")}
@@ -269,7 +271,11 @@ def test_every_error_message_in_the_readme_exists() -> None:
 # --- files, links, commands
 
 FILES = {cell.strip("`") for cell, _ in table("Files")}
-MADE = {".cache", ".venv", ".venv/bin/python", "sbom.json"}  # by make
+MADE = {
+    *(".cache", ".venv", ".venv/bin/python", "sbom.json"),  # by make
+    *("responses/sorted", "responses/sorted/CLASS", "responses/sorted/unsure"),  # by infer --sort
+    *("sorted/CLASS", "sorted/unsure", "shoe_3fa9c1d2.jpg"),
+}
 YOURS = {  # files that a reader may have
     "*.csv", "*.heic", ".env", "boots/17.jpg", "boots/18.jpg", "ca.pem", "data/boots/*.jpg",
     "data/boots/2024/*.jpg", "data/corrections.csv", "data/images", "data/sandals/*.jpg",

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from helpers import CLASSES, Completed, Script, Trained, at, refusal
 from PIL import Image
 
 import infer
+from hogwear.commands.shared_settings import load_model
 from hogwear.evaluation import pictures
 
 Infer = Callable[..., Completed]
@@ -124,7 +127,7 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
         str(others[0]), broken, str(tmp_path / "mine/deep/shoe.jpg"), str(tmp_path / "mine/shoe.jpg"), str(others[1]),
     ]  # fmt: skip
     assert rows[broken] == {
-        "file": broken, "true_class": None, "probabilities": {}, "picture": None,
+        "file": broken, "true_class": None, "probabilities": {}, "picture": None, "sorted_to": None,
         "error": "not one of JPEG, PNG, WEBP, BMP, GIF",
     }  # fmt: skip
     assert f"{broken}: not one of JPEG" in answer.stdout
@@ -133,6 +136,95 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     shoe = rows[str(tmp_path / "mine" / "shoe.jpg")]
     assert shoe["true_class"] is None and rows[str(others[0])]["true_class"] == "footwear"
     assert {f"shoe_{shoe['predicted']}.png", f"shoe_{shoe['predicted']}_2.png"} <= pictures
+
+
+def test_every_input_is_sorted_into_a_folder_or_named_with_the_reason(
+    data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run with another photo keeps what its user has moved, and adds the new one."""
+    for name in ("topwear", "footwear"):
+        shutil.copytree(data / "test" / name, tmp_path / "new" / name)
+    (tmp_path / "new" / "broken.jpg").write_bytes(b"not a photo")
+    inputs = contents(tmp_path / "new")
+    assert predict("--images", tmp_path / "new", "--pictures", 0).code == 0
+    unsorted = [row for row in answers_in(tmp_path) if not row["error"]]
+    median = sorted(row["probability"] for row in unsorted)[8]
+    monkeypatch.setattr(
+        infer,
+        "load_model",
+        lambda settings: replace(load_model(settings), confidence_threshold=median),
+    )
+
+    answer = predict("--images", tmp_path / "new", "--sort", "--pictures", 2)
+    assert answer.code == 0
+    rows = answers_in(tmp_path)
+    folder = tmp_path / "sorted"
+    assert len(rows) == len(inputs) == 17
+    for row in rows:
+        if row["error"]:
+            assert Path(row["file"]).name == "broken.jpg" and row["sorted_to"] is None
+            continue
+        expected = "unsure" if row["unsure"] else row["predicted"]
+        assert Path(row["sorted_to"]).parent == Path("sorted", expected)
+        copy = tmp_path / row["sorted_to"]
+        assert copy.read_bytes() == Path(row["file"]).read_bytes() and not copy.is_symlink()
+    assert {row["unsure"] for row in rows if not row["error"]} == {True, False}
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        assert [row["sorted_to"] or None for row in csv.DictReader(file)] == [
+            row["sorted_to"] for row in rows
+        ]
+    assert f"Sorted: 16 photos copied to {folder}, 1 not readable.\n" in answer.stdout
+    assert contents(tmp_path / "new") == inputs
+
+    moved = next(row["sorted_to"] for row in rows if row.get("unsure"))
+    (folder / "eyewear").mkdir(exist_ok=True)
+    (tmp_path / moved).rename(folder / "eyewear" / Path(moved).name)
+    shutil.copy(next((data / "test" / "handbag").iterdir()), tmp_path / "new" / "one more.jpg")
+    before = contents(folder)
+    again = predict("--images", tmp_path / "new", "--sort", "--pictures", 2)
+    assert again.code == 0 and "Kept in" not in again.stdout
+    assert (
+        f"Sorted: 1 photo copied to {folder}, 16 there already, 1 not readable.\n" in again.stdout
+    )
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before and len(after) == 17
+    assert f"sorted/eyewear/{Path(moved).name}" in {
+        row["sorted_to"] for row in answers_in(tmp_path)
+    }
+
+
+def test_sorting_needs_photos_that_are_not_sorted_yet(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
+    said = refusal(predict("--sort").stderr)
+    assert "--sort: name the photos to sort with --images" in said
+    photo = next((data / "test" / "topwear").iterdir())
+    assert predict("--images", photo, "--sort").code == 0
+    before = contents(tmp_path)
+    for given in (tmp_path / "sorted", next((tmp_path / "sorted").rglob("*.jpg"))):
+        answer = predict("--images", given, "--sort")
+        assert answer.code == 2 and "overlaps with what infer writes to" in refusal(answer.stderr)
+    assert contents(tmp_path) == before
+    assert predict("--images", tmp_path / "sorted").code == 0, "only predicted"
+
+
+def test_a_disk_without_room_for_a_copy_ends_infer_with_one_line(
+    data: Path, trained: Trained, start: Callable[..., Script], tmp_path: Path
+) -> None:
+    photo = max((data / "test" / "topwear").iterdir(), key=lambda file: file.stat().st_size)
+    half = photo.stat().st_size // 2
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
+
+    script = start(
+        "infer.py", *at(data, trained.model, trained.cache), "--responses-dir", tmp_path,
+        "--images", photo, "--sort", preexec_fn=limited,
+    )  # fmt: skip
+    assert script.code() == 2
+    assert refusal(script.stderr).startswith(f"infer.py: {tmp_path}/sorted/")
+    assert f"/{photo.name}: File too large" in script.stderr
+    assert contents(tmp_path) == {}
 
 
 def test_the_first_photos_get_pictures_and_all_get_predictions(

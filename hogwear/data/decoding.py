@@ -60,11 +60,16 @@ def decode(photo: Path | IO[bytes], size: int, limits: Limits = LIMITS) -> UInt8
 
 def decode_verified(file: BinaryIO, size: int, limits: Limits, expected_hash: bytes) -> UInt8Array:
     """Decode an open photo like `decode`. Raises OSError if its content has another hash."""
+    return decode(io.BytesIO(read_verified(file, expected_hash)), size, limits)
+
+
+def read_verified(file: BinaryIO, expected_hash: bytes) -> bytes:
+    """The content of an open photo. Raises OSError if it has another hash."""
     content = read_content(file)
     if hash_content(content) != expected_hash:
         reason = "changed while the photos were read; it is read again the next time"
         raise OSError(errno.ESTALE, reason)
-    return decode(io.BytesIO(content), size, limits)
+    return content
 
 
 def hash_content(content: bytes) -> bytes:

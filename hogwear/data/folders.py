@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hogwear.data.class_names import MAX_NAME, SPLIT_NAMES
 from hogwear.data.corrections import CORRECTIONS
-from hogwear.system.artifacts import CHECKPOINT, MANIFEST
+from hogwear.system.artifacts import CHECKPOINT, MANIFEST, SORTED
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Manifest
 from hogwear.system.paths import Paths
@@ -34,8 +34,10 @@ class DataFolder:
 
     def __init__(self, path: Path, output_folders: Iterable[Path]) -> None:
         self.path = path
-        written = (path / name.partition("/")[0] for name in Manifest(path).digests)
-        self.output_folders = frozenset(map(os.path.realpath, (*output_folders, *written)))
+        if written := {name.partition("/")[0] for name in Manifest(path).digests}:
+            written.add(SORTED)
+        outputs = *output_folders, *(path / name for name in written)
+        self.output_folders = frozenset(map(os.path.realpath, outputs))
         self.unused: dict[tuple[str, str], list[str]] = defaultdict(list)
         visible = self.list_visible(path)
         self.entries = [entry for entry in visible if not is_corrections(entry)]

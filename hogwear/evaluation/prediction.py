@@ -20,6 +20,7 @@ class Photo:
     true_class: str | None  # where known
     image: UInt8Array | None  # (S, S, 3); dropped after prediction where no picture needs it
     error: str | None = None  # why it could not be read
+    content_hash: bytes = b""  # where the photo may be sorted
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class Prediction:
     photo: Photo
     probabilities: dict[str, float]  # {class: 0..1}, sum 1, calibrated; empty without an image
     unsure: bool = False  # whether the probability is below the confidence threshold
+    sorted_to: str | None = None  # the path of its copy within the responses folder
 
     @cached_property
     def predicted(self) -> str:
@@ -66,6 +68,7 @@ class Prediction:
             "file": str(photo.file),
             "true_class": photo.true_class,
             "error": photo.error,
+            "sorted_to": self.sorted_to,
         }
         if photo.error is None:
             entry |= {
@@ -80,10 +83,11 @@ def to_rows(predictions: Sequence[Prediction]) -> list[list[object]]:
     """The rows of predictions.csv: a header, then one per photo."""
     count = max(len(prediction.top_classes()) for prediction in predictions)
     columns = [f"{name}_{n}" for n in range(1, count + 1) for name in ("class", "probability")]
-    rows: list[list[object]] = [["file", "true_class", "error", "unsure", *columns]]
+    rows: list[list[object]] = [["file", "true_class", "error", "unsure", "sorted_to", *columns]]
     for prediction in predictions:
         photo = prediction.photo
         unsure = None if photo.error else prediction.unsure
         top = [x for name, share in prediction.top_classes() for x in (name, round(share, 6))]
-        rows.append([photo.file, photo.true_class, photo.error, unsure, *top])
+        where = prediction.sorted_to
+        rows.append([photo.file, photo.true_class, photo.error, unsure, where, *top])
     return rows

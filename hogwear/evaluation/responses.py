@@ -8,17 +8,21 @@ from hogwear.data.photos import Photos
 from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.evaluation import pictures
 from hogwear.evaluation.prediction import Prediction, to_rows
-from hogwear.system.artifacts import CONTACT_SHEET, PREDICTIONS, PREDICTIONS_TABLE, RESULTS
+from hogwear.system.artifacts import CONTACT_SHEET, PREDICTIONS, PREDICTIONS_TABLE, RESULTS, SORTED
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Manifest
 from hogwear.system.text import to_csv
 
 
 class Responses:
-    """Writes predictions. Files that infer did not write, or that were changed since, are kept."""
+    """Writes predictions. Files that infer did not write, or that were changed since, are kept.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.results = folder, folder / RESULTS
+    If it `sorts`, sorting.py writes to its folder `sorted`.
+    """
+
+    def __init__(self, folder: Path, sorts: bool = False) -> None:
+        self.folder, self.results, self.sorted = folder, folder / RESULTS, folder / SORTED
+        self.written = [self.results, *([self.sorted] if sorts else [])]
         self.manifest = Manifest(folder)
         self.taken: set[str] = set()  # names of files that are kept or were just written
 
@@ -33,11 +37,11 @@ class Responses:
 
     def require_apart(self, paths: Iterable[Path]) -> None:
         """BadInput for photos or folders that overlap with the results. Links are followed."""
-        results = self.results.resolve()
+        folder, written = self.folder.resolve(), [path.resolve() for path in self.written]
         for path in paths:
             real = path.resolve()
-            is_ours = real.parent == results.parent and self.manifest.owns(self.folder / real.name)
-            if is_ours or real.is_relative_to(results) or results.is_relative_to(real):
+            is_ours = real.parent == folder and self.manifest.owns(self.folder / real.name)
+            if is_ours or any(real.is_relative_to(w) or w.is_relative_to(real) for w in written):
                 raise BadInput(
                     f"--images: {path} overlaps with what infer writes to {self.folder}; "
                     "choose another --responses-dir"

@@ -41,6 +41,7 @@ def test_json_has_the_error_or_the_prediction() -> None:
         "file": "x/1.jpg",
         "true_class": "c",
         "error": None,
+        "sorted_to": None,
         "predicted": "b",
         "probability": 0.4,
         "unsure": True,
@@ -50,13 +51,15 @@ def test_json_has_the_error_or_the_prediction() -> None:
         "file": "x/2.jpg",
         "true_class": None,
         "error": "empty file",
+        "sorted_to": None,
         "probabilities": {},
     }
 
 
 def test_the_table_has_a_row_per_photo_with_the_most_probable_classes() -> None:
     header, first, second = to_rows([predict("b"), UNREADABLE])
-    assert header[:6] == ["file", "true_class", "error", "unsure", "class_1", "probability_1"]
-    assert len(header) == 4 + 2 * TOP_CLASSES == len(first)
-    assert first[:8] == [Path("x/1.jpg"), "b", None, False, "b", 0.4, "c", 0.3]
-    assert second == [Path("x/2.jpg"), None, "empty file", None]
+    columns = ["file", "true_class", "error", "unsure", "sorted_to", "class_1", "probability_1"]
+    assert header[:7] == columns
+    assert len(header) == 5 + 2 * TOP_CLASSES == len(first)
+    assert first[:9] == [Path("x/1.jpg"), "b", None, False, None, "b", 0.4, "c", 0.3]
+    assert second == [Path("x/2.jpg"), None, "empty file", None, None]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from containers import (
     PROJECT,
@@ -21,10 +22,14 @@ from containers import (
     capabilities,
     image,
     look_into,
+    owners_of,
     run,
     wait_for_output,
 )
 from helpers import saved
+from PIL import Image
+
+from hogwear.data.sample import generate
 
 pytestmark = pytest.mark.engine
 LONG = pytest.mark.long
@@ -258,12 +263,62 @@ def test_a_read_only_folder_is_named_in_one_line(
     assert is_intact(model)
 
 
+@pytest.mark.parametrize("owner", [1000, pytest.param(0, marks=LONG)], ids=["uid1000", "root"])
+def test_photos_are_sorted_into_the_folder_of_responses(
+    service: Service, finished: Path, owned_folders: list[Path], owner: int, photos: Path
+) -> None:
+    """From a mount that cannot be written, and twice."""
+    _, model, responses = owned_folders
+    shutil.copy(finished, model / "checkpoint.pt")
+    inputs = {file: file.read_bytes() for file in photos.rglob("*.jpg")}
+    mount = ("--volume", f"{photos}:/photos:ro")
+    flags = ("--images", "/photos", "--pictures", 1)
+    for copied, there in ((len(inputs), ""), (0, f", {len(inputs)} there already")):
+        done = succeeded(service(*mount, "infer", *flags, HOGWEAR_SORT="1"))
+        assert f"Sorted: {copied} photos copied to responses/sorted{there}." in done.stdout
+    rows = json.loads((responses / "predictions.json").read_text())
+    copies = {
+        photos / Path(row["file"]).relative_to("/photos"): responses / row["sorted_to"]
+        for row in rows
+    }
+    assert {file: copy.read_bytes() for file, copy in copies.items()} == inputs
+    assert owners_of(responses) == {(owner, owner)}
+    assert {file: file.read_bytes() for file in photos.rglob("*.jpg")} == inputs
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """The test photos of the built-in sample."""
+    return generate.ensure_sample(tmp_path / "sample") / "test"
+
+
+@pytest.mark.parametrize("small_disk", [1], indirect=True)
+def test_no_room_for_sorted_photos_ends_infer_with_the_reason(
+    checkout: Path, service: Service, small_disk: str, model: Path
+) -> None:
+    for i in range(40):  # 1.2 MB
+        noise = np.random.default_rng(i).integers(0, 256, (100, 100, 3), np.uint8)
+        (checkout / "data" / "new").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(checkout / "data" / "new" / f"{i}.png")
+    try:
+        override = on(small_disk, "/opt/mount/responses", "infer")
+        line = reason(
+            service("infer", "--images", "data/new", "--sort", override=override), "infer"
+        )
+        assert "No space left on device" in line and "responses/sorted/" in line
+        listing = ("docker", "exec", f"{PROJECT}-holder", "find", "/small", "-type", "f", "-size")
+        assert run(*listing, "-20k") == "", "no half copies"
+        assert len(run(*listing, "+20k").splitlines()) >= 20
+    finally:
+        shutil.rmtree(checkout / "data" / "new")
+
+
 def changed(script: str, **settings: object) -> dict[str, Any]:
     return {"services": {script: settings}}
 
 
-def on(volume: str, folder: str) -> dict[str, Any]:
-    return changed("train", volumes=[f"{volume}:{folder}"]) | {
+def on(volume: str, folder: str, script: str = "train") -> dict[str, Any]:
+    return changed(script, volumes=[f"{volume}:{folder}"]) | {
         "volumes": {volume: {"name": volume, "external": True}}
     }
 
