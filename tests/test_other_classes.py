@@ -102,6 +102,7 @@ def test_a_class_that_is_removed_and_added_again_costs_a_pass_each_and_both_are_
     folder: Path, data: Path, four: Path, cache: Path, call: Call
 ) -> None:
     before, old = saved(folder), (folder / "checkpoint.pt").read_bytes()
+    features = sorted(cache.rglob("features-*"))
     answer = call(train, *SOLVED, *at(four, folder, cache))
     assert answer.code == 0, answer
     assert "The classes have changed since the last run: removed footwear." in answer.stdout
@@ -112,6 +113,9 @@ def test_a_class_that_is_removed_and_added_again_costs_a_pass_each_and_both_are_
     assert stages(fewer)[3:] == [(10, "classes changed")] and fewer["finished"]
     assert fewer["best"]["val_loss"] == fewer["history"][3]["val_loss"], "none of five classes"
     assert (fewer["ridge"], fewer["forecast"]) == (before["ridge"], None)
+    tails = (state["best"]["weights"]["last.weight"] for state in (before, fewer))
+    assert torch.equal(*tails), "the network is kept"
+    assert sorted(cache.rglob("features-*")) == features != [], "those that new runs begin with"
     [kept] = folder.glob("checkpoint-*.pt")
     assert kept.read_bytes() == old and f"The old checkpoint is kept as {kept}." in answer.stdout
     assert call(eval, *at(four, folder, cache)).code == 0
