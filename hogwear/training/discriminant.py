@@ -14,7 +14,6 @@ from R R', (N, N), without A (`DualSolver`); otherwise from A (`PrimalSolver`).
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,10 +23,8 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from hogwear.evaluation import calibration, metrics
-from hogwear.system import machine
 from hogwear.system.arrays import Float32Array, Int64Array
 
-THREADS = 2  # of the search, each for a ridge; they need 150 MB each for as many photos as features
 FIRST_RIDGE = 0.4  # in units of the mean within-class variance; the search starts here
 MAX_EXPONENT = 12  # of 2, by which it goes up or down
 # A smaller ridge * N / D is lost in the rounding of float32. Then the few photos of a large D would
@@ -247,39 +244,24 @@ class Solution:
 
 
 def solve(solver: Solver, left_out: LeftOut) -> Classifier:
-    """The classifier whose ridge and temperature have the lowest loss in cross-validation.
-
-    Call it in a process of its own: it uses threads.
-    """
+    """The classifier whose ridge and temperature have the lowest loss in cross-validation."""
     if not left_out.groups:
         return to_classifier(solver, guess(solver))
-    tried: dict[int, Solution | None] = {}  # by exponent
     lowest = solver.lowest_exponent
-
-    def try_ridge(exponent: int) -> Solution | None:
-        with suppress(LinAlgError):  # the ridge is too small for float32
-            if lowest <= exponent <= MAX_EXPONENT:
-                return attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
-        return None
+    tried: dict[int, Solution] = {}  # by exponent
 
     def loss(exponent: int) -> float:
-        found = tried[exponent]
-        return found.loss if found else math.inf
+        if exponent not in tried and lowest <= exponent <= MAX_EXPONENT:
+            with suppress(LinAlgError):  # the ridge is too small for float32
+                tried[exponent] = attempt(solver, left_out, FIRST_RIDGE * 2.0**exponent)
+        return tried[exponent].loss if exponent in tried else math.inf
 
     # Downhill among powers of two: the loss has one minimum, as far as was measured
     best = max(0, lowest)
-    with ThreadPoolExecutor(min(THREADS, machine.cpus())) as threads:
-        for step in 2, 1:
-            while True:
-                nearby = (best, best - step, best + step)
-                new = [exponent for exponent in nearby if exponent not in tried]
-                tried.update(zip(new, threads.map(try_ridge, new), strict=True))
-                if (better := min(nearby, key=loss)) == best:
-                    break
-                best = better
-    found = tried[best]
-    assert found, "the first ridge is never lost in rounding"
-    return to_classifier(solver, found)
+    for step in 2, 1:
+        while (nearby := min((best, best - step, best + step), key=loss)) != best:
+            best = nearby
+    return to_classifier(solver, tried[best])
 
 
 def guess(solver: Solver) -> Solution:
