@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("train --image-size 32", "eval", "infer")
+COMMANDS = ("train --image-size 32 --epochs 0", "eval", "infer")
 COLUMNS = 100
 
 SVG = "http://www.w3.org/2000/svg"
