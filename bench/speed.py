@@ -151,6 +151,7 @@ class Training:
             rows=np.arange(self.PHOTOS),
             labels=np.arange(self.PHOTOS) % 5,
             hashes=nothing,
+            products=nothing,
             skipped={},
             all_signatures=nothing,
         )

@@ -184,6 +184,7 @@ def pixels_of(images: UInt8Array, labels: Int64Array, folder: Path | None = None
         np.arange(count),
         labels,
         np.zeros((count, 16), np.uint8),
+        np.zeros((count, 16), np.uint8),
         {},
         np.zeros((count, 256), np.uint8),
     )
@@ -221,8 +222,9 @@ def make_split(
 ) -> Split:
     """Photos in one folder as a split; the cache is beside the folder."""
     paths, root = Paths(files), files[0].parent
-    contents = read_contents(paths, root, root.parent / "cache", limits)
-    return Split("train", paths, np.array(labels or [0] * len(files)), root, *contents)
+    hashes, unread = read_contents(paths, root, root.parent / "cache", limits)
+    labelled = paths, np.array(labels or [0] * len(files))
+    return Split("train", *labelled, root, hashes, np.zeros_like(hashes), unread)
 
 
 def open_pixels(files: list[Path], cache: Path) -> Pixels:

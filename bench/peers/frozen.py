@@ -87,7 +87,7 @@ def list_photos(options: Options, split: str, cache: PhotoCache) -> Split:
     root = (options.photos / split).resolve()
     paths, labels = dataset.label_photos(root, DataFolder(root, ()).find_classes(root).values())
     hashes, unread = contents.read_contents(paths, root, cache.folder, cache.limits)
-    return Split(split, paths, labels, root, hashes, unread)
+    return Split(split, paths, labels, root, hashes, np.zeros_like(hashes), unread)
 
 
 def last_level(features: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ def main(settings: Settings) -> None:
         "corrections": photos.corrections and photos.corrections.to_json(),
         **checks.check_counts(photos),
         **checks.check_files(members, results),
+        **checks.check_products(photos, members),
         **check_labels(photos, settings),
     }
     file = settings.model_dir / DOCTOR_REPORT
@@ -91,6 +92,8 @@ HEADINGS = {  # the lists of the report, in this order
     "near_duplicates": "groups of nearly identical photos (resized, recompressed, a little "
     "brighter); check them, because similar products may be among them",
     "tiny": f"a side has less than {TINY_SIDE} pixels",
+    "divided_products": "the photos of one product are in several splits, so figures may be too "
+    "good; here is one photo in each of them",
     "near_empty": "almost only one colour",
     "misnamed": "the suffix names another format than the content; the photos are read anyway",
     "rotated": "EXIF rotates these photos, and they are used upright; photos that lie on their "

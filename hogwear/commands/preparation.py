@@ -145,6 +145,8 @@ def print_photos(photos: Photos) -> None:
         print(escape(note))
     if photos.corrections:
         print(escape(photos.corrections.describe()))
+    for warning in photos.warnings:
+        warn(warning)
     print(escape(f"Classes: {', '.join(photos.class_names)}."))
     counts = photos.train.count_per_class(photos.class_names)
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)

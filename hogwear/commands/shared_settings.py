@@ -9,6 +9,7 @@ from hogwear.data.cache import PhotoCache
 from hogwear.data.class_changes import require_same_classes
 from hogwear.data.decoding import LIMITS, Limits
 from hogwear.data.photos import Photos
+from hogwear.data.products import GROUP_BY
 from hogwear.data.split_assignments import SplitAssignments
 from hogwear.data.splitting import Splitter
 from hogwear.data.tables import Columns
@@ -44,6 +45,17 @@ class SharedSettings:
         None,
         default_help="guessed; five classes for Kaggle's styles.csv",
     )
+    group_by: str | None = flag(
+        "subfolders of classes: products, whose photos stay together (folder), or not (none)",
+        None,
+        choices=GROUP_BY,
+        default_help="products, if ten or more, with at most 10 %% of the class each",
+    )
+    group_column: str | None = flag(
+        "column of the CSV table with the products, whose photos stay together",
+        None,
+        default_help="none",
+    )
     min_count: int = flag(
         "in CSV tables: ignore classes with fewer photos than this",
         Columns.min_count,
@@ -75,7 +87,13 @@ class SharedSettings:
 
     def photos(self, splitter: Splitter) -> Photos:
         """The photos of the data folder, split by `splitter`. Raises as dataset.find_photos."""
-        columns = Columns(self.image_column, self.label_column, self.min_count)
+        columns = Columns(
+            self.image_column,
+            self.label_column,
+            self.min_count,
+            self.group_column,
+            self.group_by,
+        )
         return dataset.find_photos(
             self.data_dir, self.cache_dir, columns, splitter, self.output_folders
         )

@@ -68,5 +68,6 @@ class Settings(SharedSettings):
     def cluster_flags(self) -> dict[str, Any]:
         """The flags that must be equal on all machines of a cluster."""
         names = "arch image_size epochs batch_size lr momentum no_mirror seed sync_every"
+        names += " group_by group_column"
         values = {name: getattr(self, name) for name in names.split()}
         return values | {"rename": " ".join(self.rename) or None}

@@ -97,7 +97,8 @@ class CacheFolder:
             raise BadInput(f"{photo.parent}: no readable photo in this class ({photo.name}: {why})")
         images, signatures = (ArrayFile(self.path / name) for name in (PIXELS, SIGNATURES))
         by_path = {split.paths[row]: why for row, why in skipped.items()}
-        return Pixels(self.path, images, rows, labels, split.hashes[rows], by_path, signatures)
+        hashes, products = split.hashes[rows], split.products[rows]
+        return Pixels(self.path, images, rows, labels, hashes, products, by_path, signatures)
 
     def create_empty(self) -> None:
         """Write the files with no row decoded. The folder counts as ours once the last is there."""

@@ -15,6 +15,7 @@ from hogwear.data import decoding
 from hogwear.data.decoding import Limits
 from hogwear.data.near_duplicates import SIGNATURE_SIZE, compute_signature, find_pairs, group_pairs
 from hogwear.data.photos import Photos
+from hogwear.data.products import find_divided
 from hogwear.data.safe_decoder import read_all
 from hogwear.data.splitting import COMPARED_SIZE
 from hogwear.system.arrays import Int64Array, UInt8Array
@@ -104,6 +105,16 @@ def check_counts(photos: Photos) -> dict[str, Any]:
         ],
         "missing_classes": {split: names for split, names in missing.items() if names},
     }
+
+
+def check_products(photos: Photos, members: list[Member]) -> dict[str, Any]:
+    """For each product with photos in several splits: a photo in each of them."""
+    starts = np.cumsum([0, *map(len, photos.splits)]).tolist()  # of the splits in `members`
+    divided = [
+        [members[starts[split] + row].to_entry() for split, row in product]
+        for product in find_divided(photos.splits)
+    ]
+    return {"divided_products": divided}
 
 
 def check_files(members: list[Member], results: list[Facts | str]) -> dict[str, Any]:

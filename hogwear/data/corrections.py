@@ -18,7 +18,7 @@ import numpy as np
 from hogwear.data.class_names import MAX_NAME, MAX_NAMES
 from hogwear.data.csv_rows import read_rows
 from hogwear.data.row_files import RowFiles, SkippedRow
-from hogwear.system.arrays import Int64Array
+from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.paths import Paths
 from hogwear.system.text import join_some, normalize, plural, shorten
@@ -28,7 +28,15 @@ COLUMNS = ("file", "class")
 LEAVE_OUT = "-"  # in place of a class
 LEFT_OUT = -1  # in place of a label
 
-Labelled = tuple[Paths, Int64Array]  # photos and their labels
+
+class Labelled(NamedTuple):
+    """Photos with what is known of them by name."""
+
+    paths: Paths
+    labels: Int64Array  # (n,)
+    products: UInt8Array  # (n, HASH_SIZE): see products.py
+
+
 Listed = dict[str | None, Labelled]  # {split: its photos}; None: not split yet
 
 
@@ -80,7 +88,7 @@ def apply_corrections(
     rows, unmatched = read_corrections(file, root, class_names)
     relabelled, left_out, unchanged = 0, 0, []
     corrected: Listed = {}
-    for split, (paths, old) in listed.items():
+    for split, (paths, old, products) in listed.items():
         labels = old.copy()
         for i, path in enumerate(paths.strings()):
             if row := rows.pop(path := path.removeprefix(f"{root}/"), None):
@@ -90,16 +98,16 @@ def apply_corrections(
         is_kept = labels != LEFT_OUT
         relabelled += int((labels != old)[is_kept].sum())
         left_out += int((~is_kept).sum())
-        corrected[split] = paths.where(is_kept), labels[is_kept]
+        corrected[split] = Labelled(paths.where(is_kept), labels[is_kept], products[is_kept])
     unmatched += [describe_row(row.line, path) for path, row in rows.items()]
     if unmatched and not (relabelled or left_out or unchanged):
-        example = next(path for paths, _ in listed.values() for path in paths.strings())
+        example = next(path for photos in listed.values() for path in photos.paths.strings())
         raise BadInput(
             f"{file}: no row names a photo ({unmatched[0]}); expected paths within {root}, such as "
             f"{example.removeprefix(f'{root}/')}"
         )
-    _, to_train_on = corrected.get(None) or corrected["train"]
-    for label, count in enumerate(np.bincount(to_train_on, minlength=len(class_names))):
+    to_train_on = corrected.get(None) or corrected["train"]
+    for label, count in enumerate(np.bincount(to_train_on.labels, minlength=len(class_names))):
         if not count:
             raise BadInput(
                 f"{file}: leaves no photo of class {class_names[label]} to train on; keep some, or "

@@ -11,12 +11,13 @@ Beside any of these, data/corrections.csv changes classes: see corrections.py.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from hogwear.data import contents, tables
+from hogwear.data import contents, products, tables
 from hogwear.data.class_names import note_similar_names
 from hogwear.data.corrections import Corrections, Labelled, Listed, apply_corrections
 from hogwear.data.folders import DataFolder, require_inside
@@ -24,6 +25,7 @@ from hogwear.data.photos import Photos, Split
 from hogwear.data.sample import generate
 from hogwear.data.splitting import SHARES, Splitter
 from hogwear.data.tables import GUESSED, Columns, Table
+from hogwear.system.arrays import Int64Array
 from hogwear.system.errors import BadInput
 from hogwear.system.paths import Paths
 from hogwear.system.text import plural
@@ -47,9 +49,10 @@ def find_photos(
 ) -> Photos:
     """The photos in `data_dir`, or the built-in sample, drawn into `cache_dir`, if it is empty.
 
-    A table is read by its `columns`. Photos without a split are split by `splitter`, by default as
-    if they were all new. The `output_folders` are ignored. Raises BadInput for a folder that is
-    missing or has another layout, and for a class without photos.
+    A table is read by its `columns`, which also say what the products are. Photos without a split
+    are split by `splitter`, by default as if they were all new. The `output_folders` are ignored.
+    Raises BadInput for a folder that is missing or has another layout, and for a class without
+    photos.
     """
     is_sample = is_empty(data_dir, output_folders)
     data = users_folder = DataFolder(data_dir, output_folders)
@@ -63,13 +66,18 @@ def find_photos(
         )
     if table:
         require_inside(table, data_dir)
+        if columns.group_by == products.BY_FOLDER or (columns.group_by and columns.group):
+            raise BadInput(
+                f"{table}: --group-by {columns.group_by} is about folders, and this is a table; "
+                "use --group-column alone"
+            )
         found = tables.read_table(table, columns)
         data.add_unnamed(found.unnamed, found.folders)
-        listing = list_table(found, data_dir)
+        listing = list_table(found, data_dir, columns.group)
     elif folders := data.find_splits():
-        listing = list_split_folders(data, folders)
+        listing = list_split_folders(data, folders, columns.group_by)
     else:
-        listing = list_class_folders(data)
+        listing = list_class_folders(data, columns.group_by)
     if len(listing.class_names) < 2:
         only = listing.class_names[0]
         raise BadInput(f"{data.path}: only one class ({only}); a classifier needs at least two")
@@ -79,7 +87,9 @@ def find_photos(
     train, val, test = splits["train"], splits["val"], splits.get("test")
     conflicts = note_conflicting_labels([train, val], data.path)
     notes = (*listing.notes, *data.notes, *conflicts, *splitter.notes)
-    return Photos(data.path, listing.class_names, train, val, test, is_sample, notes, corrections)
+    photos = Photos(data.path, listing.class_names, train, val, test, is_sample, notes, corrections)
+    fix = products.OWN_SPLIT if None in listing.splits else products.USER_SPLIT
+    return replace(photos, warnings=tuple(products.warn_about_divided(photos.splits, fix)))
 
 
 def is_empty(data_dir: Path, output_folders: Iterable[Path] = ()) -> bool:
@@ -112,7 +122,7 @@ def correct(
     return listing._replace(splits=splits), corrections
 
 
-def list_split_folders(data: DataFolder, folders: dict[str, Path]) -> Listing:
+def list_split_folders(data: DataFolder, folders: dict[str, Path], group_by: str | None) -> Listing:
     found = {split: data.find_classes(folder) for split, folder in folders.items()}
     class_names = tuple(found["train"])
     for split in found:
@@ -121,29 +131,41 @@ def list_split_folders(data: DataFolder, folders: dict[str, Path]) -> Listing:
                 f"{folders[split]}: class {unknown[0]} is not in train; the classes there are "
                 f"{', '.join(class_names)}"
             )
+    whole = [
+        {name: classes.get(name, Paths()) for name in class_names} for classes in found.values()
+    ]
+    grouped = products.group_by_folder(whole, group_by)
     splits: Listed = {
-        split: label_photos(folders[split], (classes.get(name, Paths()) for name in class_names))
-        for split, classes in found.items()
+        split: Labelled(*label_photos(folders[split], classes.values()), keys)
+        for split, classes, keys in zip(found, whole, grouped.keys, strict=True)
     }
-    return Listing(class_names, splits, folders["train"], note_similar_names(class_names))
+    notes = [*note_similar_names(class_names), *grouped.notes]
+    return Listing(class_names, splits, folders["train"], notes)
 
 
-def list_class_folders(data: DataFolder) -> Listing:
+def list_class_folders(data: DataFolder, group_by: str | None) -> Listing:
     found = data.find_classes(data.path)
-    labelled = label_photos(data.path, found.values())
-    return Listing(tuple(found), {None: labelled}, data.path, note_similar_names(found))
+    (keys,), notes = products.group_by_folder([found], group_by)
+    labelled = Labelled(*label_photos(data.path, found.values()), keys)
+    notes = [*note_similar_names(found), *notes]
+    return Listing(tuple(found), {None: labelled}, data.path, notes)
 
 
-def list_table(table: Table, data_dir: Path) -> Listing:
+def list_table(table: Table, data_dir: Path, column: str | None) -> Listing:
     class_names = tuple(sorted(table.found.get(None) or table.found["train"]))
-    splits = {
-        split: label_photos(data_dir, (Paths(classes.get(name, [])) for name in class_names))
+    ordered = {
+        split: [classes.get(name, []) for name in class_names]
         for split, classes in table.found.items()
     }
-    return Listing(class_names, splits, data_dir, table.notes)
+    grouped = products.group_by_column(list(ordered.values()), table.products, column)
+    splits: Listed = {
+        split: Labelled(*label_photos(data_dir, map(Paths, classes)), keys)
+        for (split, classes), keys in zip(ordered.items(), grouped.keys, strict=True)
+    }
+    return Listing(class_names, splits, data_dir, [*table.notes, *grouped.notes])
 
 
-def label_photos(folder: Path, paths_by_label: Iterable[Paths]) -> Labelled:
+def label_photos(folder: Path, paths_by_label: Iterable[Paths]) -> tuple[Paths, Int64Array]:
     """Photos with their labels, from the paths of each class within a folder."""
     classes = list(paths_by_label)
     paths = Paths(f"{folder}/{file}" for files in classes for file in files.strings())
@@ -155,14 +177,15 @@ def make_splits(
 ) -> dict[str, Split]:
     """{split: its photos}; test only if there is one. Reads photos that the cache does not know."""
     parts = listing.splits.values()
-    paths = Paths.joined(paths for paths, _ in parts)
-    labels = np.concatenate([labels for _, labels in parts])
+    paths = Paths.joined(part.paths for part in parts)
+    labels = np.concatenate([part.labels for part in parts])
+    keys = np.concatenate([part.products for part in parts])
     hashes, unread = contents.read_contents(paths, root, cache_dir, splitter.limits)
-    whole = Split("all", paths, labels, root, hashes, unread)
+    whole = Split("all", paths, labels, root, hashes, keys, unread)
     if None in listing.splits:
         return splitter.split(whole, listing.class_names, SHARES, listing.folder)
     names = [str(name) for name in listing.splits]
-    split_of = np.repeat(names, [len(labels) for _, labels in parts])
+    split_of = np.repeat(names, [len(part.labels) for part in parts])
     splits = {name: whole.where(split_of == name, name) for name in names}
     if "val" not in splits:
         shares = {"val": SHARES["val"]}

@@ -19,6 +19,7 @@ class Split:
     labels: Int64Array  # (n,) indices into class_names
     root: Path  # the folder that no link of a photo may lead out of
     hashes: UInt8Array  # (n, HASH_SIZE), of their contents; zeros for a photo that cannot be read
+    products: UInt8Array  # (n, HASH_SIZE), equal for photos of one product; zeros: of none
     unread: dict[int, str]  # {row: why it cannot be read}
 
     def __len__(self) -> int:
@@ -33,7 +34,7 @@ class Split:
         rows = np.cumsum(mask) - 1
         unread = {int(rows[row]): why for row, why in self.unread.items() if mask[row]}
         paths, labels, hashes = self.paths.where(mask), self.labels[mask], self.hashes[mask]
-        return Split(name, paths, labels, self.root, hashes, unread)
+        return Split(name, paths, labels, self.root, hashes, self.products[mask], unread)
 
     def count_per_class(self, class_names: tuple[str, ...]) -> dict[str, int]:
         """{class: number of photos}."""
@@ -53,6 +54,7 @@ class Photos:
     is_sample: bool
     notes: tuple[str, ...] = ()  # for people: on the rows of a table, and on how photos were split
     corrections: Corrections | None = None  # what corrections.csv has changed
+    warnings: tuple[str, ...] = ()  # of train: products that are in several splits
 
     @property
     def splits(self) -> list[Split]:

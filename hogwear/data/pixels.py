@@ -21,6 +21,7 @@ class Pixels:
     rows: Int64Array  # (n,) rows of `images` that hold a readable photo
     labels: Int64Array  # (n,)
     hashes: UInt8Array  # (n, HASH_SIZE), of the photos' contents
+    products: UInt8Array  # (n, HASH_SIZE), equal for photos of one product; zeros: of none
     skipped: dict[Path, str]  # {photo: why it could not be read}
     all_signatures: ArrayFile | UInt8Array  # (N, SIGNATURE_SIZE) uint8; index it with `rows`
 
@@ -34,6 +35,7 @@ class Pixels:
 
     def where(self, mask: BoolArray) -> "Pixels":
         """The photos where the mask, (n,), is true."""
-        return replace(
-            self, rows=self.rows[mask], labels=self.labels[mask], hashes=self.hashes[mask]
-        )
+        by_row = {
+            name: getattr(self, name)[mask] for name in ("rows", "labels", "hashes", "products")
+        }
+        return replace(self, **by_row)

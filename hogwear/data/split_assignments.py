@@ -7,7 +7,7 @@ whether this is still the split that a checkpoint was trained with.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -20,8 +20,9 @@ from hogwear.system.artifacts import SPLIT
 from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
 
-FORMAT = 1
-EMPTY = f'{{"format": {FORMAT}, "split": {{}}, "group": {{}}}}'
+FORMAT = 2
+OLDER = 1  # without products
+EMPTY = f'{{"format": {OLDER}, "split": {{}}, "group": {{}}}}'
 SPLITS = ("train", "val", "test")
 UNASSIGNED = -1  # in place of an index into SPLITS
 NO_GROUP = "00" * HASH_SIZE
@@ -42,6 +43,7 @@ class SplitAssignments:
     hashes: UInt8Array  # (m, HASH_SIZE), of the photos' contents
     splits: Int8Array  # (m,), indices into SPLITS
     groups: UInt8Array  # (m, HASH_SIZE): near duplicates have the hash of one of them; else zeros
+    products: UInt8Array  # (m, HASH_SIZE): see products.py; zeros for a photo of none
 
     def __len__(self) -> int:
         return len(self.splits)
@@ -57,9 +59,11 @@ class SplitAssignments:
         """Those in a file with this content; none if it is empty. BadInput if it is damaged."""
         try:
             parsed = json.loads(content or EMPTY)
-            if parsed["format"] != FORMAT:
+            if parsed["format"] not in (OLDER, FORMAT):
                 raise ValueError(f"format {parsed['format']}")
-            return NO_ASSIGNMENTS.extended(parsed["split"], parsed["group"], file)
+            products = parsed["product"] if parsed["format"] == FORMAT else {}
+            new = NO_ASSIGNMENTS.extended(parsed["split"], parsed["group"], products)
+            return replace(new, file=file)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(
                 f"{file}: damaged ({error}); restore it, or move it away and train with --fresh"
@@ -69,7 +73,8 @@ class SplitAssignments:
         """The content of the file: one line per photo."""
         splits = (SPLITS[i] for i in self.splits.tolist())
         split = dict(zip(to_hex(self.hashes), splits, strict=True))
-        content = {"format": FORMAT, "split": split, "group": self.groups_by_photo()}
+        of_photos = {"group": self.groups_by_photo(), "product": self.products_by_photo()}
+        content = {"format": FORMAT, "split": split, **of_photos}
         return json.dumps(content, separators=(",\n", ": ")).encode() + b"\n"
 
     def write(self, model_dir: Path) -> None:
@@ -84,6 +89,8 @@ class SplitAssignments:
         digest = hashlib.sha256()
         for entries in self.hashes, self.splits, self.groups:
             digest.update(entries[:count].tobytes())
+        if self.products[:count].any():  # so that a split without them has the version it had
+            digest.update(self.products[:count].tobytes())
         return {"count": count, "sha256": digest.hexdigest()}
 
     def require(self, version: SplitVersion) -> "SplitAssignments":
@@ -105,24 +112,40 @@ class SplitAssignments:
 
     def groups_by_photo(self) -> dict[str, str]:
         """{photo: group} as hashes, for photos with near duplicates."""
-        pairs = zip(to_hex(self.hashes), to_hex(self.groups), strict=True)
+        return self.keys_by_photo(self.groups)
+
+    def products_by_photo(self) -> dict[str, str]:
+        """{photo: product} as hashes, for photos of products."""
+        return self.keys_by_photo(self.products)
+
+    def products_splits(self) -> dict[str, str]:
+        """{photo: split} of photos of products."""
+        rows = np.flatnonzero(self.products.any(axis=1))
+        splits = (SPLITS[i] for i in self.splits[rows].tolist())
+        return dict(zip(to_hex(self.hashes[rows]), splits, strict=True))
+
+    def keys_by_photo(self, keys: UInt8Array) -> dict[str, str]:
+        pairs = zip(to_hex(self.hashes), to_hex(keys), strict=True)
         return {photo: key for photo, key in pairs if key != NO_GROUP}
 
     def extended(
-        self, splits: dict[str, str], groups: dict[str, str], file: Path | None = None
+        self, splits: dict[str, str], groups: dict[str, str], products: dict[str, str]
     ) -> "SplitAssignments":
-        """These and more photos: {hash: split}, and {hash: group} of those with near duplicates.
+        """These and more photos: {hash: split}, {hash: group} of near duplicates, {hash: product}.
 
         Raises ValueError for an invalid hash or split.
         """
         indices = [SPLITS.index(split) for split in splits.values()]
         hashes = from_hex(list(splits))
-        keys = from_hex([groups.get(photo, NO_GROUP) for photo in splits])
+        group_keys, product_keys = (
+            from_hex([keys.get(photo, NO_GROUP) for photo in splits]) for keys in (groups, products)
+        )
         return SplitAssignments(
-            file or self.file,
+            self.file,
             np.concatenate([self.hashes, hashes]),
             np.concatenate([self.splits, np.array(indices, np.int8)]),
-            np.concatenate([self.groups, keys]),
+            np.concatenate([self.groups, group_keys]),
+            np.concatenate([self.products, product_keys]),
         )
 
 
@@ -139,4 +162,5 @@ def to_hex(hashes: UInt8Array) -> list[str]:
 
 
 NO_HASHES = np.empty((0, HASH_SIZE), np.uint8)
-NO_ASSIGNMENTS = SplitAssignments(Path(SPLIT), NO_HASHES, np.empty(0, np.int8), NO_HASHES)
+NO_SPLITS = np.empty(0, np.int8)
+NO_ASSIGNMENTS = SplitAssignments(Path(SPLIT), NO_HASHES, NO_SPLITS, NO_HASHES, NO_HASHES)

@@ -1,9 +1,9 @@
-"""Split photos into train, val and test: by class, and near duplicates stay together.
+"""Split photos into train, val and test: by class; near duplicates and products stay together.
 
 A photo that has a split (see split_assignments.py) keeps it. Only new ones are assigned.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,7 @@ from hogwear.data.photos import Split
 from hogwear.data.safe_decoder import read_all
 from hogwear.data.split_assignments import (
     NO_ASSIGNMENTS,
+    NO_GROUP,
     SPLITS,
     UNASSIGNED,
     SplitAssignments,
@@ -31,7 +32,7 @@ SEED = 0  # not a setting: train and eval must agree on what is test
 COMPARED_SIZE = 160  # side of photos, in pixels; the doctor uses it, too, so both find the same
 MAX_NAMES = 5  # in a note
 
-Group = tuple[str, ...]  # hashes of photos that are near duplicates of each other
+Group = tuple[str, ...]  # hashes of photos that belong together
 
 
 class Splitter:
@@ -115,15 +116,20 @@ class Splitter:
                 )
         splits = self.current_splits(photos, shares)
         old = {photo: SPLITS[splits[row]] for photo, row in rows.items() if splits[row] >= 0}
-        groups = self.find_groups(photos, rows)
+        similar = self.find_near_duplicates(photos, rows)
+        gone = self.assignments.products_splits()  # and those that are still there
+        old = {photo: s if s in shares else "train" for photo, s in gone.items()} | old
+        groups = merge_groups(similar + self.find_products(photos, rows))
         assigned = Assigner(old, groups, shares).assign_all(list(map(list, classes.values())))
         new = {photo: split for photo, split in assigned.items() if photo not in old}
-        self.extend(new, old, groups)
-        if groups:
-            whole = sum(len({assigned[photo] for photo in group}) == 1 for group in groups)
+        product_keys = to_hex(photos.products)
+        products = {photo: product_keys[rows[photo]] for photo in new}
+        self.assignments = self.assignments.extended(new, self.name_groups(similar, old), products)
+        if similar:
+            whole = sum(len({assigned[photo] for photo in group}) == 1 for group in similar)
             self.notes.append(
-                f"Near duplicates: {plural(sum(map(len, groups)), 'photo')} in "
-                f"{plural(len(groups), 'group')}, {whole} of them in one split each."
+                f"Near duplicates: {plural(sum(map(len, similar)), 'photo')} in "
+                f"{plural(len(similar), 'group')}, {whole} of them in one split each."
             )
         joining = [
             escape(str(photos.paths[rows[photo]]))
@@ -134,11 +140,24 @@ class Splitter:
         ]
         if joining:
             self.notes.append(
-                "Near duplicates of photos in two splits go to train: "
-                f"{plural(len(joining), 'new photo')}, {join_some(joining, MAX_NAMES)}."
+                "New photos whose near duplicates or products are in two splits go to train: "
+                f"{plural(len(joining), 'photo')}, {join_some(joining, MAX_NAMES)}."
             )
 
-    def find_groups(self, photos: Split, rows: dict[str, int]) -> list[Group]:
+    def find_products(self, photos: Split, rows: dict[str, int]) -> list[Group]:
+        """The different photos, {photo: row}, of each product, and those that once were assigned.
+
+        A photo with copies in several products connects them.
+        """
+        products: dict[str, dict[str, None]] = defaultdict(dict)
+        for photo, key in zip(to_hex(photos.hashes), to_hex(photos.products), strict=True):
+            if key != NO_GROUP and photo in rows:
+                products[key][photo] = None
+        for photo, key in self.assignments.products_by_photo().items():
+            products[key][photo] = None
+        return [tuple(product) for product in products.values() if len(product) > 1]
+
+    def find_near_duplicates(self, photos: Split, rows: dict[str, int]) -> list[Group]:
         """Groups of near duplicates among different photos, {photo: row}, that can be decoded."""
 
         def sign(file: BinaryIO) -> UInt8Array:
@@ -156,21 +175,31 @@ class Splitter:
         groups = group_pairs(len(decoded), find_pairs(signatures[is_decoded]))
         return [tuple(hashes[decoded[i]] for i in group) for group in groups]
 
-    def extend(self, new: dict[str, str], old: dict[str, str], groups: list[Group]) -> None:
-        """Add new photos to the assignments. A group's key is that of an old photo in it."""
+    def name_groups(self, groups: list[Group], old: dict[str, str]) -> dict[str, str]:
+        """{photo: key of its group}: the key of an old photo in it, or else the first photo."""
         old_keys, keys = self.assignments.groups_by_photo(), {}
         for group in groups:
             member = next((photo for photo in group if photo in old), group[0])
             keys.update(dict.fromkeys(group, old_keys.get(member, member)))
-        self.assignments = self.assignments.extended(new, keys)
+        return keys
+
+
+def merge_groups(groups: list[Group]) -> list[Group]:
+    """Groups without a common photo: those with one become one."""
+    photos = list(dict.fromkeys(photo for group in groups for photo in group))
+    index = {photo: i for i, photo in enumerate(photos)}
+    pairs = [(index[group[0]], index[photo]) for group in groups for photo in group[1:]]
+    merged = group_pairs(len(photos), np.array(pairs, np.int64).reshape(-1, 2))
+    return [tuple(photos[i] for i in group) for group in merged]
 
 
 class Assigner:
     """Assigns photos to splits: {photo: split}, where `old` photos keep theirs.
 
     New photos go where the old ones of their group are, else by the `shares` of their class. A
-    group goes to train if its old photos are in two splits, or if it is too large for the others.
-    Where a class has fewer groups than splits, a group is broken up.
+    group may have photos of several classes. It goes to train if its old photos are in two splits,
+    or if it is too large for the others. Where a class has fewer groups than splits, a group is
+    broken up.
     """
 
     def __init__(
@@ -178,44 +207,73 @@ class Assigner:
     ) -> None:
         self.old, self.shares, self.splits = old, shares, dict(old)
         self.group_of = {photo: group for group in groups for photo in group}
+        self.room: dict[str, Counter[int]] = {}  # {split: {class: photos that it still needs}}
+        self.classes: list[list[str]] = []
+        self.classes_of: dict[str, list[int]] = defaultdict(list)  # of new photos
         for group in groups:
             if splits := {old[photo] for photo in group if photo in old}:
                 self.put(group, splits.pop() if len(splits) == 1 else "train")
 
     def assign_all(self, classes: list[list[str]]) -> dict[str, str]:
         """Assign the photos of each class. A photo may be in several classes."""
-        count_classes = Counter(photo for photos in classes for photo in photos)
-        for photos in classes:
-            new = [photo for photo in photos if photo not in self.old]
-            self.fill_shares(photos, new)
-            self.fill_empty_splits(photos, [photo for photo in new if count_classes[photo] == 1])
+        self.classes = classes
+        new = [[photo for photo in photos if photo not in self.old] for photos in classes]
+        for label, photos in enumerate(new):
+            for photo in photos:
+                self.classes_of[photo].append(label)
+        self.room = {
+            split: Counter(
+                {
+                    label: round(share * len(photos)) - len(self.photos_in(split, photos))
+                    for label, photos in enumerate(new)
+                }
+            )
+            for split, share in self.shares.items()
+        }
+        for label, photos in enumerate(classes):
+            self.fill_shares(label, photos, new[label])
+            movable = [photo for photo in new[label] if len(self.classes_of[photo]) == 1]
+            self.fill_empty_splits(photos, movable)
         return self.splits
 
     def put(self, photos: Group, split: str) -> None:
         for photo in photos:
-            self.splits.setdefault(photo, split)
+            if photo not in self.splits:
+                self.splits[photo] = split
+                if split in self.room:
+                    self.room[split].subtract(self.classes_of[photo])
+
+    def count_classes(self, group: Group) -> Counter[int]:
+        return Counter(label for photo in group for label in self.classes_of[photo])
+
+    def fits(self, group: Group, split: str) -> bool:
+        """Whether a split still needs as many photos of each class as the group has."""
+        counts = self.count_classes(group)
+        return all(counts[label] <= self.room[split][label] for label in counts)
 
     def photos_in(self, split: str, photos: list[str]) -> list[str]:
         return [photo for photo in photos if self.splits.get(photo) == split]
 
-    def fill_shares(self, photos: list[str], new: list[str]) -> None:
+    def fill_shares(self, label: int, photos: list[str], new: list[str]) -> None:
         """Assign the new photos of a class, whole groups at a time; train gets the rest."""
         shuffled = [new[i] for i in np.random.default_rng(SEED).permutation(len(new))]
-        for split, share in self.shares.items():
+        for split in self.shares:
             left = [photo for photo in shuffled if photo not in self.splits]
-            groups = list(dict.fromkeys(self.group_of.get(photo, (photo,)) for photo in left))
-            room = round(share * len(new)) - len(self.photos_in(split, new))
-            room = max(room, not self.photos_in(split, photos))
+            whole = (self.group_of.get(photo, (photo,)) for photo in left)
+            groups = list({group[0]: group for group in whole}.values())
+            if not self.photos_in(split, photos):
+                self.room[split][label] = max(1, self.room[split][label])
             for group in groups:
-                if len(group) <= room:
+                if self.room[split][label] <= 0:
+                    break
+                if self.fits(group, split):
                     self.put(group, split)
-                    room -= len(group)
             if not self.photos_in(split, photos) and len(groups) > 1:
                 self.put(min(groups, key=len), split)
         self.put(tuple(new), "train")
 
     def fill_empty_splits(self, photos: list[str], movable: list[str]) -> None:
-        """Where a class has no photo in a split, move one from the split with the most of them."""
+        """Where a class has no photo in a split, move some from the split with the most of them."""
         splits = ("train", *self.shares)
         for split in splits:
             if not self.photos_in(split, photos):
@@ -225,4 +283,23 @@ class Assigner:
                     if len(self.photos_in(donor, photos)) > 1
                 ]
                 if largest := max(donors, key=len, default=[]):
-                    self.splits[largest[-1]] = split
+                    for photo in self.choose_to_move(largest):
+                        self.splits[photo] = split
+
+    def choose_to_move(self, photos: list[str]) -> Group:
+        """The smallest group among these photos of a class in a split; one photo if no group can.
+
+        Of each class of the group, a photo must remain in the split.
+        """
+        split = self.splits[photos[-1]]
+        whole = (self.group_of.get(photo, (photo,)) for photo in reversed(photos))
+        groups = {group[0]: group for group in whole}.values()
+        for group in sorted(groups, key=len):
+            counts = self.count_classes(group)
+            if all(
+                self.splits[photo] == split and photo not in self.old for photo in group
+            ) and all(
+                len(self.photos_in(split, self.classes[label])) > counts[label] for label in counts
+            ):
+                return group
+        return (photos[-1],)

@@ -47,14 +47,24 @@ Found = dict[str | None, dict[str, list[str]]]  # {split: {class: paths}}; None:
 
 @dataclass(frozen=True)
 class Columns:
-    """How to read a table."""
+    """How to read a table, and what the products are."""
 
     image: str | None = None  # None: guessed
     label: str | None = None
     min_count: int = 10  # photos that make a class: 6 to train on, 2 each for val and test
+    group: str | None = None  # None: rows say nothing about products
+    group_by: str | None = None  # one of products.GROUP_BY, for folders; None: guessed
 
 
 GUESSED = Columns()
+
+
+class Row(NamedTuple):
+    """What a row says about its photo."""
+
+    split: str | None
+    label: str
+    product: str
 
 
 class Table(NamedTuple):
@@ -64,6 +74,7 @@ class Table(NamedTuple):
     notes: list[str]  # for people: how many rows gave a photo, and why others did not
     unnamed: list[str]  # paths within the folder: files beside the photos that no row names
     folders: set[str]  # in which rows look for files: the first parts of their paths
+    products: dict[str, str]  # {path: the name of its product}, for photos of products
 
 
 def find_table(folder: Path, entries: list[os.DirEntry[str]], columns: Columns) -> Path | None:
@@ -75,11 +86,11 @@ def find_table(folder: Path, entries: list[os.DirEntry[str]], columns: Columns) 
     tables = sorted(e.name for e in entries if e.name.lower().endswith(".csv") and e.is_file())
     if KAGGLE in tables and "images" in folders:
         return folder / KAGGLE
-    if named := columns.image or columns.label:
+    if named := columns.image or columns.label or columns.group:
         if not tables:
             raise BadInput(
                 f"{folder}: no table (*.csv), so there is no column {named!r}; leave out "
-                "--image-column and --label-column"
+                "--image-column, --label-column and --group-column"
             )
     elif "train" in map(SPLIT_NAMES.get, map(str.lower, folders)) or len(folders) > 1:
         return None  # a single folder cannot be the classes
@@ -97,6 +108,7 @@ class Layout:
     image: int
     label: int
     split: int | None
+    group: int | None
     is_fashion: bool  # Kaggle's table, with no other column asked for
 
     @classmethod
@@ -109,7 +121,8 @@ class Layout:
         label = find_column(names, label_column, "label", file)
         others = [name.lower() if i not in (image, label) else "" for i, name in enumerate(names)]
         split = others.index("split") if "split" in others else None
-        return cls(file, image, label, split, is_fashion)
+        group = find_column(names, columns.group, "group", file) if columns.group else None
+        return cls(file, image, label, split, group, is_fashion)
 
     def read_label(self, row: list[str]) -> str:
         """The class of a row. Raises SkippedRow if it has none."""
@@ -118,6 +131,11 @@ class Layout:
         if name in NO_VALUE:
             raise SkippedRow(NO_CLASS, value)
         return name
+
+    def read_product(self, row: list[str]) -> str:
+        """The product of a row; "" for none."""
+        value = "" if self.group is None else read_cell(row, self.group)
+        return "" if value in NO_VALUE else value
 
     def read_split(self, row: list[str], line: int) -> str | None:
         """The split of a row; None without such a column. BadInput for an unknown name."""
@@ -161,8 +179,8 @@ def read_table(file: Path, columns: Columns) -> Table:
     rows = read_rows(file)
     layout = Layout.detect(next(rows, (0, []))[1], columns, file)
     files = RowFiles(file.parent)
-    photos: dict[str, tuple[str | None, str]] = {}  # {path: its split and class}
-    equal: dict[tuple[str | None, str], tuple[str | None, str]] = {}  # saves memory
+    photos: dict[str, Row] = {}  # {path: its first row}
+    equal: dict[Row, Row] = {}  # saves memory
     repeated: Counter[str] = Counter()  # {path: further rows with it}
     conflicts: dict[str, str] = {}  # {path: the first row that gives it another class}
     skipped: Counter[str] = Counter()  # {reason: rows}
@@ -176,11 +194,11 @@ def read_table(file: Path, columns: Columns) -> Table:
             examples.setdefault(error.reason, f"line {line}: {value}")
             continue
         if path not in photos:
-            photo = layout.read_split(row, line), name
+            photo = Row(layout.read_split(row, line), name, layout.read_product(row))
             photos[path] = equal.setdefault(photo, photo)
             continue
         repeated[path] += 1
-        if name != (first := photos[path][1]):
+        if name != (first := photos[path].label):
             shown = ", ".join(shorten(text, MAX_NAME) for text in (path, first, name))
             conflicts.setdefault(path, f"line {line}: {shown}")
     for path, example in conflicts.items():
@@ -191,14 +209,16 @@ def read_table(file: Path, columns: Columns) -> Table:
         skipped[DUPLICATE] = repeated.total()
         examples[DUPLICATE] = shorten(next(iter(repeated)), MAX_NAME)
     found: Found = defaultdict(lambda: defaultdict(list))
-    for path, (split, name) in photos.items():
-        found[split][name].append(path)
+    for path, photo in photos.items():
+        found[photo.split][photo.label].append(path)
     of_rows = f"{plural(len(photos), 'photo')} of {plural(len(photos) + skipped.total(), 'row')}"
     reasons = ", ".join(f"{n} {why} ({examples[why]})" for why, n in sorted(skipped.items()))
     summary = f"{file}: {of_rows}{'; left out: ' * bool(reasons)}{reasons}"
     found, notes = select_classes(found, columns.min_count, summary, file)
     unnamed = [path for path in files.unnamed() if path != file.name]
-    return Table(found, notes, unnamed, {path.partition("/")[0] for path in files.folders()})
+    folders = {path.partition("/")[0] for path in files.folders()}
+    products = {path: photo.product for path, photo in photos.items() if photo.product}
+    return Table(found, notes, unnamed, folders, products)
 
 
 def select_classes(

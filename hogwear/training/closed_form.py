@@ -1,7 +1,8 @@
 """Fits linear classifiers in closed form to the features of the training photos of all machines.
 
 The method is linear discriminant analysis (discriminant.py). Cross-validation chooses the ridge and
-gives the expected accuracy. Measurements: docs/decisions/closed-form-head.md.
+gives the expected accuracy; it leaves out whole products and groups of near duplicates.
+Measurements: docs/decisions/closed-form-head.md.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hogwear.cluster.peers import SingleMachine
+from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
 from hogwear.data.near_duplicates import find_pairs, group_pairs
 from hogwear.data.pixels import Pixels
+from hogwear.data.products import pair_products
 from hogwear.system.arrays import Float32Array, Float64Array, Int64Array
 from hogwear.system.workers import call_in_worker
 from hogwear.training.discriminant import (
@@ -26,6 +28,7 @@ from hogwear.training.discriminant import (
 )
 
 ROWS_AT_ONCE = 1024  # rows of features in memory
+MAX_GROUP = 1000  # photos of a group to be left out: the time grows with the cube
 MAX_LEFT_OUT = 5000  # photos to cross-validate: a standard error of at most 0.7 points
 
 
@@ -51,25 +54,22 @@ class Problem:
         sums, counts = cluster.all_reduce(call_in_worker(self.sum_classes))
         means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
         residuals = Residuals(self.read, labels, means)
+        is_small = cluster.machines == 1 and len(labels) <= self.width
+        some, left_out = np.arange(0), LeftOut([], [], labels, counts)
+        if ridge is None:
+            most = len(labels) if is_small else MAX_LEFT_OUT
+            some, left_out = choose_left_out(self.photos, counts, cluster, most)
 
-        def classify(create: Callable[[Int64Array], Solver], most: int) -> Classifier:
-            if ridge is not None:
-                return solve_with(create(np.arange(0)), ridge)
-            groups = group_near_duplicates(self.photos)
-            some = choose_groups(groups, most)
-            return solve(create(some), LeftOut.group(labels[some], groups[some], counts))
+        def classify(solver: Solver) -> Classifier:
+            return solve(solver, left_out) if ridge is None else solve_with(solver, ridge)
 
-        def dual(some: Int64Array) -> Solver:
-            return DualSolver(residuals[np.arange(len(labels))], means)
-
-        if cluster.machines == 1 and len(labels) <= self.width:
-            return call_in_worker(lambda: classify(dual, len(labels)))
+        if is_small:
+            everyone = np.arange(len(labels))
+            return call_in_worker(lambda: classify(DualSolver(residuals[everyone], means)))
         [scatter] = cluster.all_reduce([call_in_worker(residuals.scatter)])
-
-        def primal(some: Int64Array) -> Solver:
-            return PrimalSolver(scatter, int(counts.sum()), means, residuals[some])
-
-        return call_in_worker(lambda: classify(primal, MAX_LEFT_OUT))
+        [sample] = cluster.all_gather([residuals[some]])
+        total = int(counts.sum())
+        return call_in_worker(lambda: classify(PrimalSolver(scatter, total, means, sample)))
 
     def sum_classes(self) -> tuple[Float64Array, Int64Array]:
         """By class: the sum of the features, (classes, D), and the number of photos, (classes,)."""
@@ -109,18 +109,47 @@ def blocks(count: int) -> list[Int64Array]:
     return np.split(np.arange(count), range(ROWS_AT_ONCE, count, ROWS_AT_ONCE))
 
 
-def group_near_duplicates(photos: Pixels) -> Int64Array:
-    """The group of near duplicates that each photo belongs to, (n,); most groups have one photo."""
-    groups = np.arange(len(photos))
-    for rows in group_pairs(len(photos), find_pairs(photos.signatures)):
-        groups[rows] = rows[0]
-    return groups
+def choose_left_out(
+    photos: Pixels, counts: Int64Array, cluster: SingleMachine, most: int
+) -> tuple[Int64Array, LeftOut]:
+    """At most `most` photos of all machines to be left out, in whole groups.
+
+    Returns the places of those that this machine has, (k,) sorted, and the groups of all of them,
+    in the order of the machines.
+    """
+    labels, groups, ranks = group_photos(photos, cluster)
+    chosen = choose_groups(groups, most)
+    own = chosen[ranks[chosen] == cluster.rank] - np.searchsorted(ranks, cluster.rank)
+    return own, LeftOut.group(labels[chosen], groups[chosen], counts)
+
+
+def group_photos(
+    photos: Pixels, cluster: SingleMachine = SINGLE_MACHINE
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """The label, the group and the machine of each photo of all machines, (n,) each.
+
+    A group has the photos of a product and near duplicates; most photos are alone in theirs. Near
+    duplicates are looked for on each machine.
+    """
+    ranks = np.full(len(photos), cluster.rank)
+    labels, products, ranks = cluster.all_gather([photos.labels, photos.products, ranks])
+    near = call_in_worker(lambda: find_pairs(photos.signatures))
+    [near] = cluster.all_gather([near + np.searchsorted(ranks, cluster.rank)])
+
+    def connect() -> Int64Array:
+        groups = np.arange(len(labels))
+        pairs = np.concatenate([near, pair_products(products)])
+        for rows in group_pairs(len(labels), pairs):
+            groups[rows] = rows[0]
+        return groups
+
+    return labels, call_in_worker(connect), ranks
 
 
 def choose_groups(groups: Int64Array, most: int) -> Int64Array:
     """Indices of at most `most` photos, (k,) sorted: whole groups, chosen with a fixed seed."""
     _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(0).permutation(len(sizes))
-    order = order[sizes[order] <= most]
+    order = order[sizes[order] <= min(most, MAX_GROUP)]
     chosen = order[np.cumsum(sizes[order]) <= most]
     return np.flatnonzero(np.isin(index, chosen))

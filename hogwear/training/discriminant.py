@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -155,78 +156,92 @@ class PrimalSolver(Solver):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The groups of photos that are left out in cross-validation, one group at a time."""
+    """The photos to be left out, by group. `counts`, (classes,), are those of all N photos."""
 
-    groups: list[Int64Array]  # by size: (b, g), the rows of b groups of g photos of one class
-    labels: Int64Array  # (n,), of the photos that the rows number
-    counts: Int64Array  # (classes,), of all N photos
+    groups: list[Int64Array]  # each (b, g): rows of b groups of g photos ...
+    classes: list[Int64Array]  # ... and (b, k): the k classes that each group has photos of
+    labels: Int64Array  # (n,)
+    counts: Int64Array
 
     @classmethod
     def group(cls, labels: Int64Array, groups: Int64Array, counts: Int64Array) -> "LeftOut":
-        """The groups of photos with these `labels` and `groups` (their numbers), both (n,).
+        """Of photos with these `labels` and `groups`, (n,) both.
 
-        A group with photos of several classes is divided by class. A group that is all of its class
-        cannot be left out: no photo of the class would remain.
+        A group with all photos of a class cannot be left out: nothing of the class would remain.
         """
-        keys = groups * len(counts) + labels
-        _, index, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+        _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         by_group = np.split(np.argsort(index, kind="stable"), np.cumsum(sizes)[:-1])
-        by_size: dict[int, list[Int64Array]] = {}
+        by_shape: dict[tuple[int, int], list[tuple[Int64Array, Int64Array]]] = {}
         for rows in by_group:
-            if len(rows) < counts[labels[rows[0]]]:
-                by_size.setdefault(len(rows), []).append(rows)
-        return cls([np.stack(each) for each in by_size.values()], labels, counts)
+            classes, lost = np.unique(labels[rows], return_counts=True)
+            if (lost < counts[classes]).all():
+                by_shape.setdefault((len(rows), len(classes)), []).append((rows, classes))
+        batches = [tuple(map(np.stack, zip(*each, strict=True))) for each in by_shape.values()]
+        return cls(
+            [rows for rows, _ in batches], [classes for _, classes in batches], labels, counts
+        )
 
     @property
     def rows(self) -> Int64Array:
-        """The rows of all photos that are left out, (k,), in the order of `predict`; k > 0."""
+        """All rows that are left out, (k,), in the order of `predict`. There must be some."""
         return np.concatenate([rows.ravel() for rows in self.groups])
 
     def predict(self, products: Products) -> Float32Array:
-        """The logits of each photo, (k, classes), by the classifier without the photo's group."""
+        """The logits of each photo from a classifier without its group, (k, classes)."""
         total = int(self.counts.sum())
         parts = []
-        for rows in self.groups:
-            classes = self.labels[rows[:, 0]]
-            left = (self.counts[classes] - rows.shape[1]).astype(np.float32)
-            tensors = torch.from_numpy(rows), torch.from_numpy(classes), torch.from_numpy(left)
-            parts.append(predict_without(products, *tensors, total).flatten(0, 1))
+        for rows, classes in zip(self.groups, self.classes, strict=True):
+            is_class = self.labels[rows][:, :, None] == classes[:, None, :]  # (b, g, k)
+            left = (self.counts[classes] - is_class.sum(1)).astype(np.float32)
+            group = Group(
+                *map(torch.from_numpy, (rows, classes, is_class.astype(np.float32), left))
+            )
+            parts.append(predict_without(products, group, total).flatten(0, 1))
         return torch.cat(parts).numpy()
 
 
-def predict_without(
-    products: Products, rows: Tensor, classes: Tensor, left: Tensor, total: int
-) -> Tensor:
-    """The logits of b groups of g photos, (b, g, classes), by classifiers without the group.
+class Group(NamedTuple):
+    """b groups of g photos of k classes each."""
 
-    `rows`, (b, g), are the photos, `classes`, (b,), the class of each group, and `left`, (b,)
-    float32, the number of photos that remain in that class. `total` is N, which does not change.
+    rows: Tensor  # (b, g)
+    classes: Tensor  # (b, k)
+    is_class: Tensor  # (b, g, k) float32: 1 where a photo is of a class
+    left: Tensor  # (b, k) float32: the photos that remain of each of these classes
 
-    Let s be the sum of the group's residuals r, and n the size of its class. Without the group, the
-    scatter R'R loses B B', where B = [r, s / sqrt(n - g)], and the mean of the class moves by
-    -s / (n - g). The new inverse of A follows by the Woodbury identity.
+
+def predict_without(products: Products, group: Group, total: int) -> Tensor:
+    """The logits of photos from classifiers without their groups, (b, g, classes).
+
+    `total` is N, with and without the group.
+
+    For each class of a group, let s be the sum of the residuals r of its photos in the group, and n
+    the size of the class without them. Without the group, the scatter loses the products of
+    B = [r, s / sqrt(n), ...], and the mean of each of these classes moves by -s / n. The inverse
+    follows by the Woodbury identity.
     """
+    rows, classes, is_class, left = group
     batch, size = rows.shape
     own, mixed = products.own(rows), products.mixed[rows]
-    root = left.sqrt().reciprocal()[:, None, None].expand(batch, size, 1)
-    change = torch.cat([torch.eye(size).expand(batch, size, size), root], dim=2)  # B = r change
+    identity = torch.eye(size).expand(batch, size, size)
+    change = torch.cat([identity, is_class / left.sqrt()[:, None]], dim=2)  # B = r change
     lost = change.transpose(1, 2) @ own @ change / total
-    inner = torch.linalg.solve(torch.eye(size + 1) - lost, change.transpose(1, 2))
-    update = change @ inner / total  # (b, g, g): inv(A) gains inv(A) r update r' inv(A)
+    inner = torch.linalg.solve(torch.eye(lost.shape[1]) - lost, change.transpose(1, 2))
+    update = change @ inner / total  # (b, g, g): the inverse of A gains r update r'
     solved = update @ mixed
 
-    # Products with the new inverse; of_class, (b, classes): the mean of the class with all means
-    index = torch.arange(batch)
-    of_class = products.means[classes] + (mixed[index, :, classes][:, None] @ solved)[:, 0]
+    # Products in the metric of the new inverse; of_classes: the group's means with all means
+    at = classes[:, None].expand(batch, size, classes.shape[1])
+    of_classes = products.means[classes] + mixed.gather(2, at).transpose(1, 2) @ solved
     square = products.means.diagonal() + (mixed * solved).sum(1)  # (b, classes): m with itself
     mixed, own = mixed + own @ solved, own + own @ update @ own
 
-    # The mean of the class moves; a feature is r plus the old mean
-    with_sum = mixed[index, :, classes].sum(1)  # (b,): of s with the mean of the class
-    square[index, classes] += own.sum((1, 2)) / left.square() - 2 * with_sum / left
-    logits = mixed + of_class[:, None, :] - square[:, None, :] / 2
-    logits[index, :, classes] -= (own.sum(2) + with_sum[:, None]) / left[:, None]
-    return logits
+    # The means of the group's classes move; a feature is r plus the old mean
+    moved = is_class / left[:, None]  # (b, g, k): r' moved is -s / n
+    with_moved = mixed.gather(2, at).transpose(1, 2) @ moved  # (b, k, k): old means with moves
+    moves = ((own @ moved) * moved).sum(1) - 2 * with_moved.diagonal(dim1=1, dim2=2)
+    square = square.scatter_add(1, classes, moves)
+    logits = mixed + is_class @ of_classes - square[:, None, :] / 2
+    return logits.scatter_add(2, at, -(own @ moved + is_class @ with_moved))
 
 
 @dataclass(frozen=True)

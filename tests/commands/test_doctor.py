@@ -24,6 +24,7 @@ LISTS = (
     "misnamed",
     "rotated",
     "near_empty",
+    "divided_products",
 )
 
 
@@ -103,6 +104,7 @@ def test_every_planted_problem_is_found_under_its_heading_and_nothing_else(
         "misnamed": [{inside(nth(planted, "train/bottomwear", 1))}],
         "rotated": [{inside(nth(planted, "train/handbag", 3))}],
         "near_empty": [{"train/handbag/pixel.png"}, {"train/topwear/white.jpg"}],
+        "divided_products": [],
     }
     assert [(e["exact"], names([e["in_train"]])) for e in report["leaked"]] == [
         (False, [{second}]),
@@ -141,6 +143,35 @@ def test_a_class_with_few_photos_is_under_represented(planted: Path, examine: Ex
         and "UNDER-REPRESENTED" in text
         and ": handbag." in text
     )
+
+
+def test_products_in_two_splits_are_listed_with_a_photo_in_each(
+    planted: Path, call: Call, tmp_path: Path
+) -> None:
+    for file in sorted(planted.glob("train/topwear/*")):
+        (file.parent / file.stem).mkdir()
+        file.rename(file.parent / file.stem / file.name)
+    products = sorted((planted / "train/topwear").iterdir())
+    for split, product in ("val", products[2]), ("test", products[2]), ("test", products[5]):
+        target = planted / split / "topwear" / product.name
+        target.mkdir()
+        photo = min(path for path in target.parent.iterdir() if path.is_file())
+        photo.rename(target / f"{split}.jpg")
+    where = at(planted, tmp_path / "model", tmp_path / "cache")
+    answer = call(doctor, *where, "--group-by", "folder")
+    report = json.loads((tmp_path / "model" / "doctor.json").read_text())
+    assert answer.code == 0 and answer.stderr == ""
+    two, three = sorted(report["divided_products"], key=len)
+    assert [(entry["split"], Path(entry["file"]).parent.name) for entry in three] == [
+        (split, products[2].name) for split in ("train", "val", "test")
+    ]
+    assert [entry["split"] for entry in two] == ["train", "test"]
+    assert "\nDIVIDED PRODUCTS (2): " in answer.stdout and "No problems" not in answer.stdout
+    assert "  =  ".join(f"{entry['file']} ({entry['split']}, topwear)" for entry in two) in (
+        answer.stdout
+    )
+    without = call(doctor, *where)
+    assert "PRODUCTS" not in without.stdout, "eight subfolders do not look like products"
 
 
 def test_file_names_of_any_bytes_are_printed_and_written(planted: Path, examine: Examine) -> None:

@@ -335,7 +335,11 @@ def test_subfolders_of_classes_are_read_at_any_depth(data: Path, cache: Path, la
     counts = {"a": 2, "a/2024": 3, "a/2024/may/day": 2, "a/2025": 1, "b/only/deep": 4, "b-c": 4}
     make(data, {f"{layout}{name}": count for name, count in counts.items()})
     photos = dataset.find_photos(data, cache)
-    assert photos.class_names == ("a", "b", "b-c") and not photos.notes
+    assert photos.class_names == ("a", "b", "b-c")
+    assert photos.notes == (
+        "Plain folders, not products: the subfolders of a (2), b (1); "
+        "--group-by folder makes them products.",
+    )
     found = {str(path): photos.class_names[label] for _, path, label in listed(photos)}
     assert found == {
         str(path): path.relative_to(data / layout).parts[0] for path in data.rglob("*.jpg")
@@ -362,7 +366,7 @@ def test_hidden_folders_outputs_and_links_in_a_class_are_not_followed(
         *(f"{name}/{i:03d}.jpg" for name in "ab" for i in range(4)),
         "b/x/deep/000.jpg",
     }
-    [note] = photos.notes
+    note = photos.notes[-1]
     assert set(note.removeprefix("Not used: ").removesuffix(".").split("; ")) == {
         "3 folders that Hogwear writes to (b/earlier, b/x/model, b/x/responses)",
         "3 links to folders in a class (b/in, b/up, b/x/out)",

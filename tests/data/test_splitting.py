@@ -111,7 +111,7 @@ def test_a_near_duplicate_of_photos_in_two_splits_goes_to_train_with_a_note(
     )
     assert (
         after.notes[-1]
-        == f"Near duplicates of photos in two splits go to train: 1 new photo, {tens}/handbag/0-worst\\x1b[31m.jpg."
+        == f"New photos whose near duplicates or products are in two splits go to train: 1 photo, {tens}/handbag/0-worst\\x1b[31m.jpg."
     )
     assert before.notes != after.notes
 

@@ -35,7 +35,7 @@ def pixels(photo_files: list[Path]) -> Pixels:
 def find(net: Network, pixels: Pixels, logits: FloatArray) -> list[Mistake]:
     hashes = np.zeros((20, 16), np.uint8)
     paths = Paths([f"{row}.jpg" for row in range(20)])
-    split = Split("test", paths, LABELS, Path(), hashes, {})
+    split = Split("test", paths, LABELS, Path(), hashes, np.zeros_like(hashes), {})
     return find_worst_mistakes(net, Evaluation(CLASSES, logits, LABELS, 2.0, 0.5), pixels, split)
 
 

@@ -519,13 +519,9 @@ def test_a_time_budget_is_planned_despite_a_photo_that_hangs(
     empty = folder / "empty.jpg"
     empty.touch()
     paths = Paths([endless, empty, empty, readable])
-    split = Split(
-        "train",
-        paths,
-        np.zeros(4, np.int64),
-        folder,
-        *contents.read_contents(paths, folder, folder.parent / "cache", LIMITS),
-    )
+    hashes, unread = contents.read_contents(paths, folder, folder.parent / "cache", LIMITS)
+    labels, products = np.zeros(4, np.int64), np.zeros_like(hashes)
+    split = Split("train", paths, labels, folder, hashes, products, unread)
     net = model.build("tinyvgg", 2, time_budget.MEASURED_SIZE)
     speed = ForkedCall(time_budget.measure_speed, net, split, LIMITS, 2).result()
     assert speed.decoding == 0.5 / 2, "of two workers, by what could be read"

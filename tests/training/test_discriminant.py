@@ -137,7 +137,7 @@ def test_leaving_a_group_out_equals_training_without_it(
     found = centred(left_out.predict(solver.products(absolute)))
     assert sorted(left_out.rows) == list(range(PHOTOS))
     for logits, row in zip(found, left_out.rows, strict=True):
-        group = np.flatnonzero((groups == groups[row]) & (problem.labels == problem.labels[row]))
+        group = np.flatnonzero(groups == groups[row])
         [expected] = problem.textbook_logits(np.array([row]), group, absolute)
         assert are_close(logits, expected), row
     among_all = problem.textbook_logits(left_out.rows, left_out.rows[:0], absolute)
@@ -165,17 +165,27 @@ def test_few_photos_of_many_features_are_not_predicted_by_their_own_labels(
 
 def test_photos_whose_class_has_no_other_group_are_not_left_out(problem: Problem) -> None:
     labels = np.where(np.arange(PHOTOS) == 59, 2, problem.labels % 2)
-    groups = np.where(labels == 1, 7, np.arange(PHOTOS))
+    groups = np.where(labels == 1, PHOTOS, np.arange(PHOTOS))
     left_out = replace(problem, labels=labels).left_out(groups)
     assert sorted(left_out.rows) == np.flatnonzero(labels == 0).tolist()
 
 
-def test_photos_of_two_classes_in_one_group_are_left_out_by_class(groups: Int64Array) -> None:
-    labels = np.arange(PHOTOS) // 31
+def test_photos_of_several_classes_in_one_group_are_left_out_together(groups: Int64Array) -> None:
+    labels = np.arange(PHOTOS) // 22
     left_out = LeftOut.group(labels, groups, np.bincount(labels))
-    sizes = {rows.shape[1]: rows.tolist() for rows in left_out.groups}
-    assert sizes.keys() == {1, 2, 3, 5} and [30] in sizes[1] and [31] in sizes[1]
-    assert (sizes[2], sizes[3], sizes[5]) == ([[0, 1]], [[5, 6, 7]], [[20, 21, 22, 23, 24]])
+    found = {
+        (rows.shape[1], classes.shape[1]): (rows.tolist(), classes.tolist())
+        for rows, classes in zip(left_out.groups, left_out.classes, strict=True)
+    }
+    assert found.keys() == {(1, 1), (2, 1), (3, 1), (5, 2)}
+    assert found[2, 1] == ([[0, 1], [30, 31]], [[0], [1]])
+    assert found[5, 2] == ([[20, 21, 22, 23, 24]], [[0, 1]])
+
+
+def test_a_group_with_all_photos_of_a_class_is_not_left_out(groups: Int64Array) -> None:
+    labels = np.where(np.arange(PHOTOS) == 23, 1, 0)
+    rows = LeftOut.group(labels, groups, np.bincount(labels)).rows
+    assert sorted(rows) == [*range(20), *range(25, PHOTOS)]
 
 
 @both_ways

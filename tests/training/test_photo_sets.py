@@ -65,7 +65,7 @@ def test_photos_trained_on_are_remembered_for_ever_and_unreadable_ones_never() -
     def split_of(hashes: np.ndarray) -> Split:
         labels = np.zeros(len(hashes), np.int64)
         paths = Paths([f"{i}.jpg" for i in range(len(hashes))])
-        return Split("train", paths, labels, None, hashes, {})  # type: ignore[arg-type]
+        return Split("train", paths, labels, None, hashes, np.zeros_like(hashes), {})  # type: ignore[arg-type]
 
     first = split_of(np.concatenate([HASHES[:3], np.zeros((1, 16), np.uint8)]))
     trained_on = add_photos(None, first)
