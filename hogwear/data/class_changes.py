@@ -89,7 +89,8 @@ def find_problem(
 ) -> str:
     """Why a class cannot be renamed, and what to do; empty if it can."""
     if old not in before:
-        return f"the checkpoint has no class {old}; its classes are {', '.join(before)}"
+        names = join_some(before, MAX_NAMES)
+        return f"the checkpoint has no class {old}; its classes are {names}"
     if new in before:
         return (
             f"the checkpoint has a class {new} already; to merge both, move the photos of {old} "

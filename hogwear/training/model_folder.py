@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Callable
 from itertools import takewhile
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from hogwear.system.artifacts import CHECKPOINT, METRICS, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput
+from hogwear.system.files import write_atomically
 from hogwear.system.text import escape
 
 if TYPE_CHECKING:  # torch takes seconds to import; train claims the folder first
@@ -100,4 +100,4 @@ def link_or_copy(file: Path, copy: Path) -> None:
     try:
         copy.hardlink_to(file)
     except OSError:
-        shutil.copyfile(file, copy)
+        write_atomically(copy, file.read_bytes())
