@@ -156,7 +156,7 @@ class Training:
             all_signatures=nothing,
         )
         schedule = Schedule(self.PHOTOS, BATCH, LR, 0, 0, LiveSettings.create())
-        self.batches = Batches(photos, CROP, schedule)
+        self.batches = Batches(photos, CROP, CROP, schedule)
 
     def measure_hogwild(self, workers: int, threads: int = 1, shared: bool = True) -> float:
         """Images/s of all workers together; without `shared`, each has weights of its own."""

@@ -41,7 +41,7 @@ def photos(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pixels:
 @pytest.fixture
 def batches(photos: Pixels) -> Batches:
     """Of 120 photos; the last batch of each epoch has 8."""
-    return Batches(photos, SIZE, Schedule(120, 16, 0.01, 0, 0, LiveSettings.create()))
+    return Batches(photos, SIZE, SIZE, Schedule(120, 16, 0.01, 0, 0, LiveSettings.create()))
 
 
 def create_network(arch: str) -> Network:
