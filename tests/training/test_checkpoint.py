@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import damage_file
 
 from hogwear.system.errors import BadInput, NoCheckpoint
 from hogwear.training import checkpoint
@@ -173,6 +174,67 @@ def test_bytes_that_torch_cannot_read_are_refused_though_their_checksum_is_right
     write_with_checksum(tmp_path, b"not a checkpoint")
     with pytest.raises(BadInput, match=r"checkpoint\.pt"):
         checkpoint.load(tmp_path)
+
+
+class Payload:
+    """Creates a file when it is unpickled without care."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_code_in_a_checkpoint_does_not_run_though_its_checksum_is_right(tmp_path: Path) -> None:
+    body = io.BytesIO()
+    torch.save({"format": checkpoint.FORMAT, "weights": Payload(tmp_path / "ran")}, body)
+    write_with_checksum(tmp_path, body.getvalue())
+    with pytest.raises(BadInput, match=r"checkpoint\.pt: not a Hogwear checkpoint \(.+\);"):
+        checkpoint.load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    torch.load(io.BytesIO(body.getvalue()), weights_only=False)
+    assert (tmp_path / "ran").exists(), "the payload works"
+
+
+@pytest.mark.parametrize("content", [{"format": "6"}, {}, [6]], ids=["text", "none", "list"])
+def test_content_without_a_format_is_named_as_such(content: object, tmp_path: Path) -> None:
+    body = io.BytesIO()
+    torch.save(content, body)
+    write_with_checksum(tmp_path, body.getvalue())
+    with pytest.raises(BadInput, match=r"\(found: none\); move it away, or train with --fresh$"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(EOFError(), "EOFError"), (ValueError("\n one\ntwo"), "one")]
+)
+def test_an_error_of_torch_is_named_by_its_first_line_or_its_type(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    write_with_checksum(tmp_path, b"anything")
+    with pytest.raises(BadInput) as raised:
+        checkpoint.load(tmp_path)
+    assert f": not a Hogwear checkpoint ({reason}); move it away" in str(raised.value)
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    write_with_checksum(tmp_path, b"")
+    damage_file(tmp_path / "checkpoint.pt", -1)
+    found = checkpoint.load(tmp_path)
+    assert found.state["number"] == 1 and found.file == tmp_path / "checkpoint.previous.pt"
+    assert capsys.readouterr().err == (
+        f"Warning: {tmp_path}/checkpoint.pt: damaged (its checksum does not match); "
+        "using the previous checkpoint, checkpoint.previous.pt\n"
+    )
 
 
 def test_a_missing_checkpoint_has_its_own_exit_code(tmp_path: Path) -> None:

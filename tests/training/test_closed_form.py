@@ -14,7 +14,7 @@ from hogwear.data.pixels import Pixels
 from hogwear.data.products import hash_names
 from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.training import closed_form
-from hogwear.training.closed_form import Problem, choose_groups, group_photos
+from hogwear.training.closed_form import Problem, Residuals, blocks, choose_groups, group_photos
 from hogwear.training.discriminant import (
     Classifier,
     DualSolver,
@@ -100,6 +100,25 @@ def test_groups_are_left_out_together(by: str, photo_files: list[Path]) -> None:
     naive = problem_of(without, 8).solve(SINGLE_MACHINE).forecast
     assert forecast and naive and forecast.photos == naive.photos == 2 * COUNT
     assert forecast.accuracy < 0.6 < naive.accuracy
+
+
+def test_sums_are_those_of_all_rows_however_many_are_read_at_once(
+    photos: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_of(photos, 4)
+    features, labels = problem.read(np.arange(COUNT)), photos.labels
+    means = np.stack([features[labels == c].mean(0) for c in range(3)])
+    residuals = features - means[labels]
+    for at_once in (9, COUNT, 1024):
+        monkeypatch.setattr(closed_form, "ROWS_AT_ONCE", at_once)
+        sums, counts = replace(problem, num_classes=4).sum_classes()
+        assert counts.tolist() == [*np.bincount(labels), 0]
+        assert np.allclose(sums[:3], means * counts[:3, None], rtol=1e-5) and not sums[3].any()
+        found = Residuals(problem.read, labels, means)
+        assert np.array_equal(found[np.array([5, 2])], residuals[[5, 2]])
+        assert np.allclose(found.scatter(), residuals.T @ residuals, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(np.concatenate(blocks(COUNT)), np.arange(COUNT))
+        assert max(map(len, blocks(COUNT))) == min(at_once, COUNT)
 
 
 @pytest.mark.parametrize("ridge", [None, 0.6])

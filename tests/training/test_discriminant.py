@@ -258,7 +258,9 @@ def test_the_logits_are_calibrated_for_photos_left_out(
     )
     assert found.forecast.accuracy == metrics.accuracy(raw, labels)
     assert found.forecast.photos == PHOTOS
-    uncalibrated = logits_of(solve_with(solver, found.ridge), problem)
+    refit = solve_with(solver, found.ridge)
+    uncalibrated = logits_of(refit, problem)
+    assert refit.ridge == found.ridge and refit.forecast is None
     assert are_close(logits_of(found, problem) * temperature, uncalibrated)
 
 
@@ -292,7 +294,11 @@ def test_one_photo_of_each_class_gives_a_classifier_without_a_forecast(
     assert found.forecast is None
     logits = logits_of(found, three)
     assert logits.argmax(1).tolist() == [0, 1, 2]
-    assert np.abs(logits).max() < 10, "nothing tells that it is so sure"
+    everyone = np.arange(3)
+    expected = three.textbook_logits(everyone, everyone[:0], FIRST_RIDGE * by(three).variance)
+    assert found.ridge == FIRST_RIDGE
+    assert are_close(logits, expected * (logits.std() / expected.std()))
+    assert 0.3 < logits.std() < 3, "nothing tells that it is so sure"
 
 
 @both_ways
