@@ -128,7 +128,7 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     ]  # fmt: skip
     assert rows[broken] == {
         "file": broken, "true_class": None, "probabilities": {}, "picture": None, "sorted_to": None,
-        "error": "not one of JPEG, PNG, WEBP, BMP, GIF",
+        "error": "not one of JPEG, PNG, WEBP, BMP, GIF, AVIF",
     }  # fmt: skip
     assert f"{broken}: not one of JPEG" in answer.stdout
     pictures = {row["picture"] for row in rows.values()} - {None}

@@ -38,7 +38,8 @@ from hogwear.system.errors import BadInput
 from hogwear.system.files import write_atomically
 from hogwear.system.text import warn
 
-CACHE_VERSION = 4  # part of the recipe; raise it when pixels, signatures or features change
+# Part of the recipe; raise it when pixels, signatures or features change, or what can be read
+CACHE_VERSION = 5
 PIXELS, SIGNATURES, HASHES = "pixels.npy", "signatures.npy", "hashes.npy"
 SKIPPED, DONE = "skipped.json", "done.npy"
 # What reading a damaged file may raise

@@ -26,7 +26,7 @@ TINY_SIDE = 32  # pixels
 PLAIN_SHARE, PLAIN_DISTANCE = 0.995, 8
 SMALL_CLASS = 0.2  # under-represented: fewer training photos than that share of the largest class
 FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
-FORMATS |= {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
+FORMATS |= {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".avif": "AVIF"}
 
 Entry = dict[str, Any]  # a photo in doctor.json
 

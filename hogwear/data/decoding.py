@@ -8,23 +8,40 @@ import errno
 import hashlib
 import io
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.text import escape
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # by content; the file's name does not matter
+# By content; the file's name does not matter. docs/decisions/formats.md
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF")
+# How files of some other formats begin, and what to do with them
+CONVERT = "which is not read; convert it to JPEG"
+OTHER_FORMATS = (
+    (
+        rb"....ftyp(?=.{0,64}(hei[cxms]|hev[cxms]))",
+        f"HEIC, {CONVERT}: magick mogrify -format jpg *.heic",
+    ),
+    (
+        rb"....ftypcrx |FUJIFILMCCD-RAW|II(\*\0....CR|U\0|R[OS])|MMOR",
+        f"a raw photo, {CONVERT}, for example with darktable",
+    ),
+    (rb"II[*+]\0|MM\0[*+]", f"TIFF or a raw photo, {CONVERT}: magick mogrify -format jpg *.tif"),
+)
+MAX_HEADER = 80  # bytes that these formats are recognised by
 METADATA = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # keys of Image.info
 WHITE = (255, 255, 255)
 STRIP_PIXELS = 1 << 22  # converted to RGB at a time, to save memory
 HASH_SIZE = 16  # bytes of BLAKE2b, as `b2sum --length=128` computes it
 
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each CPU has a worker; more threads take more memory
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns at first; Limits takes its place
 
 
@@ -99,7 +116,10 @@ class DecodedImage(NamedTuple):
 
 def decode_image(photo: Path | IO[bytes], size: int, limits: Limits) -> DecodedImage:
     """Decode a photo, and resize it so that its longer side is `size`."""
-    image: Image.Image = Image.open(photo, formats=FORMATS)
+    try:
+        image: Image.Image = Image.open(photo, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise RejectedPhoto(describe_format(photo)) from None
     megapixels, most = image.width * image.height / 1e6, limits.megapixels
     if megapixels > most:
         raise RejectedPhoto(
@@ -117,6 +137,19 @@ def decode_image(photo: Path | IO[bytes], size: int, limits: Limits) -> DecodedI
     if format == "MPO":  # a JPEG with several pictures
         format = "JPEG"
     return DecodedImage(image, format or "", shorter_side, was_turned)
+
+
+def describe_format(photo: Path | IO[bytes]) -> str:
+    """Why a photo of another format is not read: how to convert it, or the formats that are."""
+    if isinstance(photo, Path):
+        with photo.open("rb") as file:
+            return describe_format(file)
+    photo.seek(0)
+    header = photo.read(MAX_HEADER)
+    for beginning, reason in OTHER_FORMATS:
+        if re.match(beginning, header, re.DOTALL):
+            return reason
+    return f"not one of {', '.join(FORMATS)}"
 
 
 def turn_upright(image: Image.Image) -> bool:
@@ -182,8 +215,6 @@ def open_photo(path: Path, limits: Limits, within: frozenset[str]) -> BinaryIO:
 
 def describe_error(error: Exception) -> str:
     """Why a photo could not be read, in a few words on one line."""
-    if isinstance(error, UnidentifiedImageError):
-        return f"not one of {', '.join(FORMATS)}"
     if isinstance(error, MemoryError):
         return "needs too much memory to decode"
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -36,8 +36,8 @@ def tiff(content: bytes) -> bytes:
 
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda content: b"", "empty file"),
-    "text": (lambda content: b"not a photo\n", "not one of JPEG, PNG, WEBP, BMP, GIF"),
-    "tiff": (tiff, "not one of JPEG, PNG, WEBP, BMP, GIF"),
+    "text": (lambda content: b"not a photo\n", "not one of JPEG, PNG, WEBP, BMP, GIF, AVIF"),
+    "tiff": (tiff, "TIFF or a raw photo, which is not read; convert it to JPEG: magick mogrify"),
     "cut": (lambda content: content[: len(content) // 2], "truncated"),
 }
 
@@ -294,7 +294,7 @@ def test_a_photo_skipped_for_lack_of_memory_is_tried_again(
     for _ in range(2):
         opened = PhotoCache(tmp_path / "cache", processes=1).open(make_split(copies), SIZE)
         assert {path.name: why for path, why in opened.skipped.items()} == {
-            "1.jpg": "not one of JPEG, PNG, WEBP, BMP, GIF", "5.jpg": "needs too much memory to decode",
+            "1.jpg": "not one of JPEG, PNG, WEBP, BMP, GIF, AVIF", "5.jpg": "needs too much memory to decode",
         }  # fmt: skip
     (tmp_path / "short").unlink()
     counts: list[int] = []

@@ -77,7 +77,7 @@ def test_the_first_frame_of_a_gif_is_used(photo: Image.Image, file: Path) -> Non
 
 
 @pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_exif_orientation_is_applied(
     photo: Image.Image, file: Path, orientation: int, format: str
 ) -> None:

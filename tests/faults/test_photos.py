@@ -1,5 +1,6 @@
 """Photos from strangers: each is read as it is, or skipped with a reason; nothing hangs, dies, grows or leaves its folder."""
 
+import base64
 import faulthandler
 import io
 import itertools
@@ -271,16 +272,74 @@ def test_photos_that_grow_when_decoded_stay_within_limits(tmp_path: Path, held: 
     )
 
 
+# An AVIF of 256 megapixels, whose header promises 64 x 64: compressed with zlib, in base 85
+AVIF_BOMB = (
+    "c-muNU{FXasVqn=%S>Yc0uY^>nP!-qnV9D5Xy^nKdYzkElE?r7iWw<6MNl?FL1uCZ0~+8f$SlbPvlxL`E;A="
+    "T8N_h`@fjhajKT~I+~q*FMrLMS8eFXukdw*;<t3IG7&_<Y<b&<X$}A`<0Mg!>1<Cn9S|qc$AQft#0~8AsWL9"
+    "K?1eiHEIDiySVws_HqdX5tNH{q^rzkHurvhj)F9TZxP)IzpAQ$E*pu<=gnVMOEuBy*XNh}d!;Nq75URVF~?;"
+    "<8CUJj$DVgl^RhYziJ|NsBT^al(KQRh!-9-k7~m|PIMf8UgjjO;B7?>xV_Ld}OQp~Ys+uJ2!`wJ*84Mvdph`"
+    "5Si~=4R~><-W4&<?`;rvcKnfQtJQf@hAy71{h2YSXOY%LGIE=BW|zM|I<%uKCWVA{V-I`jwHqGg+~%wjS5R8"
+    "Hcz&l-XV1$Ou2g2q~)EbuW%n@+qZAovy?4wjYR^V|9N63pLFSm!)S1i2KQ)ij|TT>aE}J}XmF1P_uvWcAnH5"
+    "&-%v4=>Y@4!0OZUjW&"
+)
+
+
+def test_an_avif_with_more_pixels_than_it_promises_takes_no_more_memory_than_is_allowed(
+    photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: Held
+) -> None:
+    lying, honest, small = (tmp_path / name for name in ("lying.avif", "honest.avif", "small.avif"))
+    content = zlib.decompress(base64.b85decode(AVIF_BOMB))
+    lying.write_bytes(content)
+    promised, true_size = struct.pack(">II", 64, 64), struct.pack(">II", 16_000, 16_000)
+    assert content.count(promised) == 1
+    honest.write_bytes(content.replace(promised, true_size))
+    photo.save(small)
+    assert read([honest]) == ["256.0 megapixels, over the limit of 50 (--max-megapixels)"]
+    decoder = SafeDecoder(Paths([lying]), SIZE, Limits(1, 1), 1, [tmp_path])
+    with decoder.workers({"decode": decoder.decode, "peak": lambda row: peak_memory()}) as workers:
+        before = dict(workers.run("peak", [0]))[0]
+        require_a_documented_outcome(dict(workers.run("decode", [0]))[0])
+        assert dict(workers.run("peak", [0]))[0] - before < safe_decoder.MIN_BYTES
+    monkeypatch.setattr(safe_decoder, "MIN_BYTES", 64 << 20)
+    monkeypatch.setattr(safe_decoder, "BYTES_PER_PIXEL", 0)
+    refused, read_after = read([lying, small], Limits(megabytes=1), processes=1)
+    assert isinstance(refused, str) and same(read_after, decode(small, SIZE))
+    held(
+        "an AVIF with more pixels than its header promises", 1, "read or skipped, within the limit"
+    )
+
+
 # --- formats
 
 
 def other_formats(photo: Image.Image) -> dict[str, bytes]:
     svg = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
     eps = saved(photo, "EPS")
+    return {format: saved(photo, format) for format in ("PPM", "ICO", "PDF", "JPEG2000", "TGA")} | {
+        "SVG": svg,
+        "EPS": eps,
+    }
+
+
+def named_formats(photo: Image.Image) -> dict[str, list[bytes]]:
+    """{reason: files that are refused with it}. There is no encoder of HEIC and of raw photos."""
+    convert = "which is not read; convert it to JPEG"
+    heif = [(b"heic", b"mif1heic"), (b"mif1", b"mif1heicheix"), (b"heix", b""), (b"msf1", b"hevc")]
+    rest = b"\0\0\0\x08free" + bytes(100)
     return {
-        format: saved(photo, format)
-        for format in ("TIFF", "PPM", "ICO", "PDF", "JPEG2000", "TGA", "AVIF")
-    } | {"SVG": svg, "EPS": eps}
+        f"HEIC, {convert}: magick mogrify -format jpg *.heic": [
+            struct.pack(">I", 16 + len(others)) + b"ftyp" + brand + bytes(4) + others + rest
+            for brand, others in heif
+        ],
+        f"TIFF or a raw photo, {convert}: magick mogrify -format jpg *.tif": [
+            saved(photo, "TIFF"), saved(photo, "TIFF", big_tiff=True), b"MM\0*" + bytes(100),
+        ],
+        f"a raw photo, {convert}, for example with darktable": [
+            b"II*\0\x10\0\0\0CR\2\0" + bytes(100), b"\0\0\0\x18ftypcrx " + bytes(100),
+            b"FUJIFILMCCD-RAW 0201" + bytes(100), b"IIU\0\x18\0\0\0" + bytes(100),
+            b"IIRO\x08\0\0\0" + bytes(100), b"MMOR\0\0\0\x08" + bytes(100),
+        ],
+    }  # fmt: skip
 
 
 def test_other_formats_are_refused_whatever_they_are_called(
@@ -290,9 +349,20 @@ def test_other_formats_are_refused_whatever_they_are_called(
     for name, content in contents.items():
         (tmp_path / f"{name}.png").write_bytes(content)
     assert set(map(str, read(sorted(tmp_path.iterdir())))) == {
-        "not one of JPEG, PNG, WEBP, BMP, GIF"
+        "not one of JPEG, PNG, WEBP, BMP, GIF, AVIF"
     }
-    held("TIFF, SVG, EPS, PDF and others named .png", len(contents), "skipped with the reason")
+    held("SVG, EPS, PDF and others named .png", len(contents), "skipped with the reason")
+
+
+def test_common_formats_that_are_not_read_are_named_with_the_way_to_convert_them(
+    photo: Image.Image, tmp_path: Path, held: Held
+) -> None:
+    named = [(why, content) for why, files in named_formats(photo).items() for content in files]
+    files = [tmp_path / f"{i:02d}.jpg" for i in range(len(named))]
+    for file, (_, content) in zip(files, named, strict=True):
+        file.write_bytes(content)
+    assert read(files) == [why for why, _ in named]
+    held("HEIC, TIFF and raw photos", len(files), "skipped, with how to convert them")
 
 
 def kinds(photo: Image.Image) -> dict[str, tuple[bytes, Image.Image, float]]:
@@ -329,6 +399,14 @@ def kinds(photo: Image.Image) -> dict[str, tuple[bytes, Image.Image, float]]:
             saved(photo, "WEBP", save_all=True, append_images=[other] * 3, lossless=True),
             photo,
             0,
+        ),
+        "AVIF": (saved(photo, "AVIF", quality=95), photo, 4),
+        "AVIF with alpha": (saved(with_alpha, "AVIF", quality=95, subsampling="4:4:4"), photo, 4),
+        "grey AVIF": (saved(grey, "AVIF", quality=95), grey, 4),
+        "animated AVIF": (
+            saved(photo, "AVIF", save_all=True, append_images=[other] * 3, quality=95),
+            photo,
+            4,
         ),
         "several photos in a JPEG (MPO)": (
             saved(photo, "MPO", save_all=True, append_images=[other], quality=95),
@@ -911,6 +989,7 @@ def originals(photo: Image.Image) -> dict[str, bytes]:
         "BMP": saved(photo, "BMP"),
         "palette BMP": saved(photo.quantize(16), "BMP"),
         "GIF": saved(photo, "GIF", interlace=True),
+        "AVIF": saved(photo, "AVIF", exif=exif, icc_profile=bytes(500)),
     }
 
 
