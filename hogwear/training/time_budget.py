@@ -99,13 +99,17 @@ class Workload:
     pretrained: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Budget:
     """The plan of a run with a time budget: it trains until there is just time to finish."""
 
     deadline: float  # of time.monotonic()
     image_size: int
     closing_seconds: float  # expected from the last step to the exit
+
+    def expect_validation(self, seconds: float) -> None:
+        """Expect the last validation to take as long as one that has been measured."""
+        self.closing_seconds = seconds + SAVING_SECONDS
 
     @property
     def seconds_left(self) -> float:

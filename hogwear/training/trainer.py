@@ -175,9 +175,12 @@ class Trainer:
 
     def validate_average(self) -> bool:
         """Validate the averaged weights. False if a stop was requested before."""
+        started = time.monotonic()
         with self.optimizer.averaged(self.net):
             if not self.validator.validate(summarize_since_validation(self)):
                 return False
+        if self.budget:
+            self.budget.expect_validation(time.monotonic() - started)
         self.metrics = RunningMetrics()
         assert self.state.snapshot
         self.state.snapshot = replace(self.state.snapshot, metrics=RunningMetrics())

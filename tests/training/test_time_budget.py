@@ -27,6 +27,7 @@ from hogwear.training.time_budget import (
     measure_speed,
     plan_run,
 )
+from hogwear.training.validation import Validator
 
 SPEED = Speed(decoding=0.001, prediction=0.002, training=0.008)
 
@@ -192,6 +193,30 @@ def test_the_first_stage_is_the_result_where_it_takes_all_of_the_time(
     state = saved(tmp_path)
     assert state["finished"] and state["images_seen"] == 0
     assert [row["stage"] for row in state["history"]] == ["closed form"]
+
+
+def test_the_last_validation_is_expected_to_take_as_long_as_the_one_before(
+    data: Path, call: Call, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured to take no time at all, it takes 5 s."""
+    validate, add, started = Validator.validate, DivergenceDetector.add, clock.now
+
+    def validate_slowly(*arguments: Any) -> bool:
+        clock.now += 5
+        return validate(*arguments)
+
+    def train_slowly(detector: DivergenceDetector, loss: float) -> None:
+        clock.now += 0.2
+        add(detector, loss)
+
+    monkeypatch.setattr(Validator, "validate", validate_slowly)
+    monkeypatch.setattr(DivergenceDetector, "add", train_slowly)
+    monkeypatch.setattr(time_budget, "measure_speed", lambda *arguments: SPEED)
+    small = "--arch", "tinyvgg", "--image-size", 32, "--workers", 1
+    answer = call(train, "--time-budget", 30, *small, *at(data, tmp_path, tmp_path / "cache"))
+    assert answer.code == 0, answer
+    assert len(saved(tmp_path)["history"]) == 3, "from the first validation on, it is known"
+    assert 28 < clock.now - started < 31
 
 
 def test_epochs_and_a_budget_exclude_each_other(data: Path, call: Call, tmp_path: Path) -> None:
