@@ -65,7 +65,7 @@ class Corrections:
             parts.append(f"{rows} nothing ({self.unchanged[0]})")
         if self.unmatched:
             rows = plural(len(self.unmatched), "row names", "rows name")
-            parts.append(f"{rows} no photo ({self.unmatched[0]})")
+            parts.append(f"{rows} no photo of the data set ({self.unmatched[0]})")
         return f"{self.file}: {'; '.join(parts)}."
 
     def to_json(self) -> dict[str, int]:

@@ -135,7 +135,7 @@ def test_rows_without_an_effect_are_counted_with_an_example(tens: Path, cache: P
     assert note_of(find(tens, cache)) == (
         "corrections.csv: 1 photo relabelled, 0 left out; "
         "1 row changes nothing (line 7: handbag/1.jpg); "
-        "4 rows name no photo (line 3: footwear/99.jpg)."
+        "4 rows name no photo of the data set (line 3: footwear/99.jpg)."
     )
 
 
