@@ -795,7 +795,7 @@ def test_a_hostile_folder_is_trained_evaluated_and_predicted_and_nothing_is_writ
     assert errors.pop("cut\x1b[2J.jpg").startswith("image file is truncated")
     assert errors == {
         "bomb.png": "400.0 megapixels, over the limit of 20 (--max-megapixels)", "empty.jpg": "empty file",
-        "tiff.png": "not one of JPEG, PNG, WEBP, BMP, GIF", "out.jpg": OUT_OF_THE_FOLDER, "loop": OUT_OF_THE_FOLDER,
+        "tiff.png": "TIFF or a raw photo, which is not read; convert it to JPEG: magick mogrify -format jpg *.tif", "out.jpg": OUT_OF_THE_FOLDER, "loop": OUT_OF_THE_FOLDER,
         "fifo.jpg": "not a file", "socket": "No such device or address",
     }  # fmt: skip
     assert {Path(row["file"]).name for row in rows if not row["error"]} == {
