@@ -223,18 +223,20 @@ class Assigner:
                 self.classes_of[photo].append(label)
         self.room = {
             split: Counter(
-                {
-                    label: round(share * len(photos)) - len(self.photos_in(split, photos))
-                    for label, photos in enumerate(new)
-                }
+                {label: self.count_room(split, label, each) for label, each in enumerate(new)}
             )
-            for split, share in self.shares.items()
+            for split in self.shares
         }
         for label, photos in enumerate(classes):
             self.fill_shares(label, photos, new[label])
             movable = [photo for photo in new[label] if len(self.classes_of[photo]) == 1]
             self.fill_empty_splits(photos, movable)
         return self.splits
+
+    def count_room(self, split: str, label: int, new: list[str]) -> int:
+        """How many of its new photos a class needs in a split: one at least if it has none."""
+        room = round(self.shares[split] * len(new)) - len(self.photos_in(split, new))
+        return max(room, not self.photos_in(split, self.classes[label]))
 
     def put(self, photos: Group, split: str) -> None:
         for photo in photos:
@@ -261,8 +263,6 @@ class Assigner:
             left = [photo for photo in shuffled if photo not in self.splits]
             whole = (self.group_of.get(photo, (photo,)) for photo in left)
             groups = list({group[0]: group for group in whole}.values())
-            if not self.photos_in(split, photos):
-                self.room[split][label] = max(1, self.room[split][label])
             for group in groups:
                 if self.room[split][label] <= 0:
                     break
@@ -270,7 +270,9 @@ class Assigner:
                     self.put(group, split)
             if not self.photos_in(split, photos) and len(groups) > 1:
                 self.put(min(groups, key=len), split)
-        self.put(tuple(new), "train")
+        for photo in new:
+            if photo not in self.splits:
+                self.put(self.group_of.get(photo, (photo,)), "train")
 
     def fill_empty_splits(self, photos: list[str], movable: list[str]) -> None:
         """Where a class has no photo in a split, move some from the split with the most of them."""

@@ -357,18 +357,20 @@ def test_a_group_of_two_classes_is_in_one_split_and_counts_in_both() -> None:
         assert counts["val"] == counts["test"] == 0.15 * len(photos)
 
 
-def test_a_group_does_not_overfill_a_split_of_another_class() -> None:
-    groups = [("a0", *(f"b{i}" for i in range(60))), *((f"b{i}",) for i in range(60, 100))]
-    splits = assign(groups, [[f"a{i}" for i in range(20)], [f"b{i}" for i in range(100)]])
-    assert {splits[photo] for photo in groups[0]} == {"train"}
+@pytest.mark.parametrize("member", range(20))
+def test_a_group_does_not_overfill_a_split_of_another_class(member: int) -> None:
+    group = (f"a{member}", *(f"b{i}" for i in range(60)))
+    splits = assign([group], [[f"a{i}" for i in range(20)], [f"b{i}" for i in range(100)]])
+    assert {splits[photo] for photo in group} == {"train"}
 
 
 def test_a_class_without_a_photo_in_a_split_gets_a_whole_group() -> None:
-    """All groups of the second class are assigned with the first one, whose photos fill them."""
+    """Photos on their own fill the splits of the first class; all groups go to train with it."""
     groups = [(*(f"a{20 * i + j}" for j in range(20)), f"b{i}") for i in range(5)]
-    splits = assign(groups, [[f"a{i}" for i in range(100)], [f"b{i}" for i in range(5)]])
+    splits = assign(groups, [[f"a{i}" for i in range(120)], [f"b{i}" for i in range(5)]])
     assert all(len({splits[photo] for photo in group}) == 1 for group in groups)
-    assert {splits[f"b{i}"] for i in range(5)} == {"train", "val", "test"}
+    assert Counter(splits[f"b{i}"] for i in range(5)) == {"train": 3, "val": 1, "test": 1}
+    assert {splits[f"a{i}"] for i in range(100, 120)} == {"val", "test"}
 
 
 def test_groups_with_a_common_photo_become_one() -> None:

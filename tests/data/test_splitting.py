@@ -248,7 +248,10 @@ def test_every_split_gets_a_photo_of_each_class_even_with_very_few_groups() -> N
     assert put([group("a", 0, 1)], a=3) == {"a": {"train": 1, "val": 1, "test": 1}}
     assert put([group("a", *range(50))], a=50)["a"].keys() == {"train", "val", "test"}
     both = put([("a/0", "b/0"), ("a/1", "b/1"), ("a/2", "b/2")], a=20, b=3)
-    assert 14 <= both["a"]["train"] <= 16 and both["b"].keys() == {"train", "val", "test"}
+    assert 13 <= both["a"]["train"] <= 16, (
+        "a group may have to move for the sake of the other class"
+    )
+    assert both["b"].keys() == {"train", "val", "test"}
 
 
 def test_without_near_duplicates_the_shares_are_exact() -> None:
