@@ -118,7 +118,8 @@ def format_report(report: dict[str, Any]) -> Iterator[str]:
         if entries := report[key]:
             yield ""
             yield f"{key.replace('_', ' ').upper()} ({len(entries)}): {meaning}."
-            yield from format_list(map(format_entry, entries))
+            between = "  and  " if key == "divided_products" else "  =  "
+            yield from format_list(format_entry(entry, between) for entry in entries)
     yield ""
     if report["contradicted"] is None:
         reason = "there is no checkpoint yet; after training, the doctor also uses the network"
@@ -154,10 +155,10 @@ def format_counts(report: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:{width}}" + "".join(f"{cell:>8}" for cell in cells)
 
 
-def format_entry(entry: Entry | list[Entry]) -> str:
+def format_entry(entry: Entry | list[Entry], between: str) -> str:
     """A photo with what its list says about it, or a group of photos."""
     if isinstance(entry, list):
-        return "  =  ".join(map(format_photo, entry))
+        return between.join(map(format_photo, entry))
     if "probability" in entry:
         return f"{format_photo(entry)}: {entry['predicted']}, {entry['probability']:.1%}"
     details = [value for key, value in entry.items() if key not in ("file", "split", "class")]

@@ -167,7 +167,7 @@ def test_products_in_two_splits_are_listed_with_a_photo_in_each(
     ]
     assert [entry["split"] for entry in two] == ["train", "test"]
     assert "\nDIVIDED PRODUCTS (2): " in answer.stdout and "No problems" not in answer.stdout
-    assert "  =  ".join(f"{entry['file']} ({entry['split']}, topwear)" for entry in two) in (
+    assert "  and  ".join(f"{entry['file']} ({entry['split']}, topwear)" for entry in two) in (
         answer.stdout
     )
     without = call(doctor, *where)
