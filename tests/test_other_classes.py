@@ -134,6 +134,7 @@ def test_a_class_that_is_removed_and_added_again_costs_a_pass_each_and_both_are_
     assert best["val_loss"] / 2 < solved["val_loss"] < best["val_loss"] * 2
 
 
+@pytest.mark.long
 def test_the_first_classifier_of_an_untrained_network_is_that_of_a_new_run(
     data: Path, four: Path, cache: Path, call: Call, tmp_path: Path
 ) -> None:

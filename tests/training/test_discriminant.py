@@ -144,13 +144,13 @@ def test_leaving_a_group_out_equals_training_without_it(
     assert not are_close(found, among_all), "it makes a difference"
 
 
-@pytest.mark.parametrize("count", [6, 15, 60])
+@pytest.mark.parametrize("count", [6, 15])
 @pytest.mark.parametrize("kind", [DualSolver, PrimalSolver])
 def test_few_photos_of_many_features_are_not_predicted_by_their_own_labels(
     kind: type[Solver], count: int, photo_files: list[Path]
 ) -> None:
     """Of random labels nothing can be learned; with too small a ridge, rounding errors tell them."""
-    features = problem_of(photo_files, 24).features[:count]
+    features = problem_of(photo_files, 16).features[:count]
     labels = np.random.default_rng(0).permutation(np.arange(count) % CLASSES)
     problem = Problem(features, labels)
     solver, left_out = problem.dual if kind is DualSolver else problem.primal, problem.left_out()

@@ -188,7 +188,9 @@ def test_the_result_is_never_worse_than_the_first_stage(
 # --- interrupted
 
 
-@pytest.mark.parametrize("arch", ["tinyvgg", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "arch", ["tinyvgg", pytest.param("efficientnet_lite0", marks=pytest.mark.long)]
+)
 def test_a_run_that_is_stopped_again_and_again_equals_one_that_was_not(
     arch: str, tmp_path: Path
 ) -> None:
