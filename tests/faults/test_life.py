@@ -535,6 +535,7 @@ def test_whatever_happens_no_photo_is_lost_and_no_test_photo_was_trained_on(
     assert min(succeeded.get(script, 0) for script in ("train", "eval", "infer")) >= times(1, 50)
 
 
+@pytest.mark.long
 def test_whatever_happens_every_command_works_or_says_why_not(
     pool: list[bytes], start: Start, times: Times
 ) -> None:
