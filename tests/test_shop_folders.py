@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,24 @@ from helpers import Start, at
 ONCE = ("--arch", "tinyvgg", "--image-size", 32, "--workers", 1, "--epochs", 1)
 
 
+def copy_photos(
+    photo_files: list[Path], data: Path, count: int, subfolder: Callable[[int], str]
+) -> Path:
+    """data/CLASS/SUBFOLDER/*.jpg: `count` photos of each of two classes. Returns `data`."""
+    for name in ("footwear", "handbag"):
+        files = [photo for photo in photo_files if photo.name.startswith(name)][:count]
+        for i, photo in enumerate(files):
+            folder = data / name / subfolder(i)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photo, folder / photo.name)
+    return data
+
+
 @pytest.fixture
 def shop(tmp_path: Path, photo_files: list[Path]) -> Path:
-    """data/CLASS/{YEAR/,}*.jpg: 20 photos of two classes, a third of them in the folder itself."""
-    for name in ("footwear", "handbag"):
-        files = [photo for photo in photo_files if photo.name.startswith(name)][:20]
-        for i, photo in enumerate(files):
-            place = tmp_path / "data" / name / ("", "2024", "2025/spring")[i % 3]
-            place.mkdir(parents=True, exist_ok=True)
-            shutil.copy(photo, place / photo.name)
-    return tmp_path / "data"
+    """20 photos of each class, a third of them in its folder itself."""
+    subfolders = ("", "2024", "2025/spring")
+    return copy_photos(photo_files, tmp_path / "data", 20, lambda i: subfolders[i % 3])
 
 
 def test_train_and_eval_use_the_photos_in_subfolders_and_name_what_is_not_used(
@@ -41,14 +50,8 @@ def test_train_and_eval_use_the_photos_in_subfolders_and_name_what_is_not_used(
 
 @pytest.fixture
 def products(tmp_path: Path, photo_files: list[Path]) -> Path:
-    """data/CLASS/ITEM/*.jpg: two photos of each of twelve things of two classes."""
-    for name in ("footwear", "handbag"):
-        files = [photo for photo in photo_files if photo.name.startswith(name)][:24]
-        for i, photo in enumerate(files):
-            place = tmp_path / "data" / name / f"item {i // 2}"
-            place.mkdir(parents=True, exist_ok=True)
-            shutil.copy(photo, place / photo.name)
-    return tmp_path / "data"
+    """Two photos of each of twelve products of each class."""
+    return copy_photos(photo_files, tmp_path / "data", 24, lambda i: f"item {i // 2}")
 
 
 def test_train_keeps_products_together_and_eval_follows(
