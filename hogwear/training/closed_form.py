@@ -67,9 +67,13 @@ class Problem:
             everyone = np.arange(len(labels))
             return call_in_worker(lambda: classify(DualSolver(residuals[everyone], means)))
         [scatter] = cluster.all_reduce([call_in_worker(residuals.scatter)])
-        [sample] = cluster.all_gather([residuals[some]])
-        total = int(counts.sum())
-        return call_in_worker(lambda: classify(PrimalSolver(scatter, total, means, sample)))
+        gathered = cluster.all_gather([residuals[some]]) if cluster.machines > 1 else []
+
+        def create() -> Solver:
+            sample = gathered[0] if gathered else residuals[some]  # up to 70 MB
+            return PrimalSolver(scatter, int(counts.sum()), means, sample)
+
+        return call_in_worker(lambda: classify(create()))
 
     def sum_classes(self) -> tuple[Float64Array, Int64Array]:
         """By class: the sum of the features, (classes, D), and the number of photos, (classes,)."""
@@ -92,7 +96,11 @@ class Residuals:
 
     def __getitem__(self, index: Int64Array) -> Float32Array:
         """The residuals of the photos with these indices, (k,): (k, D)."""
-        return self.read(index) - self.means[self.labels[index]]
+        residuals = np.empty((len(index), self.means.shape[1]), np.float32)
+        for part in blocks(len(index)):
+            some = index[part]
+            residuals[part] = self.read(some) - self.means[self.labels[some]]
+        return residuals
 
     def scatter(self) -> Float32Array:
         """The sum of the outer products of all residuals, (D, D)."""

@@ -148,7 +148,8 @@ class PrimalSolver(Solver):
         )
 
         def own(rows: Tensor) -> Tensor:
-            return residuals[rows] @ residuals[rows].transpose(1, 2)
+            chosen = residuals[rows]
+            return chosen @ chosen.transpose(1, 2)
 
         weight = torch.cholesky_solve(self.means.T, root).T
         return Products(own, residuals @ means.T, means @ means.T, weight)
