@@ -31,6 +31,7 @@ MAX_EXPONENT = 12  # of 2, by which it goes up or down
 # A smaller ridge * N / D is lost in the rounding of float32. Then the few photos of a large D would
 # be predicted by their own labels, and seem to be right: docs/decisions/closed-form-head.md
 MIN_STRENGTH = 0.005
+ROWS_AT_ONCE = 1024  # rows of residuals that are solved for together
 # A leverage is computed as 1 minus almost 1; smaller ones are rounding errors, and count as 0. If
 # all photos of a class are equal, such an error alone would give their class away.
 ROUNDING = 1e-6
@@ -138,21 +139,23 @@ class PrimalSolver(Solver):
         """The lower Cholesky factor of A, (D, D)."""
         matrix = self.covariance.clone()
         matrix.diagonal().add_(ridge)
-        return torch.linalg.cholesky(matrix)
+        return torch.linalg.cholesky(matrix, out=matrix)
 
     def products(self, ridge: float) -> Products:
         root = self.root(ridge)
-        residuals, means = (
-            torch.linalg.solve_triangular(root, x.T, upper=False).T
-            for x in (self.residuals, self.means)
-        )
+        weight = torch.cholesky_solve(self.means.T, root).T
+
+        def own_of_some(rows: Tensor) -> Tensor:
+            chosen = self.residuals[rows.flatten()].T
+            solved = torch.linalg.solve_triangular(root, chosen, upper=False)
+            solved = solved.T.view(*rows.shape, -1)
+            return solved @ solved.transpose(1, 2)
 
         def own(rows: Tensor) -> Tensor:
-            chosen = residuals[rows]
-            return chosen @ chosen.transpose(1, 2)
+            groups = max(1, ROWS_AT_ONCE // rows.shape[1])
+            return torch.cat([own_of_some(some) for some in rows.split(groups)])
 
-        weight = torch.cholesky_solve(self.means.T, root).T
-        return Products(own, residuals @ means.T, means @ means.T, weight)
+        return Products(own, self.residuals @ weight.T, self.means @ weight.T, weight)
 
 
 @dataclass(frozen=True)
