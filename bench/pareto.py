@@ -193,7 +193,7 @@ def draw_panel(axes: Axes, results: Results) -> None:
                 note(axes, f"↓ {y:.2f}", x, floor, (0, -17 - 11 * (below % 2)))
             else:
                 axes.vlines(x, max(min(runs), floor), max(runs), color=colour, alpha=0.4, zorder=1)
-    for settings, text, offset in ((STAGE_1, "stage 1", -17), (DEFAULTS, "defaults", 10)):
+    for settings, text, offset in ((STAGE_1, "stage 1", 10), (DEFAULTS, "defaults", -20)):
         if point := medians.get((OURS, settings)):
             axes.scatter(*point, 110, facecolors="none", edgecolors=BLUE, linewidths=1.5, zorder=4)
             note(axes, text, *point, (0, offset))
