@@ -34,7 +34,6 @@ PARTS = {
         runs.peers,
         pareto,
         profile,
-        runs.accuracy,
         runs.time_budget,
         runs.predecessor,
         runs.fashion_mnist,

@@ -42,7 +42,6 @@ PEERS = (  # (peer, epochs)
     ("loop", 2),  # where it is most accurate
 )
 TIME_BUDGETS = ((10, 30), (30, 150))  # seconds, for the first and the second data set
-FASTER = ("--image-size", 128, "--epochs", 1)
 
 
 class Run(NamedTuple):
@@ -121,35 +120,6 @@ def peers() -> str:
     ]
     header = ["", "runs", "seconds", "time ratio", "test accuracy"]
     return markdown_table(header, rows) + attempts.report()
-
-
-def accuracy() -> str:
-    """`train.py` from process start to exit with nothing cached, then `eval.py`.
-
-    Accuracy is that on the test split; clothing10 has none, so there it is that on validation.
-    """
-    rows = []
-    first, *others = data_sets()
-    cases: list[tuple[Path, range, tuple[object, ...]]] = [
-        (first, range(5), ()),
-        (first, range(5), FASTER),
-    ]
-    for photos in others:
-        cases += [(photos, SEEDS, ()), (photos, SEEDS, ("--time-budget", 75))]
-    for photos, seeds, flags in cases:
-        runs = [run_hogwear(photos, seed, *flags) for seed in seeds]
-        accuracies = [run.accuracy for run in runs]
-        rows.append(
-            [
-                photos.name,
-                " ".join(map(str, flags)) or "defaults",
-                str(len(runs)),
-                format_range([run.train_seconds for run in runs], ".1f"),
-                format_range(accuracies, ".4f"),
-                f"{statistics.mean(accuracies):.4f}",
-            ]
-        )
-    return markdown_table(["photos", "settings", "seeds", "seconds", "accuracy", "mean"], rows)
 
 
 def time_budget() -> str:
