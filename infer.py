@@ -104,11 +104,11 @@ def load_given(
 ) -> Iterator[list[Photo]]:
     """The photos of --images, each once, in chunks, so that memory does not grow with their number.
 
-    The name of a photo's folder is its true class, where it is one of the classes. Warns in the end
-    if the network was trained on any of them. BadInput for a path that does not exist or overlaps
-    with the results, and if there are no files.
+    Warns in the end if the network was trained on any of them. BadInput for a path that does not
+    exist or overlaps with the results, and if there are no files.
     """
-    files = find_files(settings.images, responses)
+    found = find_files(settings.images, responses)
+    files = list(found)
     decoder = create_decoder(
         Paths(files), trained.image_size, settings, min(machine.cpus(), len(files))
     )
@@ -120,13 +120,13 @@ def load_given(
             decoded = dict(workers.run("decode", rows))
             photos = []
             for row in rows:
-                folder = normalize(files[row].absolute().parent.name)
-                true_class = folder if folder in trained.class_names else None
+                file = files[row]
+                true_class = find_true_class(file, found[file], trained.class_names)
                 if isinstance(decoded[row], str):
-                    photos.append(Photo(files[row], true_class, None, error=decoded[row]))
+                    photos.append(Photo(file, true_class, None, error=decoded[row]))
                 else:
                     image, content_hash = decoded[row]
-                    photos.append(Photo(files[row], true_class, image, content_hash=content_hash))
+                    photos.append(Photo(file, true_class, image, content_hash=content_hash))
                     hashes.append(content_hash)
             yield photos
     known = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(hashes), HASH_SIZE)
@@ -137,9 +137,22 @@ def load_given(
         )
 
 
-def find_files(patterns: tuple[Path, ...], responses: Responses) -> list[Path]:
-    """The files of --images: glob patterns are expanded, folders searched."""
-    files: dict[Path, None] = {}
+def find_true_class(file: Path, within: Path, class_names: tuple[str, ...]) -> str | None:
+    """The class that a photo is filed under, if any: the outermost folder with a class's name.
+
+    Only the folders `within` one are looked at, and that one last.
+    """
+    within = within.absolute()
+    folders = [*file.absolute().parent.relative_to(within).parts, within.name]
+    return next((name for name in map(normalize, folders) if name in class_names), None)
+
+
+def find_files(patterns: tuple[Path, ...], responses: Responses) -> dict[Path, Path]:
+    """The files of --images, {file: the folder that was searched for it, or its own}.
+
+    Glob patterns are expanded.
+    """
+    files: dict[Path, Path] = {}
     for pattern in patterns:
         matching = [pattern]
         if not pattern.exists():
@@ -152,14 +165,15 @@ def find_files(patterns: tuple[Path, ...], responses: Responses) -> list[Path]:
             )
         responses.require_apart(matching)
         for path in matching:
-            files |= dict.fromkeys(files_in(path) if path.is_dir() else [path])
+            inside, folder = (files_in(path), path) if path.is_dir() else ([path], path.parent)
+            files |= {file: folder for file in inside if file not in files}
     if not files:
         raise BadInput(
             f"--images: no files in {', '.join(map(str, patterns))}; "
             "give photos or folders of photos"
         )
     responses.require_apart(files)
-    return list(files)
+    return files
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -138,6 +138,24 @@ def test_every_input_is_accounted_for(data: Path, predict: Infer, tmp_path: Path
     assert {f"shoe_{shoe['predicted']}.png", f"shoe_{shoe['predicted']}_2.png"} <= pictures
 
 
+def test_the_class_of_a_photo_is_the_outermost_folder_of_that_name(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
+    """Folders above the one that is named say nothing about its photos."""
+    photo = next((data / "test" / "footwear").iterdir())
+    folders = {
+        "test/footwear/2024": "footwear", "test/footwear/handbag": "footwear",
+        "test/handbag": "handbag", "test/new": None, "test": None,
+    }  # fmt: skip
+    for folder in folders:
+        copy = tmp_path / "eyewear" / folder / "photo.jpg"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, copy)
+    assert predict("--images", tmp_path / "eyewear" / "test", "--pictures", 0).code == 0
+    found = {Path(row["file"]).parent: row["true_class"] for row in answers_in(tmp_path)}
+    assert found == {tmp_path / "eyewear" / folder: name for folder, name in folders.items()}
+
+
 def test_every_input_is_sorted_into_a_folder_or_named_with_the_reason(
     data: Path, predict: Infer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -282,6 +282,7 @@ def test_without_rename_it_is_a_class_less_and_a_new_one(
 ) -> None:
     answer = call(train, *SOLVED, *at(renamed, folder, cache))
     assert answer.code == 0 and "added umbrellas; removed footwear." in answer.stdout, answer
+    assert "add --rename footwear=umbrellas" in answer.stdout
     assert stages(saved(folder))[3:] == [(10, "classes changed")]
 
 

@@ -138,9 +138,13 @@ def is_job_done(saved: RunState) -> bool:
 
 
 def print_start(start: StartingPoint) -> None:
-    checkpoint, saved = start.checkpoint, start.saved
-    if start.change:
-        print(escape(f"The classes have changed since the last run: {start.change.describe()}."))
+    checkpoint, saved, change = start.checkpoint, start.saved, start.change
+    if change:
+        print(escape(f"The classes have changed since the last run: {change.describe()}."))
+        if len(change.added) == len(change.removed) == 1:
+            [new], [old] = change.added, change.removed
+            hint = f"If {new} is only the new name of {old}, stop, and add --rename {old}={new}."
+            print(escape(hint))
     if checkpoint is None or saved is None:
         line = f"Starting a new run: {start.reason}."
     elif saved.initial:

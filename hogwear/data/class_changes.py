@@ -47,12 +47,19 @@ class ClassChange:
         """For each class its name before, or the present one for a new class."""
         return tuple(self.kept.get(name, name) for name in self.after)
 
+    @property
+    def added(self) -> list[str]:
+        return [name for name in self.after if name not in self.kept]
+
+    @property
+    def removed(self) -> list[str]:
+        return [name for name in self.before if name not in self.kept.values()]
+
     def describe(self) -> str:
         """What has changed, as a part of a sentence."""
-        kept = self.kept
         parts = {
-            "added": [name for name in self.after if name not in kept],
-            "removed": [name for name in self.before if name not in kept.values()],
+            "added": self.added,
+            "removed": self.removed,
             "renamed": [f"{old} to {new}" for old, new in self.renamed.items()],
         }
         return "; ".join(
