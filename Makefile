@@ -12,6 +12,11 @@ NUMERIC := $(addprefix tests/,commands/test_export.py evaluation/test_mistakes.p
   evaluation/test_predict.py networks test_eval.py test_infer.py test_model.py test_train.py \
   training/test_closed_form.py training/test_hogwild.py training/test_time_budget.py)
 SBOM ?= sbom.json
+IMAGES := $(addprefix $${HOGWEAR_IMAGE:-hogwear}-,train eval infer)
+# For the labels of images. A URL with a password in it stays on this machine.
+LABELS = HOGWEAR_VERSION=$$(sed -n 's/^__version__ = "\(.*\)".*/\1/p' hogwear/__init__.py) \
+  HOGWEAR_REVISION=$$(git rev-parse HEAD 2> /dev/null || echo unknown) \
+  HOGWEAR_SOURCE=$$(git remote get-url origin 2> /dev/null | grep -v @ || echo unknown)
 ENGINE := docker compose version > /dev/null 2>&1 && docker info > /dev/null 2>&1
 
 help: ## List these targets
@@ -32,7 +37,7 @@ demo-venv: .venv/ready
 	.venv/bin/python infer.py
 
 build: ## Build the three images
-	docker compose build
+	$(LABELS) docker compose build
 
 smoke: ## Run the three commands in Docker and check their results
 	tests/smoke_test.sh
@@ -68,6 +73,7 @@ lint: .venv/tools ## Run ruff, import-linter, mypy, hadolint, shellcheck and com
 	if docker compose version > /dev/null 2>&1; then \
 	  docker compose --profile '*' config --quiet; \
 	  docker stack config --compose-file docker/swarm.yml > /dev/null; \
+	  docker buildx bake --print > /dev/null; \
 	fi
 
 audit: .venv/tools ## Check the run-time packages for known vulnerabilities
@@ -100,7 +106,10 @@ bench: .venv/bench ## Compare with other libraries and write bench/RESULTS.md (h
 	.venv/bin/python -m bench
 
 clean: ## Remove caches, .venv, containers, images, volume; keep data/, model/, responses/
-	if $(ENGINE); then docker compose --profile '*' down --volumes --rmi local --remove-orphans; fi
+	if $(ENGINE); then \
+	  docker compose --profile '*' down --volumes --remove-orphans; \
+	  docker image rm --force $(IMAGES); \
+	fi
 	rm -rf .venv .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache mutants
 	find . \( -path ./data -o -path ./model -o -path ./responses -o -path ./.git \) -prune \
 	  -o -name __pycache__ -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hogwear import __version__
 from hogwear.commands.shared_settings import SharedSettings, find_photos, load_model
 from hogwear.data import leakage, loading
 from hogwear.data.photos import Photos, Split
@@ -120,6 +121,7 @@ def provenance(trained: "TrainedModel", photos: Photos, pixels: Pixels) -> dict[
             "dtype": str(trained.dtype).removeprefix("torch."),
         },
         "packages": {
+            "hogwear": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "pillow", "matplotlib")},
         },

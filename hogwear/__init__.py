@@ -2,3 +2,5 @@
 system, data, networks, evaluation, cluster, training, commands.
 Each imports only wings before it; `make lint` checks that.
 """
+
+__version__ = "0.1.0"  # the only place: labels of images and everything else follow

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from containers import PROJECT, change_owner, copy_checkout, engine_answers, run
+from containers import PROJECT, SERVICES, change_owner, copy_checkout, engine_answers, image, run
 from containers import ROOT as ROOT  # for the tests, too
 from helpers import (
     CLASSES,
@@ -272,7 +272,8 @@ def checkout(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield folder
     finally:
         compose = ("docker", "compose", "--profile", "*")
-        run(*compose, "down", "--volumes", "--rmi", "local", cwd=folder)
+        run(*compose, "down", "--volumes", cwd=folder)
+        run("docker", "image", "rm", *map(image, SERVICES))
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SERVICES = ("train", "eval", "infer")
 PROJECT = f"hogwear-test-{os.getpid()}"
+VERSION = "1.2.3"  # for the labels of the images
+# Projects and images of our own, and not the user's
+OURS = {"COMPOSE_PROJECT_NAME": PROJECT, "HOGWEAR_IMAGE": PROJECT, "HOGWEAR_VERSION": VERSION}
 OCI_FAILED = 126  # `docker exec` could not start the command
 
 
@@ -17,7 +20,7 @@ def attempt(
     *command: str, cwd: Path = ROOT, timeout: float = 300, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command with these environment variables, whatever its exit code."""
-    env = os.environ | {"COMPOSE_PROJECT_NAME": PROJECT} | variables
+    env = os.environ | OURS | variables
     return subprocess.run(
         command,
         check=False,
@@ -55,7 +58,7 @@ def run(*command: str, cwd: Path = ROOT, timeout: float = 300) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"COMPOSE_PROJECT_NAME": PROJECT},
+        env=os.environ | OURS,
     )
     failure = f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}"
     assert done.returncode == 0, failure

@@ -5,14 +5,15 @@
 #
 # Builds the images; then trains, evaluates and predicts on the built-in sample and on fashion5 (the
 # folder FASHION5, or ../shared/data/fashion5), and checks the results on the host and in a container.
-# Works in a temporary copy under a project name of its own, so that your model/, responses/ and
-# volume are not touched. Only the images remain.
+# Works in a temporary copy, with a project and images of its own, so that your model/, responses/,
+# volume and images are not touched. Nothing remains but the build cache.
 set -euo pipefail
 umask 022
 cd "$(dirname "$0")/.."
 
 fashion5=${FASHION5:-../shared/data/fashion5}
 export COMPOSE_PROJECT_NAME=hogwear-smoke-$$
+export HOGWEAR_IMAGE=$COMPOSE_PROJECT_NAME
 unset COMPOSE_FILE # and all settings, so that the defaults are tested
 unset HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,TIME_BUDGET,WORKERS,BATCH_SIZE,LR,MOMENTUM,NO_MIRROR,SEED,FRESH}
 unset HOGWEAR_{PICTURES,NUM_IMAGES,IMAGES,MAX_MEGAPIXELS,MAX_MEGABYTES,PIDS}
@@ -27,6 +28,7 @@ clean_up() {
   local ours=label=com.docker.compose.project=$COMPOSE_PROJECT_NAME
   docker ps --all --quiet --filter "$ours" | while read -r id; do docker rm --force "$id"; done > /dev/null
   docker volume ls --quiet --filter "$ours" | while read -r id; do docker volume rm "$id"; done > /dev/null
+  docker image rm "$HOGWEAR_IMAGE"-{train,eval,infer} > /dev/null 2>&1 || true
   cd /
   chmod -R u+w "$work" # photos copied from a read-only folder
   rm -rf "$work"
@@ -117,10 +119,6 @@ photos=
 if [ -d "$fashion5" ]; then photos=$(cd "$fashion5" && pwd); fi
 cd "$work"
 mkdir data
-# A project of its own with the usual images, so that they remain and the next run is quick.
-printf 'services:\n' > docker-compose.override.yml
-printf '  %s: {image: hogwear-%s}\n' train train eval eval infer infer >> docker-compose.override.yml
-
 check 'the images build' docker compose build
 if [ "$failed" -eq 0 ]; then
   pipeline 'built-in sample' 0.9

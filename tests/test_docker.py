@@ -8,6 +8,7 @@ ones seconds.
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from containers import (
     PROJECT,
     ROOT,
     SERVICES,
+    VERSION,
+    attempt,
     capabilities,
     image,
     owners_of,
@@ -23,6 +26,8 @@ from containers import (
     run,
     wait_for_output,
 )
+
+from hogwear import __version__
 
 LONG = pytest.mark.long
 OWNERS = pytest.mark.parametrize(
@@ -63,7 +68,9 @@ def test_services_behind_a_profile_run_an_image_that_docker_compose_build_update
         built = Path(service["build"]["dockerfile"]).suffix.removeprefix(".")
         assert "profiles" not in services[built]
         assert services[built]["build"] == service["build"]
-        assert service["image"] == f"${{COMPOSE_PROJECT_NAME}}-{built}"
+        assert (
+            service["image"] == f"${{HOGWEAR_IMAGE:-hogwear}}-{built}" == services[built]["image"]
+        )
         assert service["pull_policy"] == "never", "nobody else publishes it"
 
 
@@ -76,6 +83,40 @@ def test_images_share_all_their_layers(checkout: Path) -> None:
         for s in SERVICES
     ]
     assert layers[0] == layers[1] == layers[2]
+
+
+@pytest.mark.engine
+def test_labels_say_what_an_image_is(checkout: Path) -> None:
+    inspect = ("docker", "image", "inspect", "--format", "{{json .Config.Labels}}")
+    for service in SERVICES:
+        labels = json.loads(run(*inspect, image(service)))
+        names = {name.removeprefix("org.opencontainers.image."): labels[name] for name in labels}
+        assert names["version"] == VERSION and names["licenses"] == "Apache-2.0"
+        assert {"title", "revision", "source"} <= names.keys()
+
+
+@pytest.mark.engine
+def test_a_release_is_the_three_images_of_compose_with_the_version_as_their_tag() -> None:
+    printed = attempt("docker", "buildx", "bake", "--print").stdout
+    targets = json.loads(printed)["target"]
+    assert targets.keys() == set(SERVICES)
+    for service, target in targets.items():
+        assert target["dockerfile"] == f"Dockerfile.{service}"
+        assert target["tags"] == [f"{image(service)}:{VERSION}"]
+        assert target["args"]["HOGWEAR_VERSION"] == VERSION
+
+
+def test_make_build_labels_images_with_the_version() -> None:
+    command = run("make", "--dry-run", "build")
+    version = subprocess.run(
+        command.replace("docker compose build", "env"),
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    ).stdout
+    assert f"HOGWEAR_VERSION={__version__}\n" in version and "HOGWEAR_REVISION=" in version
 
 
 @pytest.mark.engine

@@ -22,6 +22,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
+from hogwear import __version__
 from hogwear.system.errors import BadInput
 
 S = TypeVar("S")
@@ -83,6 +84,7 @@ def parse(settings: type[S], arguments: list[str] | None = None) -> S:
         epilog="Each flag can also be set in the environment as HOGWEAR_<FLAG>, for example "
         "HOGWEAR_SEED=1.",
     )
+    parser.add_argument("--version", action="version", version=f"Hogwear {__version__}")
     declared: tuple[Field[Any], ...] = fields(settings)  # type: ignore[arg-type]
     for setting in declared:
         parser.add_argument(flag_name(setting), **make_option(setting))

@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 
+from hogwear import __version__
 from hogwear.system.artifacts import CHECKPOINT, PREVIOUS_CHECKPOINT
 from hogwear.system.errors import BadInput, NoCheckpoint, is_out_of_memory
 from hogwear.system.files import unfinished_prefix, write_atomically
 from hogwear.system.text import warn
 
-FORMAT = 6
+FORMAT = 7
+HEADER = {"format": FORMAT, "version": __version__}  # of every checkpoint, beside its state
 DIGEST_SIZE = hashlib.sha256().digest_size
 SAVING_SHARE = 0.02  # of the time that may go into saving
 
@@ -47,7 +49,7 @@ def save(model_dir: Path, state: dict[str, Any]) -> None:
     """
     file = model_dir / CHECKPOINT
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
+    torch.save({**HEADER, **state}, buffer)
     buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
     try:
         for leftover in model_dir.glob(f"{unfinished_prefix(file)}*"):  # of a save that was killed

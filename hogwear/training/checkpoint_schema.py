@@ -144,6 +144,7 @@ BEST: dict[str, Schema] = {
 # What depends on other values, and is ANYTHING here, is checked in `validate`.
 STATE: dict[str, Schema] = {
     "format": ANYTHING,
+    "version": matching(r"\d+(\.\d+){2}[.+a-z0-9]*", "a version of Hogwear"),
     "class_names": Rule("a list of two or more different printable names", are_class_names),
     "hyperparameters": HYPERPARAMETERS,
     "photos": {"is_sample": SWITCH, "train": PHOTO_SET, "val": PHOTO_SET},

@@ -111,17 +111,16 @@ def built(proxy: Proxy, ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory
         "services: {train: {build: {network: host}}}\n"
     )
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
-    project = f"{PROJECT}-behind"
+    name = f"{PROJECT}-behind"
     build = ("docker", "compose", "build", "--build-arg", f"HTTPS_PROXY={proxy.url}", "train")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TORCH_INDEX_URL", raising=False)
-        done = attempt(*build, cwd=folder, HOGWEAR_BUILD_CA="ca.pem", COMPOSE_PROJECT_NAME=project)
+        done = attempt(*build, cwd=folder, HOGWEAR_BUILD_CA="ca.pem", HOGWEAR_IMAGE=name)
     try:
         assert done.returncode == 0, done.stdout + done.stderr
-        yield f"{project}-train"
+        yield f"{name}-train"
     finally:
-        down = ("docker", "compose", "down", "--rmi", "local")
-        attempt(*down, cwd=folder, COMPOSE_PROJECT_NAME=project)
+        attempt("docker", "image", "rm", f"{name}-train")
 
 
 def test_the_image_builds_behind_a_proxy_with_a_private_ca(built: str, proxy: Proxy) -> None:

@@ -140,7 +140,8 @@ def test_help_shows_every_flag_with_its_default_and_how_to_name_its_variable(
     text = capsys.readouterr().out
     assert exit.value.code == 0
     assert set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)) == {
-        f.name.replace("_", "-") for f in fields(script.Settings)
+        "version",
+        *(f.name.replace("_", "-") for f in fields(script.Settings)),
     }
     assert "HOGWEAR_<FLAG>" in text
     for setting in fields(script.Settings):

@@ -13,7 +13,7 @@ from hogwear.networks.network import Network
 from hogwear.networks.parameters import OptimizerState
 from hogwear.training import checkpoint
 from hogwear.training.changed_classes import change_classes, move_flat_rows, move_rows
-from hogwear.training.checkpoint import FORMAT, Checkpoint
+from hogwear.training.checkpoint import HEADER, Checkpoint
 from hogwear.training.discriminant import Forecast
 from hogwear.training.recovery import Snapshot
 from hogwear.training.run_state import RunState
@@ -177,7 +177,7 @@ def test_an_interrupted_run_goes_on_with_the_rows_in_their_new_order(tmp_path: P
         weight = before[-5 * 641 : -5].view(5, 640)
         assert torch.equal(after[-5 * 641 : -5].view(5, 640), weight[order])
     assert (changed.images_seen, changed.rollbacks, changed.start_loss) == (150, 1, 0.9)
-    state = {"format": FORMAT, **changed.state_dict()}
+    state = {**HEADER, **changed.state_dict()}
     model.validate_checkpoint(Checkpoint(Path("checkpoint.pt"), state, ""))
     checkpoint.save(tmp_path, changed.state_dict())
     assert RunState.load_state_dict(checkpoint.load(tmp_path).state).class_names == RENAMED.after

@@ -62,7 +62,7 @@ def test_what_was_saved_is_loaded(state: RunState, tmp_path: Path) -> None:
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_is_saved_is_a_valid_checkpoint(state: RunState, finished: bool) -> None:
     state.finished = finished
-    saved = {"format": checkpoint.FORMAT, **state.state_dict()}
+    saved = {**checkpoint.HEADER, **state.state_dict()}
     model.validate_checkpoint(Checkpoint(Path("checkpoint.pt"), saved, ""))
     assert (saved["snapshot"] is None) == finished, "a finished run has its best weights only"
 

@@ -14,7 +14,7 @@ from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
 from hogwear.evaluation import metrics, predict
 from hogwear.networks.network import Network
 from hogwear.system.arrays import AnyArray, Float32Array
-from hogwear.training.checkpoint import FORMAT, Checkpoint
+from hogwear.training.checkpoint import HEADER, Checkpoint
 from hogwear.training.discriminant import Classifier, Forecast
 from hogwear.training.heads import HeadFitter
 from hogwear.training.history import HOGWILD, HistoryRow, RunningMetrics
@@ -207,7 +207,7 @@ def test_without_one_finite_output_a_checkpoint_can_still_be_read(validation: Va
     validator = validation.validator(logits)
     assert validator.validate(ROW)
     validator.state.finished = True
-    state = {"format": FORMAT, **validator.state.state_dict()}
+    state = {**HEADER, **validator.state.state_dict()}
     model.validate_checkpoint(Checkpoint(Path("checkpoint.pt"), state, ""))
 
 
