@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hogwear import __version__
-from hogwear.commands.shared_settings import SharedSettings, find_photos, load_model
+from hogwear.commands.shared_settings import (
+    UNKNOWN_RATE,
+    SharedSettings,
+    find_photos,
+    load_model,
+)
 from hogwear.data import leakage, loading
 from hogwear.data.photos import Photos, Split
 from hogwear.data.pixels import Pixels
 from hogwear.system import command, machine
+from hogwear.system.arrays import Float32Array
 from hogwear.system.artifacts import EVALUATION
 from hogwear.system.files import write_atomically
 from hogwear.system.text import escape, warn
@@ -37,6 +43,8 @@ class Settings(SharedSettings):
 
     Without a test split, the validation photos are used.
     """
+
+    unknown_rate: float = UNKNOWN_RATE
 
 
 def main(settings: Settings) -> None:
@@ -68,6 +76,7 @@ def main(settings: Settings) -> None:
         "schema": SCHEMA,
         **evaluation.measure_accuracy(),
         **evaluation.measure_calibration(),
+        "unknown": measure_unknown(trained, logits, settings.unknown_rate),
         "mistakes": [mistake.to_json() for mistake in mistakes],
         "split": split.name,
         "skipped": len(pixels.skipped),
@@ -97,6 +106,20 @@ def choose_split(photos: Photos) -> Split:
             "so the accuracy is optimistic"
         )
     return split
+
+
+def measure_unknown(
+    trained: "TrainedModel", logits: Float32Array, rate: float
+) -> dict[str, float | str | None]:
+    """How many photos of the split are called unknown, by their logits, (n, classes)."""
+    is_unknown = trained.is_unknown(logits, rate)
+    return {
+        "rate": rate,
+        "threshold": trained.novelty_threshold(rate),
+        "share": None if is_unknown is None else float(is_unknown.mean()),
+        "auroc": trained.novelty_auroc,
+        "off": trained.unknown_is_off or None,
+    }
 
 
 def provenance(trained: "TrainedModel", photos: Photos, pixels: Pixels) -> dict[str, Any]:
@@ -149,6 +172,13 @@ def format_table(results: dict[str, Any]) -> list[str]:
             f"{row['support']:6d}  {confused}".rstrip()
         )
     low, high = results["test_acc_interval"]
+    unknown = results["unknown"]
+    other_things = f"Photos of other things are not recognised as unknown: {unknown['off']}."
+    if unknown["off"] is None:
+        other_things = (
+            f"called unknown: {unknown['share']:.1%} of these photos (--unknown-rate "
+            f"{unknown['rate']:g}); AUROC for other things: {unknown['auroc']:.3f}"
+        )
     return [
         *lines,
         "",
@@ -157,6 +187,7 @@ def format_table(results: dict[str, Any]) -> list[str]:
         f"loss {results['test_loss']:.4f}",
         f"baseline (always {results['majority_class']}): {results['majority_acc']:.4f}; "
         f"{results['images_per_second']:.0f} images/s",
+        other_things,
     ]
 
 

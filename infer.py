@@ -13,12 +13,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from hogwear.commands.shared_settings import SharedSettings, find_photos, load_model
+from hogwear.commands.shared_settings import (
+    UNKNOWN_RATE,
+    SharedSettings,
+    find_photos,
+    load_model,
+)
 from hogwear.data import decoding
 from hogwear.data.contents import shorten_hashes
 from hogwear.data.decoding import HASH_SIZE, Limits
@@ -54,10 +60,11 @@ class Settings(SharedSettings):
         "photos, folders or glob patterns to predict, instead of random test photos", ()
     )
     sort: bool = flag(
-        "copy the photos of --images into folders by class, sorted/CLASS/ and sorted/unsure/",
+        "copy the photos of --images into sorted/CLASS/, sorted/unsure/ and sorted/unknown/",
         False,
         default_help="off",
     )
+    unknown_rate: float = UNKNOWN_RATE
     pictures: int = flag(
         "draw pictures and contact sheets of the first N photos only", 100, Range(0)
     )
@@ -84,7 +91,7 @@ def main(settings: Settings) -> None:
     predictions: list[Prediction] = []
     for photos in load(settings, trained, responses):
         with_image = max(0, settings.pictures - len(predictions))
-        predicted = predict_photos(trained, photos, with_image)
+        predicted = predict_photos(trained, photos, settings.unknown_rate, with_image)
         predictions += map(sorter.sort, predicted) if sorter else predicted
     if all(prediction.photo.error for prediction in predictions):
         photos = [prediction.photo for prediction in predictions[:3]]
@@ -93,6 +100,8 @@ def main(settings: Settings) -> None:
     for prediction in predictions:
         print(prediction.line())
     write(predictions, settings, responses)
+    if reason := trained.unknown_is_off:
+        print(f"Photos of other things are not recognised as unknown: {reason}.")
     if sorter:
         print(escape(sorter.summary()))
     milliseconds = measure_latency(trained)
@@ -240,7 +249,7 @@ def create_decoder(files: Paths, size: int, settings: Settings, processes: int) 
 
 
 def predict_photos(
-    trained: "TrainedModel", photos: list[Photo], with_image: int
+    trained: "TrainedModel", photos: list[Photo], unknown_rate: float, with_image: int
 ) -> list[Prediction]:
     """A prediction for every photo, in order; without probabilities for the unreadable ones.
 
@@ -252,16 +261,19 @@ def predict_photos(
     if images:
         batch = np.stack(images)  # (n, S, S, 3)
         logits = predict_logits(trained.net, batch, np.arange(len(batch)), machine.cpus())
-        rows = iter(trained.probabilities(logits).tolist())
-    predictions = []
+        is_unknown = trained.is_unknown(logits, unknown_rate)
+        probabilities = trained.probabilities(logits).tolist()
+    row, predictions = count(), []
     for number, photo in enumerate(photos):
         if photo.image is None:
             predictions.append(Prediction(photo, {}))
             continue
-        probabilities = dict(zip(trained.class_names, next(rows), strict=True))
-        unsure = max(probabilities.values()) < trained.confidence_threshold
+        at = next(row)
+        by_class = dict(zip(trained.class_names, probabilities[at], strict=True))
+        unsure = max(by_class.values()) < trained.confidence_threshold
+        unknown = None if is_unknown is None else bool(is_unknown[at])
         kept = photo if number < with_image else replace(photo, image=None)
-        predictions.append(Prediction(kept, probabilities, unsure))
+        predictions.append(Prediction(kept, by_class, unsure, unknown))
     return predictions
 
 

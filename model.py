@@ -17,6 +17,7 @@ from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks import precision
 from hogwear.networks.layers import Conv, Pointwise
 from hogwear.networks.network import Network
+from hogwear.networks.novelty import Novelty
 from hogwear.networks.weights import read_pretrained
 from hogwear.system.errors import BadInput
 from hogwear.training import checkpoint, checkpoint_schema
@@ -127,6 +128,7 @@ class EfficientNetLite0(Network):
         reduced = (self.block(i).project.out_features for i in (TRUNK_BLOCKS - 1, *MEAN_LEVELS))
         self.head = nn.Linear(sum((LAST_CHANNELS, *widened, *reduced)), num_classes)
         self.training_head = nn.Linear(LAST_CHANNELS, num_classes)
+        self.novelty = Novelty(num_classes)
         self.blocks[:TRUNK_BLOCKS].requires_grad_(False)
         self.head.requires_grad_(False)
         for p in (*self.head.parameters(), *self.training_head.parameters()):
@@ -233,6 +235,7 @@ class TinyVGG(Network):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # arXiv 1502.01852
                 nn.init.zeros_(layer.bias)
         self.head = nn.Linear(c * self.side * self.side, num_classes)
+        self.novelty = Novelty(num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -298,7 +301,7 @@ def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
     hyperparameters, best, forecast = (
         state[name] for name in ("hyperparameters", "best", "forecast")
     )
-    measured = ("epoch", "val_acc", "temperature", "confidence_threshold")
+    measured = ("epoch", "val_acc", "temperature", "confidence_threshold", "novelty_quantiles")
     class_names, image_size = tuple(state["class_names"]), best["image_size"]
     net = build(hyperparameters["arch"], len(class_names), image_size, dtype)
     net.load_state_dict(best["weights"])
@@ -316,5 +319,6 @@ def load(model_dir: Path, dtype: torch.dtype) -> TrainedModel:
         split=state["split"],
         trained_on=state["trained_on"].numpy(),
         expected_acc=forecast and forecast["accuracy"],
+        novelty_auroc=state["novelty_auroc"],
         **{name: best[name] for name in measured},
     )

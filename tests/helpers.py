@@ -33,7 +33,7 @@ from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.paths import Paths
 from hogwear.system.workers import FORK
 from hogwear.training import checkpoint
-from hogwear.training.history import HOGWILD, Best, History, HistoryRow, RunningMetrics
+from hogwear.training.history import HOGWILD, QUANTILES, Best, History, HistoryRow, RunningMetrics
 from hogwear.training.hyperparameters import Hyperparameters
 from hogwear.training.photo_sets import PhotoSet, PhotoSets
 from hogwear.training.recovery import DivergenceDetector, Snapshot
@@ -211,7 +211,16 @@ def validated_state(*rows: HistoryRow, images_seen: int = 0) -> RunState:
     state, net = new_state(), model.build("tinyvgg", 5, 32)
     epochs, optimizer = images_seen / 120, OptimizerState.create(net, 1)
     snapshot = Snapshot.take(net, optimizer, images_seen, epochs, RunningMetrics())
-    best = Best(rows[0].epoch, 32, rows[0].val_loss, rows[0].val_acc, 1.5, 0.8, snapshot.weights)
+    best = Best(
+        rows[0].epoch,
+        32,
+        rows[0].val_loss,
+        rows[0].val_acc,
+        1.5,
+        0.8,
+        torch.zeros(QUANTILES),
+        snapshot.weights,
+    )
     state.history = History(list(rows), best)
     state.images_seen, state.snapshot = images_seen, snapshot
     return state

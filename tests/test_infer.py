@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import CLASSES, Completed, Script, Trained, at, refusal
 from PIL import Image
@@ -17,6 +18,7 @@ from PIL import Image
 import infer
 from hogwear.commands.shared_settings import load_model
 from hogwear.evaluation import pictures
+from hogwear.evaluation.trained_model import LEAST_AUROC
 
 Infer = Callable[..., Completed]
 
@@ -154,6 +156,35 @@ def test_the_class_of_a_photo_is_the_outermost_folder_of_that_name(
     assert predict("--images", tmp_path / "eyewear" / "test", "--pictures", 0).code == 0
     found = {Path(row["file"]).parent: row["true_class"] for row in answers_in(tmp_path)}
     assert found == {tmp_path / "eyewear" / folder: name for folder, name in folders.items()}
+
+
+@pytest.mark.parametrize(("auroc", "rate"), [(0.99, 0.1), (0.99, 0.4), (0.8, 0.1)])
+def test_as_many_photos_of_val_are_unknown_as_may_be_unless_that_was_found_not_to_work(
+    auroc: float,
+    rate: float,
+    data: Path,
+    predict: Infer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        infer, "load_model", lambda settings: replace(load_model(settings), novelty_auroc=auroc)
+    )
+    flags = "--sort", "--pictures", 2, "--unknown-rate", rate
+    answer = predict("--images", data / "val", *flags)
+    assert answer.code == 0
+    rows = {row["file"]: row for row in answers_in(tmp_path)}
+    marked = {file for file, row in rows.items() if row["unknown"]}
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        table = {row["file"]: row["unknown"] for row in csv.DictReader(file)}
+    if auroc < LEAST_AUROC:
+        assert {row["unknown"] for row in rows.values()} == {None} and set(table.values()) == {""}
+        assert "not recognised as unknown: AUROC 0.80" in answer.stdout
+        return
+    assert len(rows) == 40 and 40 * rate - 1 <= len(marked) <= 40 * rate
+    assert {file for file, value in table.items() if value == "True"} == marked
+    assert {Path(rows[file]["sorted_to"]).parent.name for file in marked} == {"unknown"}
+    assert len([line for line in answer.stdout.splitlines() if "  unknown" in line]) == len(marked)
 
 
 def test_every_input_is_sorted_into_a_folder_or_named_with_the_reason(

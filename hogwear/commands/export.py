@@ -24,7 +24,9 @@ from hogwear.system.text import plural
 
 # torch, onnx and onnxruntime take seconds to import, so only once the flags are known to be valid.
 
-TOLERANCE = 1e-3  # of a probability; summing float32 numbers in another order costs 1e-5
+TOLERANCE = (
+    1e-3  # of probabilities and novelty scores; summing float32 numbers in another order costs 1e-5
+)
 MOST_PHOTOS = 1000  # that are measured: a fair sample of a large split
 
 
@@ -56,15 +58,20 @@ def main(settings: Settings) -> None:
     some_photos = f"{plural(len(images), 'photo')} of {split.name}"
     logits = predict_logits(trained.net, images, np.arange(len(images)), machine.cpus())
     exported = to_onnx(trained)
-    actual, milliseconds = run_onnx(exported, images)
-    if not (difference := float(np.abs(actual - trained.probabilities(logits)).max())) < TOLERANCE:
+    actual, novelty, milliseconds = run_onnx(exported, images)
+    scores = trained.net.novelty.score(logits)
+    difference = max(
+        float(np.abs(actual - trained.probabilities(logits)).max()),
+        float((np.abs(novelty - scores) / np.maximum(1, np.abs(scores))).max()),
+    )
+    if not difference < TOLERANCE:
         raise BadInput(
-            f"onnxruntime's probabilities differ from the checkpoint's by {difference:.2g}, "
+            f"onnxruntime's results differ from the checkpoint's by {difference:.2g}, "
             f"expected less than {TOLERANCE:g}; nothing was written: "
             "install the onnxruntime that requirements.txt names"
         )
     print(
-        f"Equivalent to the checkpoint: probabilities differ by at most {difference:.1e} "
+        f"Equivalent to the checkpoint: results differ by at most {difference:.1e} "
         f"on {some_photos}."
     )
     accuracy = float((actual.argmax(axis=1) == labels).mean())
@@ -91,22 +98,24 @@ def read_results(model_dir: Path, sha256: str) -> dict[str, Any] | None:
         raise BadInput(f"{file}: not what eval writes; delete it, or run eval again") from None
 
 
-def run_onnx(exported: bytes, photos: UInt8Array) -> tuple[FloatArray, float]:
-    """(n, classes) probabilities from onnxruntime, and its median milliseconds per photo.
+def run_onnx(exported: bytes, photos: UInt8Array) -> tuple[FloatArray, FloatArray, float]:
+    """What onnxruntime computes, and its median milliseconds per photo.
 
-    Photos are run one at a time on one thread.
+    The former are (n, classes) probabilities and (n,) novelty scores. Photos are run one at a time,
+    on one thread.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(exported, options)
-    probabilities, times = [], []
+    results, times = [], []
     for photo in photos:
         started = time.perf_counter()
-        probabilities.append(session.run(None, {"photo": photo})[0])
+        results.append(session.run(None, {"photo": photo}))
         times.append(1000 * (time.perf_counter() - started))
-    return np.stack(probabilities), float(np.median(times))
+    probabilities, novelty = map(np.stack, zip(*results, strict=True))
+    return probabilities, novelty, float(np.median(times))
 
 
 if __name__ == "__main__":

@@ -33,13 +33,17 @@ class_names = json.loads(session.get_modelmeta().custom_metadata_map["class_name
 image = Image.open("photo.jpg")
 image.draft("RGB", [max(1, $size * side // max(image.size)) for side in image.size])  # see below
 pixels = numpy.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-[probabilities] = session.run(None, {"photo": pixels})
+probabilities, novelty = session.run(None, {"photo": pixels})
 print(class_names[probabilities.argmax()], probabilities.max())
+is_unknown = novelty > float(session.get_modelmeta().custom_metadata_map["unknown_above"])
 ```
 
 Input: `photo`, uint8, (height, width, 3), RGB, any size. Letterboxing on white and normalisation
-are part of the model. Output: `probabilities`, float32, ($count,), in the order of `class_names`.
-The metadata of the file also holds the settings. $calibration
+are part of the model. Outputs: `probabilities`, float32, ($count,), in the order of `class_names`,
+and `novelty`, float32, a number that is higher the less the photo is like the training photos. The
+metadata of the file also holds the settings. $calibration
+
+$unknown
 
 ## Training
 
@@ -84,6 +88,7 @@ def write_card(trained: "TrainedModel", measured: str, results: dict[str, Any] |
         sha256=trained.sha256[:16],
         measured=measured,
         calibration=describe_calibration(trained),
+        unknown=describe_unknown(trained),
         training=describe_training(trained),
         accuracy=describe_accuracy(results),
         licence=LICENCE_PRETRAINED if trained.net.pretrained else LICENCE_FROM_SCRATCH,
@@ -106,6 +111,16 @@ def describe_calibration(trained: "TrainedModel") -> str:
     return (
         f"{scaling} On the validation photos, predictions with a probability of "
         f"{trained.confidence_threshold:.2f} or more were at least 99 % correct."
+    )
+
+
+def describe_unknown(trained: "TrainedModel") -> str:
+    if reason := trained.unknown_is_off:
+        return f"Photos of other things are not recognised: {reason}."
+    return (
+        "`unknown_above` in the metadata is the novelty that 5 % of the validation photos exceed. "
+        "Tested with one class left out of training at a time, photos of that class had a higher "
+        f"novelty than others with a probability of {trained.novelty_auroc:.2f} (AUROC)."
     )
 
 

@@ -54,13 +54,14 @@ class Graph:
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def to_model(self, num_classes: int, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The checked model, from `photo` to `probabilities`, (num_classes,) float32."""
+    def to_model(self, outputs: dict[str, list[int]], metadata: dict[str, str]) -> onnx.ModelProto:
+        """The checked model, from `photo` to `outputs`, {name: shape}, in float32."""
         photo = helper.make_tensor_value_info("photo", TensorProto.UINT8, ["height", "width", 3])
-        probabilities = helper.make_tensor_value_info(
-            "probabilities", TensorProto.FLOAT, [num_classes]
-        )
-        graph = helper.make_graph(self.nodes, "hogwear", [photo], [probabilities], self.constants)
+        results = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in outputs.items()
+        ]
+        graph = helper.make_graph(self.nodes, "hogwear", [photo], results, self.constants)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(
             graph, producer_name="hogwear", ir_version=IR_VERSION, opset_imports=[opset]

@@ -7,6 +7,7 @@ many values lie halfway between two integers and are then rounded the other way
 """
 
 import json
+import math
 
 import numpy as np
 import onnx
@@ -14,9 +15,11 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from hogwear.commands.onnx_graph import Graph, Value
+from hogwear.commands.shared_settings import UNKNOWN_RATE
 from hogwear.data.decoding import WHITE
 from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.networks.layers import Conv, Pointwise
+from hogwear.networks.novelty import Novelty
 from hogwear.system.arrays import FloatArray
 from model import (
     MEAN_LEVELS,
@@ -37,8 +40,8 @@ DIGITS = 4
 def to_onnx(trained: TrainedModel) -> bytes:
     """The content of model.onnx.
 
-    Input `photo`, (H, W, 3) uint8; output `probabilities`, (classes,) float32; the settings are in
-    the metadata.
+    Input `photo`, (H, W, 3) uint8; outputs `probabilities`, (classes,) float32, and `novelty`,
+    () float32; the settings are in the metadata.
     """
     graph, size, net = Graph(), trained.image_size, trained.net
     x = (letterbox(graph.photo, size).cast(np.float32) - 127) / 128
@@ -50,17 +53,25 @@ def to_onnx(trained: TrainedModel) -> bytes:
     logits = graph.add("Gemm", graph.add("Flatten", x), *parameters(net.head), transB=1)
     probabilities = graph.add("Softmax", logits / trained.temperature)
     graph.add("Squeeze", probabilities, [0], output="probabilities")
+    graph.add("Squeeze", add_novelty(logits, net.novelty), [0], output="novelty")
     metadata = {
         "class_names": json.dumps(trained.class_names),
         "arch": trained.arch,
         "image_size": str(size),
         "temperature": str(trained.temperature),
         "sure_from": str(trained.confidence_threshold),
+        "unknown_above": str(unknown_threshold(trained)),
         "epoch": str(trained.epoch),
         "checkpoint_sha256": trained.sha256,
         "choices": json.dumps(trained.hyperparameters),
     }
-    return graph.to_model(len(trained.class_names), metadata).SerializeToString()
+    outputs = {"probabilities": [len(trained.class_names)], "novelty": []}
+    return graph.to_model(outputs, metadata).SerializeToString()
+
+
+def unknown_threshold(trained: TrainedModel) -> float:
+    """The novelty above which a photo is unknown; infinite where no photo is called so."""
+    return math.inf if trained.unknown_is_off else trained.novelty_threshold(UNKNOWN_RATE.default)
 
 
 # --- Letterboxing
@@ -191,6 +202,14 @@ def add_tinyvgg(x: Value, net: TinyVGG) -> Value:
         elif isinstance(layer, nn.MaxPool2d):
             x = x.graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
     return x
+
+
+def add_novelty(logits: Value, novelty: Novelty) -> Value:
+    """(1, classes) -> (1,): see networks/novelty.py."""
+    add = logits.graph.add
+    x = logits + novelty.offset.numpy()
+    squares = add("ReduceSum", add("MatMul", x, novelty.curvature.numpy()) * x, [1], keepdims=0)
+    return squares - add("ReduceMax", logits, [1], keepdims=0) * 2
 
 
 def parameters(layer: Conv | nn.Linear | nn.Conv2d) -> tuple[FloatArray, FloatArray]:

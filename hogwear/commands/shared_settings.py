@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from hogwear.evaluation.trained_model import TrainedModel
 
 
+UNKNOWN_RATE = flag(
+    "call a photo unknown if it is less like the training photos than all but this share of val",
+    0.05,
+    Range(0, 1),
+)
+
+
 @dataclass(frozen=True)
 class SharedSettings:
     """The flags that every command has."""

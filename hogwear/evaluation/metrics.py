@@ -49,6 +49,16 @@ def macro_average(by_class: dict[str, FloatArray | Int64Array]) -> dict[str, flo
     return {name: float(np.mean(by_class[name][present])) for name in ("precision", "recall", "f1")}
 
 
+def area_under_roc(negatives: FloatArray, positives: FloatArray) -> float:
+    """How often a score among `positives`, (k,), is higher than one among `negatives`, (m,).
+
+    Equal scores count as half. Neither array may be empty.
+    """
+    ordered = np.sort(negatives)
+    below, up_to = (np.searchsorted(ordered, positives, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(ordered)))
+
+
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     """The 95 % confidence interval of the proportion correct / count (Wilson 1927).
 

@@ -62,9 +62,8 @@ def draw_prediction(prediction: Prediction, image: UInt8Array) -> bytes:
     picture = Image.new("RGB", PICTURE, "white")
     pen, colour = ImageDraw.Draw(picture), colour_of(prediction)
     end, room = f"  {prediction.probability:.1%}", PICTURE[0] - 2 * MARGIN
-    title = fit_title(
-        prediction, end + "  unsure" * prediction.unsure, load_font(32, "-Bold"), room
-    )
+    end += prediction.doubt and f"  {prediction.doubt}"
+    title = fit_title(prediction, end, load_font(32, "-Bold"), room)
     pen.text((MARGIN, 40), title, colour, load_font(32, "-Bold"), "lm")
     draw_photo(picture, (MARGIN, 76), image, PHOTO_SIDE, colour)
     name = shorten(prediction.photo.file.name, 60)
@@ -135,7 +134,7 @@ def caption(prediction: Prediction) -> list[Line]:
     name: Line = shorten(prediction.photo.file.name, 60), regular, SOFT
     if prediction.photo.image is None:
         return [("not readable", bold, SOFT), name]
-    end = f" {prediction.probability:.0%}" + " unsure" * prediction.unsure
+    end = f" {prediction.probability:.0%} {prediction.doubt}".rstrip()
     lines = [(fit_title(prediction, end, bold, CELL), bold, colour_of(prediction)), name]
     if prediction.is_incorrect:
         labelled = shorten(f"incorrect (labelled {prediction.photo.true_class})", 80)

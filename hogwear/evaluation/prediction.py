@@ -30,6 +30,7 @@ class Prediction:
     photo: Photo
     probabilities: dict[str, float]  # {class: 0..1}, sum 1, calibrated; empty without an image
     unsure: bool = False  # whether the probability is below the confidence threshold
+    unknown: bool | None = None  # whether it is unlike the training photos; None: cannot tell
     sorted_to: str | None = None  # the path of its copy within the responses folder
 
     @cached_property
@@ -47,6 +48,11 @@ class Prediction:
         """Whether the true class is known and another one was predicted."""
         return self.photo.true_class not in (None, self.predicted)
 
+    @property
+    def doubt(self) -> str:
+        """Why the predicted class may be wrong: "unknown", "unsure" or nothing."""
+        return "unknown" if self.unknown else "unsure" * self.unsure
+
     def top_classes(self) -> list[tuple[str, float]]:
         """The most probable classes and their probabilities, in falling order."""
         return sorted(self.probabilities.items(), key=lambda item: -item[1])[:TOP_CLASSES]
@@ -55,10 +61,10 @@ class Prediction:
         """One line for a terminal."""
         if self.photo.error is not None:
             return escape(f"{'not readable':22}{self.photo.file}: {self.photo.error}")
-        unsure = "  unsure" * self.unsure
+        doubt = self.doubt and f"  {self.doubt}"
         incorrect = f"  incorrect (labelled {self.photo.true_class})" * self.is_incorrect
         return escape(
-            f"{self.predicted:12} {self.probability:7.1%}  {self.photo.file}{unsure}{incorrect}"
+            f"{self.predicted:12} {self.probability:7.1%}  {self.photo.file}{doubt}{incorrect}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +81,7 @@ class Prediction:
                 "predicted": self.predicted,
                 "probability": self.probability,
                 "unsure": self.unsure,
+                "unknown": self.unknown,
             }
         return entry | {"probabilities": self.probabilities}
 
@@ -83,11 +90,12 @@ def to_rows(predictions: Sequence[Prediction]) -> list[list[object]]:
     """The rows of predictions.csv: a header, then one per photo."""
     count = max(len(prediction.top_classes()) for prediction in predictions)
     columns = [f"{name}_{n}" for n in range(1, count + 1) for name in ("class", "probability")]
-    rows: list[list[object]] = [["file", "true_class", "error", "unsure", "sorted_to", *columns]]
+    first = ["file", "true_class", "error", "unsure", "unknown", "sorted_to"]
+    rows: list[list[object]] = [[*first, *columns]]
     for prediction in predictions:
         photo = prediction.photo
-        unsure = None if photo.error else prediction.unsure
+        doubts = [None] * 2 if photo.error else [prediction.unsure, prediction.unknown]
         top = [x for name, share in prediction.top_classes() for x in (name, round(share, 6))]
         where = prediction.sorted_to
-        rows.append([photo.file, photo.true_class, photo.error, unsure, where, *top])
+        rows.append([photo.file, photo.true_class, photo.error, *doubts, where, *top])
     return rows

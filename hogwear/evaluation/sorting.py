@@ -1,4 +1,4 @@
-"""Sort photos: a copy of each in sorted/CLASS/, or in sorted/unsure/.
+"""Sort photos: a copy of each in sorted/CLASS/, or in sorted/unsure/ or sorted/unknown/.
 
 Nothing there is ever overwritten or deleted. So photos in these folders may be moved by hand, and a
 run may be repeated: a photo that is in one of them already, whichever it is, stays there.
@@ -22,7 +22,7 @@ from hogwear.evaluation.prediction import Photo, Prediction
 from hogwear.system.errors import BadInput, naming
 from hogwear.system.text import escape, normalize, plural
 
-UNSURE = "unsure"  # the folder of photos whose class is predicted with too low a probability
+DOUBTS = "unsure", "unknown"  # the folders of photos with such a Prediction.doubt
 MAX_STEM, MAX_SUFFIX = 180, 20  # bytes of a name; file systems allow 255 in total
 # What Windows, exFAT and SMB do not allow in names, and names that they reserve
 FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
@@ -48,10 +48,10 @@ class Sorter:
         """
         self.folder, self.limits = folder, limits
         self.within = frozenset(map(os.path.realpath, within))
-        self.unsure = folder / UNSURE
+        self.doubted = {doubt: folder / doubt for doubt in DOUBTS}
         self.folders = {name: folder / safe for name, safe in name_folders(class_names).items()}
         self.copied = self.already_there = self.unreadable = 0
-        for path in folder, self.unsure, *self.folders.values():
+        for path in folder, *self.doubted.values(), *self.folders.values():
             if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
                 raise BadInput(
                     f"{path}: not a folder; move it away, or choose another --responses-dir"
@@ -81,14 +81,15 @@ class Sorter:
             if copy:
                 self.already_there += 1
             else:
-                folder = self.unsure if prediction.unsure else self.folders[prediction.predicted]
+                doubt = prediction.doubt
+                folder = self.doubted[doubt] if doubt else self.folders[prediction.predicted]
                 copy = self.copy(source, content, names_in(folder, photo))
                 self.copied += 1
         return replace(prediction, sorted_to=str(copy.relative_to(self.folder.parent)))
 
     def find_copy(self, photo: Photo, content: bytes) -> Path | None:
         """The file with this content and one of the photo's names, in any of the folders."""
-        for folder in self.unsure, *self.folders.values():
+        for folder in *self.doubted.values(), *self.folders.values():
             for path in itertools.takewhile(os.path.lexists, names_in(folder, photo)):
                 if has_content(path, content):
                     return path
@@ -131,7 +132,7 @@ class Sorter:
 def name_folders(class_names: Iterable[str]) -> dict[str, str]:
     """{class: the name of its folder}, all different, for file systems that ignore case, too."""
     folders: dict[str, str] = {}
-    taken = {UNSURE}
+    taken = set(DOUBTS)
     for name in class_names:
         safe = to_safe_name(name, MAX_STEM)
         numbered = itertools.chain([safe], (f"{safe}_{n}" for n in itertools.count(2)))

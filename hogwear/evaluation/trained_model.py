@@ -5,11 +5,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hogwear.data.split_assignments import SplitVersion
 from hogwear.evaluation import metrics
 from hogwear.networks.network import Network
-from hogwear.system.arrays import Float64Array, FloatArray, Int64Array
+from hogwear.system.arrays import BoolArray, Float32Array, Float64Array, FloatArray, Int64Array
+
+LEAST_AUROC = 0.85  # of the score of unlike photos: below it, no photo is called unknown
+
+
+def find_reason_for_off(auroc: float | None) -> str:
+    """Why no photo is called unknown, by the AUROC of novelty scores; empty if photos are."""
+    if auroc is None:
+        return "not tested, for want of classes or photos, or because of --arch tinyvgg"
+    if auroc < LEAST_AUROC:
+        return (
+            f"AUROC {auroc:.2f}, for one class left out at a time; expected at least {LEAST_AUROC}"
+        )
+    return ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,28 @@ class TrainedModel:
     val_acc: float  # of these weights
     temperature: float  # divides the logits, to calibrate the probabilities; fitted on val
     confidence_threshold: float  # from this probability on, 99 % were correct on val
+    novelty_quantiles: Tensor  # (k,), of the scores on val, in equal steps from 0 to 1
+    novelty_auroc: float | None  # for classes that training left out; None where not measured
+
+    @property
+    def unknown_is_off(self) -> str:
+        """Why no photo is called unknown; empty if photos are."""
+        return find_reason_for_off(self.novelty_auroc)
+
+    def novelty_threshold(self, rate: float) -> float:
+        """The score above which this share of the photos of val is."""
+        quantiles = self.novelty_quantiles.numpy()
+        return float(np.interp(1 - rate, np.linspace(0, 1, len(quantiles)), quantiles))
+
+    def is_unknown(self, logits: Float32Array, rate: float) -> BoolArray | None:
+        """Whether each photo, by its logits, (n, classes), is of no known class: (n,).
+
+        So is at most this share of the photos of val. None where `unknown_is_off`.
+        """
+        if self.unknown_is_off:
+            return None
+        is_above: BoolArray = self.net.novelty.score(logits) > self.novelty_threshold(rate)
+        return is_above
 
     def probabilities(self, logits: FloatArray) -> Float64Array:
         """(n, classes) logits -> calibrated probabilities."""

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from hogwear.networks.novelty import Novelty
+
 
 class Network(nn.Module):
     """An image classifier in three parts: a frozen trunk, a trained tail, and a linear head.
@@ -19,6 +21,7 @@ class Network(nn.Module):
     pretrained: bool  # whether its features are useful before any training
     head: nn.Linear  # the classifier; its weights are never pretrained
     training_head: nn.Linear  # only in a pretrained network
+    novelty: Novelty  # computes from the logits how unlike the training photos a photo is
 
     def trunk(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8, or float in 0..255 -> activations in the network's compute dtype."""

@@ -13,7 +13,7 @@ from hogwear.training.history import History
 from hogwear.training.recovery import Snapshot
 from hogwear.training.run_state import InitialNetwork, RunState
 
-HEADS = ("head.", "training_head.")  # whose parameters have one row per class
+HEADS = ("head.", "training_head.", "novelty.")  # whose tensors have one row per class
 
 
 def change_classes(saved: RunState, change: ClassChange, net: Network) -> RunState:
@@ -41,6 +41,7 @@ def change_classes(saved: RunState, change: ClassChange, net: Network) -> RunSta
         history=History(history.rows),
         snapshot=None,
         forecast=None,
+        novelty_auroc=None,
         # Photos left out can choose a ridge only for features that were not trained on them
         ridge=None if is_pretrained(weights, net) else saved.ridge,
         initial=InitialNetwork(move_rows(weights, change.rows), epoch),
@@ -73,10 +74,13 @@ def move_flat_rows(flat: Tensor, rows: Int64Array, net: Network) -> Tensor:
 
 def move_rows(weights: dict[str, Tensor], rows: Int64Array) -> dict[str, Tensor]:
     """The weights of a network for other classes, whose `rows` are those of ClassChange."""
-    return {
+    moved = {
         name: pick_rows(each, rows) if name.startswith(HEADS) else each
         for name, each in weights.items()
     }
+    if "novelty.curvature" in moved:  # (classes, classes)
+        moved["novelty.curvature"] = pick_rows(moved["novelty.curvature"].T, rows).T.contiguous()
+    return moved
 
 
 def pick_rows(parameter: Tensor, rows: Int64Array) -> Tensor:

@@ -18,7 +18,7 @@ from hogwear.networks.network import Network
 from hogwear.networks.parameters import trained_parameters
 from hogwear.system.flags import value_type
 from hogwear.system.text import is_safe
-from hogwear.training.history import STAGES
+from hogwear.training.history import QUANTILES, STAGES
 from hogwear.training.hyperparameters import MAX_ROLLBACKS, ONE_SIZE, Hyperparameters
 
 MAX_QUOTED = 60  # characters of a value in a message
@@ -139,6 +139,7 @@ BEST: dict[str, Schema] = {
     "val_acc": SHARE,
     "temperature": number(float, at_least=MIN_TEMPERATURE, at_most=MAX_TEMPERATURE),
     "confidence_threshold": number(float, at_most=UNREACHABLE),
+    "novelty_quantiles": tensor(QUANTILES),
     "weights": ANYTHING,
 }
 # What depends on other values, and is ANYTHING here, is checked in `validate`.
@@ -156,6 +157,7 @@ STATE: dict[str, Schema] = {
     "first_epoch": COUNT,
     "start_loss": optional(LOSS),
     "ridge": optional(number(float, at_least=1e-6)),
+    "novelty_auroc": optional(SHARE),
     "finished": SWITCH,
     "forecast": ANYTHING,
     "history": Rule("a list of validations", lambda value: isinstance(value, list) and value != []),

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from hogwear.evaluation import calibration, metrics
+from hogwear.networks.novelty import NoveltyWeights
 from hogwear.system.arrays import Float32Array, Int64Array
 
 FIRST_RIDGE = 0.4  # in units of the mean within-class variance; the search starts here
@@ -52,6 +53,7 @@ class Classifier:
 
     weight: Float32Array  # (classes, D)
     bias: Float32Array  # (classes,)
+    novelty: NoveltyWeights  # of the score of unlike photos
     ridge: float  # in units of the mean within-class variance
     forecast: Forecast | None  # None without cross-validation
 
@@ -298,7 +300,8 @@ def solve_with(solver: Solver, ridge: float) -> Classifier:
 def to_classifier(solver: Solver, found: Solution) -> Classifier:
     weight = found.weight / found.temperature
     bias = -weight @ solver.center - (weight * solver.means).sum(1) / 2
-    return Classifier(weight.numpy(), bias.numpy(), found.ridge, found.forecast)
+    novelty = NoveltyWeights.fit(found.weight @ solver.means.T, found.temperature)
+    return Classifier(weight.numpy(), bias.numpy(), novelty, found.ridge, found.forecast)
 
 
 def attempt(solver: Solver, left_out: LeftOut, ridge: float) -> Solution:

@@ -17,8 +17,9 @@ from hogwear.data.pixels import Pixels
 from hogwear.networks.network import Network
 from hogwear.system.arrays import Float16Array, Float32Array, Int64Array
 from hogwear.system.signals import Stop
-from hogwear.system.workers import Jobs, Workers
-from hogwear.training.closed_form import Problem
+from hogwear.system.workers import Jobs, Workers, call_in_worker
+from hogwear.training import unknown_classes
+from hogwear.training.closed_form import Problem, group_photos
 from hogwear.training.discriminant import Classifier
 from hogwear.training.passes import Pass, TrunkOutputs, hash_weights
 
@@ -72,7 +73,7 @@ class HeadFitter:
         if not (self.run(workers, self.trunk.computing) and self.run(workers, self.first)):
             return None
         features = self.first.file
-        classifier = self.solve(self.net.head, lambda index: as_float(features[index]), ridge)
+        classifier = self.solve_head(features, ridge)
         width = self.net.training_head.in_features
 
         def read_means(index: Int64Array) -> Float32Array:
@@ -93,12 +94,35 @@ class HeadFitter:
         features.done[:] = False
         if not (self.run(workers, self.trunk.computing) and self.run(workers, self.later)):
             return False
-        self.solve(self.net.head, lambda index: as_float(features[index]), ridge)
+        self.solve_head(features, ridge)
         return True
+
+    def measure_novelty(self, ridge: float) -> float | None:
+        """How well unknown classes are told from others by the first features, with this ridge.
+
+        See unknown_classes.py. In a cluster, this is measured on the photos of rank 0.
+        """
+        features = self.first.file
+        is_chosen = unknown_classes.choose_sample(self.photos.labels)
+        labels, groups, _ = group_photos(self.photos.where(is_chosen))
+
+        def measure() -> float | None:
+            of_photos = as_float(features[np.flatnonzero(is_chosen)])
+            return unknown_classes.measure_auroc(of_photos, labels, groups, ridge)
+
+        return call_in_worker(measure)
 
     def run(self, workers: Workers, one: Pass) -> bool:
         """Make a pass. False if a stop was requested before all rows were computed."""
         return one.run(workers, self.cluster, lambda: self.stop.requested)
+
+    def solve_head(self, features: FeatureFile, ridge: float | None) -> Classifier:
+        """Fit the head, and with it the score of unlike photos."""
+        net = self.net
+        classifier = self.solve(net.head, lambda index: as_float(features[index]), ridge)
+        self.copy((classifier.novelty.offset, net.novelty.offset))
+        self.copy((classifier.novelty.curvature, net.novelty.curvature))
+        return classifier
 
     def solve(self, head: nn.Linear, read: Read, ridge: float | None) -> Classifier:
         """Fit a head to features, which `read` returns, and copy it to all machines.
@@ -107,13 +131,14 @@ class HeadFitter:
         """
         problem = Problem(read, head.in_features, self.photos, head.out_features)
         classifier = problem.solve(self.cluster, ridge)
-        values = np.concatenate([classifier.weight.ravel(), classifier.bias])
-        values = np.frombuffer(self.cluster.broadcast_bytes(0, values.tobytes()), np.float32)
-        size = head.weight.numel()
-        with torch.no_grad():
-            head.weight.copy_(torch.from_numpy(values[:size].copy()).view(head.weight.shape))
-            head.bias.copy_(torch.from_numpy(values[size:].copy()))
+        self.copy((classifier.weight, head.weight), (classifier.bias, head.bias))
         return classifier
+
+    def copy(self, *pairs: tuple[Float32Array, Tensor]) -> None:
+        """Copy the arrays of rank 0 to the tensors of all machines."""
+        for array, tensor in pairs:
+            content = bytearray(self.cluster.broadcast_bytes(0, array.tobytes()))
+            tensor.detach().copy_(torch.frombuffer(content, dtype=torch.float32).view_as(tensor))
 
 
 def as_float(features: Float16Array) -> Float32Array:

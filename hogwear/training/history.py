@@ -4,9 +4,12 @@ from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from hogwear.evaluation import calibration, metrics
+from hogwear.networks.novelty import Novelty
 from hogwear.system.arrays import Float32Array, Int64Array
 from hogwear.system.files import write_atomically
 from hogwear.system.text import to_csv
@@ -14,6 +17,7 @@ from hogwear.training.discriminant import Forecast
 from hogwear.training.hogwild import StepResult
 
 CONFIDENT = 0.99  # accuracy of the answers whose probability is at least confidence_threshold
+QUANTILES = 201  # that are kept of scores: every half per cent
 STAGES = ("initial", "closed form", "hogwild", "classes changed")
 INITIAL, CLOSED_FORM, HOGWILD, CLASSES_CHANGED = STAGES
 
@@ -60,6 +64,7 @@ class Best:
     val_acc: float
     temperature: float  # divides the logits, so that probabilities match accuracies
     confidence_threshold: float
+    novelty_quantiles: Tensor  # (QUANTILES,), of the scores of networks/novelty.py
     weights: dict[str, Tensor]
 
     @classmethod
@@ -75,6 +80,8 @@ class Best:
         temperature = calibration.fit_temperature(logits, labels)
         confidences = calibration.confidences(logits, temperature)
         is_right = logits.argmax(axis=1) == labels
+        scores = Novelty.of(weights).score(logits)
+        quantiles = np.quantile(scores, np.linspace(0, 1, QUANTILES)).astype(np.float32)
         return cls(
             epoch=epoch,
             image_size=image_size,
@@ -82,6 +89,7 @@ class Best:
             val_acc=metrics.accuracy(logits, labels),
             temperature=temperature,
             confidence_threshold=calibration.fit_threshold(CONFIDENT, confidences, is_right),
+            novelty_quantiles=torch.from_numpy(quantiles),
             weights=weights,
         )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hogwear.data.split_assignments import SplitVersion
+from hogwear.evaluation.trained_model import find_reason_for_off
 from hogwear.system.arrays import Int64Array
 from hogwear.training.discriminant import Forecast
 from hogwear.training.history import HOGWILD, Best, History, HistoryRow
@@ -28,6 +29,7 @@ PLAIN = (
     "images_seen",
     "start_loss",
     "ridge",
+    "novelty_auroc",
 )
 
 
@@ -58,6 +60,7 @@ class RunState:
     history: History = field(default_factory=History)
     forecast: Forecast | None = None  # of the first closed-form classifier
     ridge: float | None = None  # of the same, for all later ones
+    novelty_auroc: float | None = None  # of its score of unlike photos; unknown_classes.py
     start_loss: float | None = None  # on the validation photos, before the first step of this run
     train_photos_changed: bool = False  # since the run before
     total_images: int | None = None  # of one machine, planned for a time budget
@@ -81,6 +84,20 @@ class RunState:
         own = (r for r in rows if r.stage == HOGWILD and r.epoch > self.first_epoch)
         return [self.start_loss or 0.0, *(row.val_loss for row in own)]
 
+    def describe_start(self, is_first: bool) -> str:
+        """The last validation; of a pretrained network, also what it will recognise."""
+        line = self.history.describe_last(self.forecast if is_first else None)
+        return f"{line}\n{self.describe_novelty()}" if self.ridge else line
+
+    def describe_novelty(self) -> str:
+        """Whether photos of other things are recognised."""
+        if reason := find_reason_for_off(self.novelty_auroc):
+            return f"Photos of other things are not recognised as unknown: {reason}."
+        return (
+            "Photos of other things are recognised as unknown: AUROC "
+            f"{self.novelty_auroc:.3f}, for one class left out at a time."
+        )
+
     def resume(self, saved: Self) -> Self:
         """This run with the progress of a saved one; if that is finished, with its history only."""
         if saved.finished:
@@ -92,6 +109,7 @@ class RunState:
                 first_epoch=math.ceil(epochs),
                 forecast=saved.forecast,
                 ridge=saved.ridge,
+                novelty_auroc=saved.novelty_auroc,
                 train_photos_changed=self.photos.train != saved.photos.train,
             )
         return replace(

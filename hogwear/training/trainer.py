@@ -153,7 +153,7 @@ class Trainer:
         self.take_snapshot()
         if len(state.history.rows) > rows:
             self.save()
-            bar.print(state.history.describe_last(state.forecast if is_first else None))
+            bar.print(state.describe_start(is_first))
         return True
 
     def train_stretch(self, bar: TrainingBar, stop: Stop) -> None:

@@ -63,6 +63,7 @@ class Validator:
                 return False
             classifier, speed = solved
             state.forecast, state.ridge = classifier.forecast, classifier.ridge
+            state.novelty_auroc = heads.measure_novelty(classifier.ridge)
             row = replace(row, images_per_second=speed)
         self.measure(row, is_calibrated)
         return True
@@ -85,6 +86,7 @@ class Validator:
         if not is_calibrated:
             scale = 1 / calibration.fit_any_temperature(logits, labels)
             scale_head(self.net.head, scale)
+            self.net.novelty.scale_(scale)
             logits *= np.float32(scale)
         self.record(row, logits, labels)
 

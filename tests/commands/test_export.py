@@ -33,7 +33,7 @@ from hogwear.evaluation.trained_model import TrainedModel
 from hogwear.system.arrays import Float32Array, Int64Array, UInt8Array
 from hogwear.training import checkpoint
 from hogwear.training.closed_form import Problem
-from hogwear.training.history import Best
+from hogwear.training.history import QUANTILES, Best
 from hogwear.training.model_folder import ModelFolder
 
 SHAPES = {  # (height, width)
@@ -77,7 +77,13 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state.trained_on = np.arange(120)
     state.finished = True
     state.history.rows = [hogwild_row(1), hogwild_row(2)]
-    state.history.best = Best(2.0, SIZE, 0.5, 0.75, TEMPERATURE, 0.625, net.state_dict())
+    state.history.best = Best(
+        2.0, SIZE, 0.5, 0.75, TEMPERATURE, 0.625, torch.zeros(QUANTILES), net.state_dict()
+    )
+    state.history.best = replace(
+        state.history.best, novelty_quantiles=torch.full((QUANTILES,), 0.5)
+    )
+    state.novelty_auroc = 0.9
     ModelFolder(folder).save(state)
     return folder
 
@@ -102,10 +108,14 @@ def pixels_in(photo: Path) -> UInt8Array:
         return np.asarray(image.convert("RGB"))
 
 
-def our_probabilities(trained: TrainedModel, photo: Path) -> Any:
+def our_logits(trained: TrainedModel, photo: Path) -> Float32Array:
+    """(1, classes)."""
     with torch.inference_mode():
-        logits = trained.net(torch.from_numpy(decode(photo, trained.image_size).copy())[None])[0]
-    return (logits / trained.temperature).softmax(0).numpy()
+        return trained.net(torch.from_numpy(decode(photo, trained.image_size).copy())[None]).numpy()
+
+
+def our_probabilities(trained: TrainedModel, photo: Path) -> Any:
+    return trained.probabilities(our_logits(trained, photo))[0]
 
 
 @pytest.mark.parametrize("size", [33, SIZE, 160])
@@ -136,19 +146,25 @@ def test_onnxruntime_equals_the_network_for_photos_of_any_shape(
     net.load_pretrained()
     torch.nn.init.normal_(net.head.weight, std=spread)
     torch.nn.init.normal_(net.head.bias)
+    torch.nn.init.normal_(net.novelty.offset)
+    torch.nn.init.normal_(net.novelty.curvature, std=0.1)
     trained = TrainedModel(
         net.requires_grad_(False), arch, CLASSES, SIZE - 2, torch.float32,
-        is_sample=False, expected_acc=None, epoch=1.0, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, history=(), hyperparameters={}, sha256="f00d", split=NO_ASSIGNMENTS.version(), trained_on=np.empty(0, np.int64),
+        is_sample=False, expected_acc=None, epoch=1.0, val_acc=0.5, temperature=TEMPERATURE, confidence_threshold=0.5, novelty_quantiles=torch.zeros(QUANTILES), novelty_auroc=None, history=(), hyperparameters={}, sha256="f00d", split=NO_ASSIGNMENTS.version(), trained_on=np.empty(0, np.int64),
     )  # fmt: skip
     session = onnxruntime.InferenceSession(to_onnx(trained))
     answers = {
-        name: session.run(["probabilities"], {"photo": pixels_in(photo)})[0]
+        name: session.run(["probabilities", "novelty"], {"photo": pixels_in(photo)})
         for name, photo in photos.items()
     }
     for name, photo in photos.items():
-        assert answers[name].dtype == np.float32
-        assert answers[name] == pytest.approx(our_probabilities(trained, photo), abs=1e-4), name
-    assert np.ptp([*answers.values()], axis=0).max() > 0.01, (
+        probabilities, novelty = answers[name]
+        logits = our_logits(trained, photo)
+        assert probabilities.dtype == novelty.dtype == np.float32 and novelty.shape == ()
+        assert probabilities == pytest.approx(our_probabilities(trained, photo), abs=1e-4), name
+        assert novelty == pytest.approx(net.novelty.score(logits)[0], rel=1e-3, abs=1e-3), name
+    found = [probabilities for probabilities, _ in answers.values()]
+    assert np.ptp(found, axis=0).max() > 0.01, (
         "photos differ in their answers, or nothing was compared"
     )
 
@@ -160,7 +176,7 @@ def answers(exported: Path, data: Path) -> dict[Path, Any]:
     for photo in sorted(data.glob("test/*/*"))[::4]:
         with Image.open(photo) as image:
             image.draft("RGB", (SIZE, SIZE))  # as decode reads JPEG, at half of its size
-            [found[photo]] = session.run(None, {"photo": np.asarray(image.convert("RGB"))})
+            found[photo], _ = session.run(None, {"photo": np.asarray(image.convert("RGB"))})
     return found
 
 
@@ -187,7 +203,7 @@ def test_real_photos_get_roughly_the_probabilities_of_the_network_in_bfloat16(
 def test_the_file_says_what_it_is(exported: Path) -> None:
     onnx.checker.check_model(exported / "model.onnx", full_check=True)
     session = onnxruntime.InferenceSession(exported / "model.onnx")
-    [photo], [probabilities] = session.get_inputs(), session.get_outputs()
+    [photo], [probabilities, novelty] = session.get_inputs(), session.get_outputs()
     assert (photo.name, photo.type, photo.shape) == (
         "photo",
         "tensor(uint8)",
@@ -198,12 +214,14 @@ def test_the_file_says_what_it_is(exported: Path) -> None:
         "tensor(float)",
         [5],
     )
+    assert (novelty.name, novelty.type, novelty.shape) == ("novelty", "tensor(float)", [])
     metadata = session.get_modelmeta().custom_metadata_map
     assert (
         json.loads(metadata["class_names"]) == list(CLASSES)
         and metadata["checkpoint_sha256"] == checkpoint.load(exported).sha256
     )
     assert (float(metadata["temperature"]), float(metadata["sure_from"])) == (TEMPERATURE, 0.625)
+    assert float(metadata["unknown_above"]) == 0.5
     assert (metadata["arch"], int(metadata["image_size"]), float(metadata["epoch"])) == (
         "efficientnet_lite0",
         SIZE,

@@ -12,8 +12,10 @@ SIX = {"a": 0.05, "b": 0.4, "c": 0.3, "d": 0.1, "e": 0.08, "f": 0.07}
 UNREADABLE = Prediction(Photo(Path("x/2.jpg"), None, None, "empty file"), {})
 
 
-def predict(true_class: str | None, unsure: bool = False) -> Prediction:
-    return Prediction(Photo(Path("x/1.jpg"), true_class, IMAGE), SIX, unsure)
+def predict(
+    true_class: str | None, unsure: bool = False, unknown: bool | None = None
+) -> Prediction:
+    return Prediction(Photo(Path("x/1.jpg"), true_class, IMAGE), SIX, unsure, unknown)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,8 @@ def predict(true_class: str | None, unsure: bool = False) -> Prediction:
         (predict("b"), "b              40.0%  x/1.jpg"),
         (predict(None), "b              40.0%  x/1.jpg"),
         (predict("b", unsure=True), "b              40.0%  x/1.jpg  unsure"),
+        (predict("b", unknown=False), "b              40.0%  x/1.jpg"),
+        (predict("b", True, unknown=True), "b              40.0%  x/1.jpg  unknown"),
         (predict("c"), "b              40.0%  x/1.jpg  incorrect (labelled c)"),
         (UNREADABLE, "not readable          x/2.jpg: empty file"),
     ],
@@ -45,6 +49,7 @@ def test_json_has_the_error_or_the_prediction() -> None:
         "predicted": "b",
         "probability": 0.4,
         "unsure": True,
+        "unknown": None,
         "probabilities": SIX,
     }
     assert UNREADABLE.to_json() == {
@@ -58,8 +63,8 @@ def test_json_has_the_error_or_the_prediction() -> None:
 
 def test_the_table_has_a_row_per_photo_with_the_most_probable_classes() -> None:
     header, first, second = to_rows([predict("b"), UNREADABLE])
-    columns = ["file", "true_class", "error", "unsure", "sorted_to", "class_1", "probability_1"]
+    columns = ["file", "true_class", "error", "unsure", "unknown", "sorted_to", "class_1"]
     assert header[:7] == columns
-    assert len(header) == 5 + 2 * TOP_CLASSES == len(first)
-    assert first[:9] == [Path("x/1.jpg"), "b", None, False, None, "b", 0.4, "c", 0.3]
-    assert second == [Path("x/2.jpg"), None, "empty file", None, None]
+    assert len(header) == 6 + 2 * TOP_CLASSES == len(first)
+    assert first[:10] == [Path("x/1.jpg"), "b", None, False, None, None, "b", 0.4, "c", 0.3]
+    assert second == [Path("x/2.jpg"), None, "empty file", None, None, None]

@@ -34,9 +34,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "responses" / "sorted"
 
 
-def predicted(file: Path, name: str = "boots", unsure: bool = False) -> Prediction:
+def predicted(
+    file: Path, name: str = "boots", unsure: bool = False, unknown: bool | None = None
+) -> Prediction:
     photo = Photo(file, None, PIXELS, content_hash=hash_content(file.read_bytes()))
-    return Prediction(photo, {other: float(other == name) for other in CLASSES}, unsure)
+    probabilities = {other: float(other == name) for other in CLASSES}
+    return Prediction(photo, probabilities, unsure, unknown)
 
 
 def sorter(folder: Path, inbox: Path) -> Sorter:
@@ -48,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_each_photo_is_copied_to_the_folder_of_its_class_or_to_unsure(
+def test_each_photo_is_copied_to_the_folder_of_its_class_or_of_its_doubt(
     inbox: Path, folder: Path
 ) -> None:
     (inbox / "link.jpg").symlink_to("3.jpg")
@@ -56,8 +59,10 @@ def test_each_photo_is_copied_to_the_folder_of_its_class_or_to_unsure(
     this = sorter(folder, inbox)
     places = [this.sort(predicted(inbox / file, name)) for file, name in for_classes.items()]
     places.append(this.sort(predicted(inbox / "2.jpg", "boots", unsure=True)))
+    places.append(this.sort(predicted(inbox / "3.jpg", "boots", unsure=True, unknown=True)))
     assert [place.sorted_to for place in places] == [
         "sorted/boots/0.jpg", "sorted/hats/1.jpg", "sorted/hats/link.jpg", "sorted/unsure/2.jpg",
+        "sorted/unknown/3.jpg",
     ]  # fmt: skip
     for place in places:
         copy = folder.parent / str(place.sorted_to)
@@ -65,8 +70,8 @@ def test_each_photo_is_copied_to_the_folder_of_its_class_or_to_unsure(
         status, source = copy.lstat(), place.photo.file.stat()
         assert (status.st_nlink, status.st_mode & 0o777) == (1, 0o644) and copy.is_file()
         assert status.st_ino != source.st_ino and not copy.is_symlink()
-    assert this.summary() == f"Sorted: 4 photos copied to {folder}."
-    assert {path.name for path in folder.iterdir()} == {"boots", "hats", "unsure"}
+    assert this.summary() == f"Sorted: 5 photos copied to {folder}."
+    assert {path.name for path in folder.iterdir()} == {"boots", "hats", "unsure", "unknown"}
 
 
 def test_photos_of_one_name_get_different_names_and_runs_can_be_repeated(
@@ -245,11 +250,22 @@ def test_names_are_safe_on_all_common_file_systems(text: str, name: str, tmp_pat
 
 
 def test_classes_have_different_folders_even_where_case_is_ignored() -> None:
-    names = ["Boots", "boots", "a/b", "a\\b", "unsure", "x" * 200, "x" * 201, "u\u0308", "ü"]
+    names = [
+        "Boots",
+        "boots",
+        "a/b",
+        "a\\b",
+        "unsure",
+        "Unknown",
+        "x" * 200,
+        "x" * 201,
+        "u\u0308",
+        "ü",
+    ]
     folders = name_folders(names)
     assert list(folders) == names
     assert list(folders.values()) == [
-        "Boots", "boots_2", "a_b", "a_b_2", "unsure_2", "x" * 180, f"{'x' * 180}_2", "u\u0308", "ü_2",
+        "Boots", "boots_2", "a_b", "a_b_2", "unsure_2", "Unknown_2", "x" * 180, f"{'x' * 180}_2", "u\u0308", "ü_2",
     ]  # fmt: skip
 
 

@@ -59,11 +59,16 @@ def finished(net: Network) -> RunState:
 @pytest.mark.parametrize("arch", ["tinyvgg", "efficientnet_lite0"])
 def test_rows_move_with_their_classes_and_new_ones_are_zero(arch: str) -> None:
     weights = network(arch).state_dict()
+    weights["novelty.curvature"] = torch.arange(25.0).view(5, 5)
     moved = move_rows(weights, ADDED.rows)
-    heads = [name for name in weights if "head" in name]
-    assert len(heads) == (2 if arch == "tinyvgg" else 4)
+    heads = [name for name in weights if "head" in name or name == "novelty.offset"]
+    assert len(heads) == (3 if arch == "tinyvgg" else 5)
     for name, before in weights.items():
-        if name in heads:
+        if name == "novelty.curvature":
+            kept = moved[name][[0, 2, 3, 4, 5]]
+            assert torch.equal(kept[:, [0, 2, 3, 4, 5]], before)
+            assert not moved[name][1].any() and not moved[name][:, 1].any()
+        elif name in heads:
             assert torch.equal(moved[name][[0, 2, 3, 4, 5]], before) and not moved[name][1].any()
         else:
             assert moved[name] is before

@@ -10,7 +10,14 @@ from helpers import hogwild_row
 
 from hogwear.evaluation import metrics
 from hogwear.training.discriminant import Forecast
-from hogwear.training.history import CLOSED_FORM, Best, History, HistoryRow, RunningMetrics
+from hogwear.training.history import (
+    CLOSED_FORM,
+    QUANTILES,
+    Best,
+    History,
+    HistoryRow,
+    RunningMetrics,
+)
 from hogwear.training.hogwild import StepResult
 
 
@@ -22,7 +29,7 @@ def test_metrics_are_sums_over_images() -> None:
 
 
 def measured(epoch: float, val_loss: float, val_acc: float = 0.5) -> Best:
-    return Best(epoch, 64, val_loss, val_acc, 1.5, 0.8, {})
+    return Best(epoch, 64, val_loss, val_acc, 1.5, 0.8, torch.zeros(QUANTILES), {})
 
 
 def history_of(*losses: float) -> History:
@@ -53,13 +60,14 @@ def test_of_equal_losses_the_earlier_weights_are_kept_and_accuracy_does_not_matt
 def test_validation_and_calibration_are_of_the_logits() -> None:
     labels = np.array([0, 1, 2, 0] * 50)
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 1] * 50] * 10  # three of four are right
-    weights = {"w": torch.zeros(1)}
+    weights = {"novelty.offset": torch.zeros(3), "novelty.curvature": torch.zeros(3, 3)}
     best = Best.measure(weights, 3, 64, logits, labels)
     assert (best.epoch, best.image_size, best.val_acc) == (3, 64, 0.75)
     assert best.weights is weights
     assert best.temperature > 5, "much too sure"
     calibrated = metrics.cross_entropy(logits / best.temperature, labels)
     assert best.val_loss == calibrated < metrics.cross_entropy(logits, labels)
+    assert best.novelty_quantiles.tolist() == [-20] * QUANTILES, "-2 times the largest logit"
     assert best.confidence_threshold > 1, "no confidence is right in 99 % of all cases"
 
 

@@ -13,6 +13,7 @@ import model
 from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
 from hogwear.evaluation import metrics, predict
 from hogwear.networks.network import Network
+from hogwear.networks.novelty import NoveltyWeights
 from hogwear.system.arrays import AnyArray, Float32Array
 from hogwear.training.checkpoint import HEADER, Checkpoint
 from hogwear.training.discriminant import Classifier, Forecast
@@ -46,8 +47,12 @@ class Heads:
             self.net.head.weight.fill_(1.0)
         weight = self.net.head.weight.detach().numpy()
         forecast = None if ridge else FORECAST
-        found = Classifier(weight, weight[:, 0], ridge or 0.4, forecast)
+        novelty = NoveltyWeights(weight[:, 0], weight[:, : len(weight)])
+        found = Classifier(weight, weight[:, 0], novelty, ridge or 0.4, forecast)
         return None if self.stops else (found, 250.0)
+
+    def measure_novelty(self, ridge: float) -> float:
+        return 0.9
 
     def refit_head(self, workers: object, ridge: float) -> bool:
         self.solved.append(ridge)
