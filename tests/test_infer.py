@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers import CLASSES, Completed, Script, Trained, at, refusal
 from PIL import Image
