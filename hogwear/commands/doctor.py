@@ -1,4 +1,4 @@
-"""Look for problems in the photos: a report on stdout, and model/doctor.json (docs/doctor.md).
+"""Look for problems in the photos: a report on stdout, model/doctor.html and model/doctor.json.
 
 python -m hogwear.commands.doctor --data-dir data
 """
@@ -15,6 +15,8 @@ from hogwear.data import checks
 from hogwear.data.checks import SMALL_CLASS, TINY_SIDE, Entry, Member
 from hogwear.data.class_changes import require_same_classes
 from hogwear.data.photos import Photos
+from hogwear.data.picture_quality import ODD_RATIO
+from hogwear.evaluation.doctor_page import write_page
 from hogwear.system import command, machine
 from hogwear.system.artifacts import CHECKPOINT, DOCTOR_REPORT
 from hogwear.system.errors import BadInput
@@ -28,7 +30,7 @@ MAX_LINES = 20  # per heading; doctor.json has everything
 
 @dataclass(frozen=True)
 class Settings(SharedSettings):
-    """Look for problems in the photos, and write them to model/doctor.json. Changes no photo."""
+    """Look for problems in the photos, and write them to model/doctor.html. Changes no photo."""
 
 
 def main(settings: Settings) -> None:
@@ -48,7 +50,9 @@ def main(settings: Settings) -> None:
     file = settings.model_dir / DOCTOR_REPORT
     write_atomically(file, (json.dumps(report, indent=2) + "\n").encode())
     corrections = [photos.corrections.describe()] if photos.corrections else []
-    for line in (*corrections, *format_report(report), f"Report: {file}"):
+    page = write_page(settings.model_dir, report, photos, settings.limits)
+    end = f"Report: {page}, to open in a browser; {file} has everything."
+    for line in (*corrections, *format_report(report), end):
         print(escape(line))
 
 
@@ -94,6 +98,9 @@ HEADINGS = {  # the lists of the report, in this order
     "tiny": f"a side has less than {TINY_SIDE} pixels",
     "divided_products": "the photos of one product are in several splits, so figures may be too "
     "good; here is one photo in each of them",
+    "blurred": "no edge is sharp",
+    "dark": "hardly anything is brighter than a dark grey",
+    "odd_shape": f"the longer side is more than {ODD_RATIO} times the shorter one",
     "near_empty": "almost only one colour",
     "misnamed": "the suffix names another format than the content; the photos are read anyway",
     "rotated": "EXIF rotates these photos, and they are used upright; photos that lie on their "

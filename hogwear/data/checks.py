@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from hogwear.data import decoding
+from hogwear.data import decoding, picture_quality
 from hogwear.data.decoding import Limits
 from hogwear.data.near_duplicates import SIGNATURE_SIZE, compute_signature, find_pairs, group_pairs
 from hogwear.data.photos import Photos
@@ -22,8 +21,6 @@ from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.paths import Paths
 
 TINY_SIDE = 32  # pixels
-# Near-empty: at least this share of the pixels is this close, of 255, to the median colour
-PLAIN_SHARE, PLAIN_DISTANCE = 0.995, 8
 SMALL_CLASS = 0.2  # under-represented: fewer training photos than that share of the largest class
 FORMATS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
 FORMATS |= {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".avif": "AVIF"}
@@ -47,9 +44,11 @@ class Facts(NamedTuple):
 
     digest: bytes  # SHA-256 of the file
     format: str
-    shorter_side: int  # in pixels
+    sides: tuple[int, int]  # the shorter and the longer, in pixels
     was_turned: bool  # by EXIF
     is_plain: bool  # almost one colour
+    is_dark: bool
+    is_blurred: bool
     signature: UInt8Array
 
 
@@ -73,21 +72,17 @@ def examine(file: BinaryIO, limits: Limits) -> Facts:
     digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
     file.seek(0)
     decoded = decoding.decode_image(file, COMPARED_SIZE, limits)
+    image, longer_side = decoded.image, decoded.sides[1]
     return Facts(
         digest,
         decoded.format,
-        decoded.shorter_side,
+        decoded.sides,
         decoded.was_turned,
-        is_plain(decoded.image),
-        compute_signature(decoding.letterbox(decoded.image, COMPARED_SIZE)),
+        picture_quality.is_plain(image),
+        picture_quality.is_dark(image),
+        picture_quality.is_blurred(image, longer_side),
+        compute_signature(decoding.letterbox(image, COMPARED_SIZE)),
     )
-
-
-def is_plain(image: Image.Image) -> bool:
-    """Whether an RGB image has almost only one colour."""
-    colours = np.asarray(image, np.int16).reshape(-1, 3)
-    is_near = (np.abs(colours - np.median(colours, axis=0)) <= PLAIN_DISTANCE).all(axis=1)
-    return bool(is_near.mean() >= PLAIN_SHARE)
 
 
 def check_counts(photos: Photos) -> dict[str, Any]:
@@ -121,16 +116,19 @@ def check_files(members: list[Member], results: list[Facts | str]) -> dict[str, 
     """Photos, or groups of photos, with each problem; `results` are those of examine_files."""
     pairs = list(zip(members, results, strict=True))
     readable = [(member, facts) for member, facts in pairs if not isinstance(facts, str)]
-    tiny = [(m, f) for m, f in readable if f.shorter_side < TINY_SIDE]
+    odd = [(m, f.sides) for m, f in readable if picture_quality.is_odd_shape(f.sides)]
     misnamed = [
         (m, f) for m, f in readable if FORMATS.get(m.file.suffix.lower(), f.format) != f.format
     ]
     return {
         **check_duplicates(readable),
         "unreadable": [m.to_entry(reason=why) for m, why in pairs if isinstance(why, str)],
-        "tiny": [m.to_entry(side=f.shorter_side) for m, f in tiny],
+        "tiny": [m.to_entry(side=f.sides[0]) for m, f in readable if f.sides[0] < TINY_SIDE],
         "misnamed": [m.to_entry(format=f.format) for m, f in misnamed],
         "rotated": [m.to_entry() for m, f in readable if f.was_turned],
+        "blurred": [m.to_entry() for m, f in readable if f.is_blurred],
+        "dark": [m.to_entry() for m, f in readable if f.is_dark],
+        "odd_shape": [m.to_entry(ratio=round(long / short, 1)) for m, (short, long) in odd],
         "near_empty": [m.to_entry() for m, f in readable if f.is_plain],
     }
 

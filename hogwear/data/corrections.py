@@ -8,7 +8,8 @@ Photos stay where they are, and in their split, which goes by content. The file 
 table: a path that leads out of the data folder names no photo.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from hogwear.data.row_files import RowFiles, SkippedRow
 from hogwear.system.arrays import Int64Array, UInt8Array
 from hogwear.system.errors import BadInput
 from hogwear.system.paths import Paths
-from hogwear.system.text import join_some, normalize, plural, shorten
+from hogwear.system.text import join_some, normalize, plural, shorten, to_cell
 
 CORRECTIONS = "corrections.csv"
 COLUMNS = ("file", "class")
@@ -45,6 +46,23 @@ class Row(NamedTuple):
 
     line: int
     label: int  # or LEFT_OUT
+
+
+class TableRow(NamedTuple):
+    """A row of the file as it is."""
+
+    line: int
+    cells: list[str]
+    path: str | None  # within the data folder, of the file that it names
+    file: str  # how it names it
+    class_name: str
+
+
+class Table(NamedTuple):
+    """The file as it is."""
+
+    header: list[str]
+    rows: Iterator[TableRow]
 
 
 @dataclass(frozen=True)
@@ -121,51 +139,67 @@ def read_corrections(
 ) -> tuple[dict[str, Row], list[str]]:
     """{path within the data folder: what its row says}, and the rows that name no file.
 
-    Files are found as those of a table are. BadInput as in `apply_corrections`.
+    BadInput as in `apply_corrections`.
     """
-    table = read_rows(file)
-    header = [cell.strip().lower() for cell in next(table, (1, []))[1]]
-    if not set(COLUMNS) <= set(header):
-        raise BadInput(
-            f"{file}: expected a first line with the columns {' and '.join(COLUMNS)}, found "
-            f"{shorten(', '.join(header), MAX_NAME) or 'nothing'}; correct it, or rename the file"
-        )
-    file_column, class_column = map(header.index, COLUMNS)
-    labels = {LEAVE_OUT: LEFT_OUT} | {name: i for i, name in enumerate(class_names)}
-    files = RowFiles(root)
+    labels = {LEAVE_OUT: LEFT_OUT}
+    for label, name in enumerate(class_names):
+        labels |= {str(to_cell(name)): label, name: label}  # as a table of ours has it, or plain
     rows: dict[str, Row] = {}
     unmatched = []
-    for line, cells in table:
-        cells += [""] * (len(header) - len(cells))
-        value, name = cells[file_column].strip(), normalize(cells[class_column].strip())
+    for row in read_table(file, root).rows:
+        name = normalize(row.class_name)
         if name not in labels:
             raise BadInput(
-                f"{file}: line {line}: class '{shorten(name, MAX_NAME)}' does not exist; expected "
-                f"{join_some(class_names, MAX_NAMES)}, or {LEAVE_OUT} to leave the photo out"
+                f"{file}: line {row.line}: class '{shorten(name, MAX_NAME)}' does not exist; "
+                f"expected {join_some(class_names, MAX_NAMES)}, or {LEAVE_OUT} to leave the photo "
+                "out"
             )
-        try:
-            path = find_file(files, root, value)
-        except SkippedRow:
-            unmatched.append(describe_row(line, value or "empty"))
+        if row.path is None:
+            unmatched.append(describe_row(row.line, row.file or "empty"))
             continue
-        first = rows.setdefault(path, Row(line, labels[name]))
+        first = rows.setdefault(row.path, Row(row.line, labels[name]))
         if first.label != labels[name]:
             raise BadInput(
-                f"{file}: line {line}: {shorten(path, MAX_NAME)} has another class than in line "
-                f"{first.line}; remove one of the two"
+                f"{file}: line {row.line}: {shorten(row.path, MAX_NAME)} has another class than in "
+                f"line {first.line}; remove one of the two"
             )
     return rows, unmatched
 
 
-def find_file(files: RowFiles, root: Path, value: str) -> str:
-    """The path within the data folder, which may be given with the folder, as the doctor prints it.
+def read_table(file: Path, root: Path) -> Table:
+    """The rows of a file with corrections. Files are found as those of a table are.
 
-    Raises SkippedRow as RowFiles.find.
+    BadInput for a file that is not such a table.
     """
-    try:
-        return files.find(value)
-    except SkippedRow:
-        return files.find(value.removeprefix(f"{root}/"))
+    lines = read_rows(file)
+    header = next(lines, (1, []))[1]
+    columns = [cell.strip().lower() for cell in header]
+    if not set(COLUMNS) <= set(columns):
+        raise BadInput(
+            f"{file}: expected a first line with the columns {' and '.join(COLUMNS)}, found "
+            f"{shorten(', '.join(columns), MAX_NAME) or 'nothing'}; correct it, or rename the file"
+        )
+    file_column, class_column = map(columns.index, COLUMNS)
+    files = RowFiles(root)
+
+    def read_row(line: int, cells: list[str]) -> TableRow:
+        cells += [""] * (len(header) - len(cells))
+        value, name = cells[file_column], cells[class_column].strip()
+        return TableRow(line, cells, find_file(files, root, value), value.strip(), name)
+
+    return Table(header, (read_row(line, cells) for line, cells in lines))
+
+
+def find_file(files: RowFiles, root: Path, value: str) -> str | None:
+    """The path within the data folder, or None for a row that names no file.
+
+    It may have spaces around it, and be given with the folder, as the doctor prints it.
+    """
+    trimmed = value.strip()
+    for spelling in (value, trimmed, trimmed.removeprefix(f"{root}/")):
+        with suppress(SkippedRow):
+            return files.find(spelling)
+    return None
 
 
 def describe_row(line: int, value: str) -> str:

@@ -110,7 +110,7 @@ class DecodedImage(NamedTuple):
 
     image: Image.Image  # RGB, upright, resized
     format: str  # one of FORMATS
-    shorter_side: int  # in pixels of the file
+    sides: tuple[int, int]  # the shorter and the longer, in pixels of the file
     was_turned: bool  # by EXIF
 
 
@@ -125,7 +125,8 @@ def decode_image(photo: Path | IO[bytes], size: int, limits: Limits) -> DecodedI
         raise RejectedPhoto(
             f"{megapixels:.1f} megapixels, over the limit of {most} (--max-megapixels)"
         )
-    format, shorter_side, scale = image.format, min(image.size), size / max(image.size)
+    format, sides = image.format, (min(image.size), max(image.size))
+    scale = size / max(sides)
     # JPEG decodes at 1/2, 1/4 or 1/8 of its size, which is much faster
     image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
     image.load()
@@ -136,7 +137,7 @@ def decode_image(photo: Path | IO[bytes], size: int, limits: Limits) -> DecodedI
     image = image.resize(resized_to, Image.Resampling.BILINEAR)
     if format == "MPO":  # a JPEG with several pictures
         format = "JPEG"
-    return DecodedImage(image, format or "", shorter_side, was_turned)
+    return DecodedImage(image, format or "", sides, was_turned)
 
 
 def describe_format(photo: Path | IO[bytes]) -> str:

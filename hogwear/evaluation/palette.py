@@ -1,4 +1,4 @@
-"""The colours of charts, pictures and the report.
+"""The colours of charts, pictures and pages.
 
 Blue and orange are from Okabe and Ito's palette, which can be told apart with any colour vision.
 """
@@ -9,9 +9,9 @@ SOFT = "#5b6470"  # text that matters less
 GREY = "#8a929b"  # axes and grids
 PALE = "#bfc5cc"  # bars and frames that are not highlighted
 
-# The CSS variables of the report, light and dark. Its orange has more contrast, because it is also
+# The CSS variables of our pages, light and dark. Their orange has more contrast, because it is also
 # a colour of text there.
-REPORT = {
+PAGE = {
     "ink": (INK, "#e6e8eb"),
     "soft": (SOFT, "#a3abb5"),
     "line": ("#d9dde2", "#3a4048"),

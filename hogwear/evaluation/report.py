@@ -1,22 +1,19 @@
 """The report of an evaluation: one self-contained HTML file."""
 
-import base64
 import io
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageColor
 
-from hogwear.evaluation import charts, palette
+from hogwear.evaluation import charts, pages, palette
 from hogwear.evaluation.evaluation import Evaluation
 from hogwear.evaluation.mistakes import Mistake
 from hogwear.system.arrays import FloatArray, UInt8Array
 from hogwear.system.artifacts import REPORT
 from hogwear.system.files import write_atomically
-from hogwear.system.text import plural, shorten
 
 WIDE_INTERVAL = 0.1  # a confidence interval of the accuracy that gets a warning
 
@@ -33,23 +30,9 @@ def write_report(
     }
     if evaluation.history:
         figures["learning_curves"] = charts.draw_learning_curves(evaluation.history)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=escape_value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": lambda share: f"{100 * share:.1f}\N{NO-BREAK SPACE}%",
-        "photos": lambda count: plural(count, "photo"),
-        "data_url": to_data_url,
-        "overlay": overlay,
-    }
-    page = environment.get_template("report.html").render(
+    page = pages.render(
+        "report.html",
         r=results,
-        palette=palette.REPORT,
         charts={
             name: Markup(charts.save_chart(figure, folder / f"{name}.png"))
             for name, figure in figures.items()
@@ -59,23 +42,23 @@ def write_report(
             for i, j in charts.find_confusions(matrix)
         ],
         shown_classes=len(charts.find_most_confused(matrix)),
-        mistakes=mistakes,
+        mistakes=[(mistake, *draw_mistake(mistake)) for mistake in mistakes],
         wide_interval=WIDE_INTERVAL,
     )
     write_atomically(folder / REPORT, page.encode())
     return folder / REPORT
 
 
-def escape_value(value: object) -> object:
-    """Escape and shorten a value for the page. Markup is our own and stays as it is."""
-    return value if isinstance(value, Markup) else shorten(str(value), 200)
+def draw_mistake(mistake: Mistake) -> tuple[bytes, bytes]:
+    """The photo, and what the network looked at, as JPEG files."""
+    return to_jpeg(mistake.image), to_jpeg(overlay(mistake.image, mistake.activation_map))
 
 
-def to_data_url(image: UInt8Array) -> Markup:
-    """(S, S, 3) -> a JPEG as a data: URL."""
+def to_jpeg(image: UInt8Array) -> bytes:
+    """(S, S, 3) -> a JPEG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=85)
-    return Markup(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return buffer.getvalue()
 
 
 def overlay(image: UInt8Array, activation_map: FloatArray) -> UInt8Array:

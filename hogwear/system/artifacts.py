@@ -5,7 +5,7 @@ CHECKPOINT, PREVIOUS_CHECKPOINT = "checkpoint.pt", "checkpoint.previous.pt"  # t
 SPLIT = "split.json"  # which photos belong to train, val and test
 METRICS = "metrics.csv"  # one row per epoch
 EVALUATION, REPORT = "eval_results.json", "report.html"
-DOCTOR_REPORT = "doctor.json"
+DOCTOR_REPORT, DOCTOR_PAGE = "doctor.json", "doctor.html"
 ONNX_MODEL, MODEL_CARD = "model.onnx", "MODEL_CARD.md"
 
 # In the responses folder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import CLASSES, ROOT, Call, Trained, at
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from hogwear.commands import doctor
 
@@ -23,6 +23,9 @@ LISTS = (
     "tiny",
     "misnamed",
     "rotated",
+    "blurred",
+    "dark",
+    "odd_shape",
     "near_empty",
     "divided_products",
 )
@@ -86,6 +89,15 @@ def test_every_planted_problem_is_found_under_its_heading_and_nothing_else(
     with Image.open(nth(planted, "train/bottomwear", 1)) as image:
         image.convert("RGB").save(nth(planted, "train/bottomwear", 1), "PNG")
     Image.new("RGB", (200, 150), "white").save(planted / "train/topwear/white.jpg")
+    with Image.open(nth(planted, "train/handbag", 5)) as image:
+        photo = image.convert("RGB")
+        photo.filter(ImageFilter.GaussianBlur(5)).save(planted / "train/handbag/soft.jpg")
+        photo.point(lambda value: 0.2 * value).save(planted / "val/handbag/night.jpg")
+        middle = photo.width // 2
+        strip = photo.crop(
+            (middle - photo.height // 8, 0, middle + photo.height // 8, photo.height)
+        )
+        strip.save(planted / "train/topwear/strip.jpg")
     shutil.rmtree(planted / "test/bottomwear")
     report, text = examine(planted)
 
@@ -103,6 +115,9 @@ def test_every_planted_problem_is_found_under_its_heading_and_nothing_else(
         "tiny": [{"train/handbag/pixel.png"}],
         "misnamed": [{inside(nth(planted, "train/bottomwear", 1))}],
         "rotated": [{inside(nth(planted, "train/handbag", 3))}],
+        "blurred": [{"train/handbag/soft.jpg"}],
+        "dark": [{"val/handbag/night.jpg"}],
+        "odd_shape": [{"train/topwear/strip.jpg"}],
         "near_empty": [{"train/handbag/pixel.png"}, {"train/topwear/white.jpg"}],
         "divided_products": [],
     }
@@ -128,6 +143,9 @@ def test_every_planted_problem_is_found_under_its_heading_and_nothing_else(
         "DUPLICATES",
         "NEAR DUPLICATES",
         "TINY",
+        "BLURRED",
+        "DARK",
+        "ODD SHAPE",
         "NEAR EMPTY",
         "MISNAMED",
         "ROTATED",

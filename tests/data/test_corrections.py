@@ -139,6 +139,18 @@ def test_rows_without_an_effect_are_counted_with_an_example(tens: Path, cache: P
     )
 
 
+def test_names_with_spaces_and_classes_as_predictions_csv_has_them(tens: Path, cache: Path) -> None:
+    (tens / "footwear").rename(tens / "=boots")
+    for name in (" 1.jpg ", "3.jpg "):
+        (tens / "=boots" / f"{name.strip()}").rename(tens / "=boots" / name)
+    correct(tens, '"./=boots/3.jpg ",handbag', "  =boots/4.jpg ,handbag", "handbag/1.jpg,'=boots")
+    photos = find(tens, cache)
+    labels = labels_of(photos)
+    assert {labels[f"=boots/{name}"] for name in ("3.jpg ", "4.jpg")} == {"handbag"}
+    assert labels["handbag/1.jpg"] == "=boots" and labels["=boots/ 1.jpg "] == "=boots"
+    assert note_of(photos) == "corrections.csv: 3 photos relabelled, 0 left out."
+
+
 def test_a_file_with_a_header_only_changes_nothing(tens: Path, cache: Path) -> None:
     correct(tens)
     assert note_of(find(tens, cache)) == "corrections.csv: 0 photos relabelled, 0 left out."
