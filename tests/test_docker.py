@@ -172,6 +172,7 @@ def test_a_script_runs_as_the_owner_of_its_folder_without_capabilities(
         "report.html",
         "predictions.json",
         "contact_sheet.png",
+        "doctor.html",
         "doctor.json",
         "model.onnx",
     }
