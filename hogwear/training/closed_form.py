@@ -15,9 +15,11 @@ from hogwear.cluster.peers import SINGLE_MACHINE, SingleMachine
 from hogwear.data.near_duplicates import find_pairs, group_pairs
 from hogwear.data.pixels import Pixels
 from hogwear.data.products import pair_products
+from hogwear.evaluation import calibration
 from hogwear.system.arrays import Float32Array, Float64Array, Int64Array
 from hogwear.system.workers import call_in_worker
 from hogwear.training.discriminant import (
+    MAX_GROUP,
     Classifier,
     DualSolver,
     LeftOut,
@@ -28,7 +30,6 @@ from hogwear.training.discriminant import (
 )
 
 ROWS_AT_ONCE = 1024  # rows of features in memory
-MAX_GROUP = 1000  # photos of a group to be left out: the time grows with the cube
 MAX_LEFT_OUT = 5000  # photos to cross-validate: a standard error of at most 0.7 points
 
 
@@ -50,30 +51,72 @@ class Problem:
         Without a `ridge`, cross-validation chooses it, and calibrates the logits. With one, in
         units of the mean within-class variance, the logits are not calibrated.
         """
-        labels = self.photos.labels
-        sums, counts = cluster.all_reduce(call_in_worker(self.sum_classes))
-        means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        residuals = Residuals(self.read, labels, means)
-        is_small = cluster.machines == 1 and len(labels) <= self.width
-        some, left_out = np.arange(0), LeftOut([], [], labels, counts)
+        counts, residuals = self.measure_classes(cluster)
+        some, left_out = np.arange(0), LeftOut([], [], self.photos.labels, counts)
         if ridge is None:
-            most = len(labels) if is_small else MAX_LEFT_OUT
-            some, left_out = choose_left_out(self.photos, counts, cluster, most)
+            labels, groups, ranks = group_photos(self.photos, cluster)
+            is_small = self.is_small and cluster.machines == 1
+            chosen = choose_groups(groups, None if is_small else MAX_LEFT_OUT)
+            left_out = LeftOut.group(labels[chosen], groups[chosen], counts)
+            some = chosen[ranks[chosen] == cluster.rank] - np.searchsorted(ranks, cluster.rank)
 
         def classify(solver: Solver) -> Classifier:
             return solve(solver, left_out) if ridge is None else solve_with(solver, ridge)
 
-        if is_small:
-            everyone = np.arange(len(labels))
-            return call_in_worker(lambda: classify(DualSolver(residuals[everyone], means)))
+        if cluster.machines == 1:
+            return call_in_worker(lambda: classify(self.create_solver(residuals, some)))
         [scatter] = cluster.all_reduce([call_in_worker(residuals.scatter)])
-        gathered = cluster.all_gather([residuals[some]]) if cluster.machines > 1 else []
+        [sample] = cluster.all_gather([residuals[some]])  # up to 70 MB
+        count = int(counts.sum())
+        return call_in_worker(
+            lambda: classify(PrimalSolver(scatter, count, residuals.means, sample))
+        )
 
-        def create() -> Solver:
-            sample = gathered[0] if gathered else residuals[some]  # up to 70 MB
-            return PrimalSolver(scatter, int(counts.sum()), means, sample)
+    def predict_left_out(self) -> Float32Array:
+        """The calibrated logits of each photo by a classifier without its group, (n, classes).
 
-        return call_in_worker(lambda: classify(create()))
+        NaN for photos that cannot be left out (see LeftOut.group). All are on this machine.
+        """
+        counts, residuals = self.measure_classes(SINGLE_MACHINE)
+        labels, groups, _ = group_photos(self.photos)
+        some = choose_groups(groups, None if self.is_small else MAX_LEFT_OUT)
+
+        def predict() -> Float32Array:
+            logits = np.full((len(labels), self.num_classes), np.nan, np.float32)
+            left_out = LeftOut.group(labels, groups, counts)
+            if left_out.groups:
+                solver = self.create_solver(residuals, some)
+                found = solve(solver, LeftOut.group(labels[some], groups[some], counts))
+                if isinstance(solver, PrimalSolver):
+                    solver.residuals = Sample(residuals, np.arange(len(labels)))
+                rows = left_out.rows
+                logits[rows] = left_out.predict(solver.products(found.ridge * solver.variance))
+                logits /= calibration.fit_any_temperature(logits[rows], labels[rows])
+            return logits
+
+        return call_in_worker(predict)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there are at most as many photos as features."""
+        return len(self.photos) <= self.width
+
+    def measure_classes(self, cluster: SingleMachine) -> tuple[Int64Array, "Residuals"]:
+        """The number of photos of each class on all machines, (classes,), and the residuals."""
+        sums, counts = cluster.all_reduce(call_in_worker(self.sum_classes))
+        means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        return counts, Residuals(self.read, self.photos.labels, means)
+
+    def create_solver(self, residuals: "Residuals", some: Int64Array) -> Solver:
+        """In a separate process: a solver for the photos of a single machine.
+
+        Row i is that of photo some[i]. If there are few photos, `some` have to be all of them.
+        """
+        everyone = np.arange(len(self.photos))
+        if self.is_small:
+            return DualSolver(residuals[everyone], residuals.means)
+        scatter = residuals.scatter()
+        return PrimalSolver(scatter, len(everyone), residuals.means, Sample(residuals, some))
 
     def sum_classes(self) -> tuple[Float64Array, Int64Array]:
         """By class: the sum of the features, (classes, D), and the number of photos, (classes,)."""
@@ -112,23 +155,23 @@ class Residuals:
         return scatter.numpy()
 
 
+@dataclass(frozen=True)
+class Sample:
+    """The residuals of some photos, (k, D), read when they are needed."""
+
+    residuals: Residuals
+    photos: Int64Array  # (k,)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: Int64Array) -> Float32Array:
+        return self.residuals[self.photos[index]]
+
+
 def blocks(count: int) -> list[Int64Array]:
     """0 to count - 1, in parts of at most ROWS_AT_ONCE."""
     return np.split(np.arange(count), range(ROWS_AT_ONCE, count, ROWS_AT_ONCE))
-
-
-def choose_left_out(
-    photos: Pixels, counts: Int64Array, cluster: SingleMachine, most: int
-) -> tuple[Int64Array, LeftOut]:
-    """At most `most` photos of all machines to be left out, in whole groups.
-
-    Returns the places of those that this machine has, (k,) sorted, and the groups of all of them,
-    in the order of the machines.
-    """
-    labels, groups, ranks = group_photos(photos, cluster)
-    chosen = choose_groups(groups, most)
-    own = chosen[ranks[chosen] == cluster.rank] - np.searchsorted(ranks, cluster.rank)
-    return own, LeftOut.group(labels[chosen], groups[chosen], counts)
 
 
 def group_photos(
@@ -154,8 +197,13 @@ def group_photos(
     return labels, call_in_worker(connect), ranks
 
 
-def choose_groups(groups: Int64Array, most: int) -> Int64Array:
-    """Indices of at most `most` photos, (k,) sorted: whole groups, chosen with a fixed seed."""
+def choose_groups(groups: Int64Array, most: int | None) -> Int64Array:
+    """Indices of at most `most` photos, (k,) sorted: whole groups, chosen with a fixed seed.
+
+    None: of all photos.
+    """
+    if most is None:
+        return np.arange(len(groups))
     _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(0).permutation(len(sizes))
     order = order[sizes[order] <= min(most, MAX_GROUP)]

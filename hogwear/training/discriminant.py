@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ MAX_EXPONENT = 12  # of 2, by which it goes up or down
 # A smaller ridge * N / D is lost in the rounding of float32. Then the few photos of a large D would
 # be predicted by their own labels, and seem to be right: docs/decisions/closed-form-head.md
 MIN_STRENGTH = 0.005
+MAX_GROUP = 1000  # photos of a group to be left out: the time grows with the cube
 ROWS_AT_ONCE = 1024  # rows of residuals that are solved for together
 # A leverage is computed as 1 minus almost 1; smaller ones are rounding errors, and count as 0. If
 # all photos of a class are equal, such an error alone would give their class away.
@@ -125,16 +126,27 @@ class DualSolver(Solver):
         return Products(own, self.count * solved, means, weight)
 
 
+class Rows(Protocol):
+    """An array, (n, D), or something that reads rows of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Int64Array) -> Float32Array: ...
+
+
 class PrimalSolver(Solver):
     """Computes them from the covariance, (D, D), for a sample of n residuals."""
 
     def __init__(
-        self, scatter: Float32Array, count: int, means: Float32Array, residuals: Float32Array
+        self, scatter: Float32Array, count: int, means: Float32Array, residuals: Rows
     ) -> None:
-        """`scatter` is R'R, (D, D), of all `count` photos; `residuals`, (n, D), of the sample."""
+        """`scatter` is R'R, (D, D), of all `count` photos, and is overwritten.
+
+        `residuals`, (n, D), are those of the sample. They are read in parts, again for each ridge.
+        """
         super().__init__(means)
-        self.covariance, self.count = torch.from_numpy(scatter) / count, count
-        self.residuals = torch.from_numpy(residuals)
+        self.covariance, self.count = torch.from_numpy(scatter).div_(count), count
+        self.residuals = residuals
         self.variance = self.floor_variance(float(self.covariance.diagonal().mean()))
 
     def root(self, ridge: float) -> Tensor:
@@ -148,7 +160,7 @@ class PrimalSolver(Solver):
         weight = torch.cholesky_solve(self.means.T, root).T
 
         def own_of_some(rows: Tensor) -> Tensor:
-            chosen = self.residuals[rows.flatten()].T
+            chosen = torch.from_numpy(self.residuals[rows.flatten().numpy()]).T
             solved = torch.linalg.solve_triangular(root, chosen, upper=False)
             solved = solved.T.view(*rows.shape, -1)
             return solved @ solved.transpose(1, 2)
@@ -157,7 +169,10 @@ class PrimalSolver(Solver):
             groups = max(1, ROWS_AT_ONCE // rows.shape[1])
             return torch.cat([own_of_some(some) for some in rows.split(groups)])
 
-        return Products(own, self.residuals @ weight.T, self.means @ weight.T, weight)
+        mixed = torch.empty(len(self.residuals), len(weight))
+        for part in torch.arange(len(mixed)).split(ROWS_AT_ONCE):
+            mixed[part] = torch.from_numpy(self.residuals[part.numpy()]) @ weight.T
+        return Products(own, mixed, self.means @ weight.T, weight)
 
 
 @dataclass(frozen=True)
@@ -174,13 +189,14 @@ class LeftOut:
         """Of photos with these `labels` and `groups`, (n,) both.
 
         A group with all photos of a class cannot be left out: nothing of the class would remain.
+        Neither can one with more than MAX_GROUP photos.
         """
         _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         by_group = np.split(np.argsort(index, kind="stable"), np.cumsum(sizes)[:-1])
         by_shape: dict[tuple[int, int], list[tuple[Int64Array, Int64Array]]] = {}
         for rows in by_group:
             classes, lost = np.unique(labels[rows], return_counts=True)
-            if (lost < counts[classes]).all():
+            if len(rows) <= MAX_GROUP and (lost < counts[classes]).all():
                 by_shape.setdefault((len(rows), len(classes)), []).append((rows, classes))
         batches = [tuple(map(np.stack, zip(*each, strict=True))) for each in by_shape.values()]
         return cls(
