@@ -35,6 +35,7 @@ from hogwear.system.workers import FORK
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
+from hogwear.training import label_check
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -200,6 +201,12 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planted(clean: Path, tmp_path: Path) -> Path:
     """A copy of the clean photos, to plant problems in."""
     return Path(shutil.copytree(clean, tmp_path / "data"))
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No label is contradicted: with as few photos as here, some are by chance."""
+    monkeypatch.setattr(label_check, "CONTRADICTED", 1e12)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ import eval
 import infer
 import model
 import train
-from hogwear.commands import doctor, export
+from hogwear.commands import export
 from hogwear.system import flags
 from hogwear.training import checkpoint
 
@@ -224,14 +224,6 @@ def test_other_commands_need_the_classes_of_the_checkpoint(
     said = refusal(answer.stderr)
     assert answer.code == 2 and ", ".join(FOUR) in said and ", ".join(CLASSES) in said
     assert "or run train, which adapts the network to the new classes" in said
-
-
-def test_the_doctor_checks_photos_of_other_classes_without_the_network(
-    trained: Trained, four: Path, call: Call, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(trained.model, tmp_path / "model"))
-    answer = call(doctor, *at(four, folder, trained.cache))
-    assert answer.code == 0 and "run train, which adapts" in answer.stdout + answer.stderr
 
 
 # --- renamed

@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from hogwear.commands.shared_settings import SharedSettings, load_model
+from hogwear.commands.shared_settings import SharedSettings
 from hogwear.data import checks
 from hogwear.data.checks import SMALL_CLASS, TINY_SIDE, Entry, Member
-from hogwear.data.class_changes import require_same_classes
+from hogwear.data.loading import Loader
 from hogwear.data.photos import Photos
 from hogwear.data.picture_quality import ODD_RATIO
 from hogwear.evaluation.doctor_page import write_page
 from hogwear.system import command, machine
-from hogwear.system.artifacts import CHECKPOINT, DOCTOR_REPORT
-from hogwear.system.errors import BadInput
+from hogwear.system.artifacts import DOCTOR_REPORT
 from hogwear.system.files import write_atomically
-from hogwear.system.text import escape
+from hogwear.system.text import escape, plural
 
-SCHEMA = 1  # of doctor.json; goes up when a key is renamed, removed or changes its meaning
-CONTRADICTED_FROM = 0.95  # probability of another class than the photo's
+SCHEMA = 2  # of doctor.json; goes up when a key is renamed, removed or changes its meaning
+IMAGE_SIZE = 160  # pixels, at which photos are predicted
+MAX_CONFUSIONS = 3  # that are printed
 MAX_LINES = 20  # per heading; doctor.json has everything
 
 
@@ -57,40 +57,55 @@ def main(settings: Settings) -> None:
 
 
 def check_labels(photos: Photos, settings: Settings) -> dict[str, Any]:
-    """The photos whose class the trained network contradicts, and which network that is.
+    """What the closed-form classifier predicts for each photo without having seen it.
 
-    None and the reason if the network cannot be used; None and None if there is no checkpoint.
+    All are None if there are too few photos to leave any out.
     """
-    if not (settings.model_dir / CHECKPOINT).exists():
-        return {"contradicted": None, "network": None}
-    from hogwear.evaluation.predict import predict_logits  # imports torch, which takes seconds
+    import torch  # takes seconds, like the next two
 
-    contradicted: list[Entry] = []
-    try:
-        trained = load_model(settings)
-        settings.require_same_kind(trained.is_sample)
-        require_same_classes(trained.class_names, photos.class_names, photos.folder)
-        for split in photos.splits:
-            pixels = settings.cache.open(split, trained.image_size)
-            logits = predict_logits(trained.net, pixels.images, pixels.rows, machine.cpus())
-            probabilities = trained.probabilities(logits)
-            predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-            is_other = (predicted != pixels.labels) & (confidence >= CONTRADICTED_FROM)
-            for i in np.flatnonzero(is_other).tolist():
-                own, other = (photos.class_names[j] for j in (pixels.labels[i], predicted[i]))
-                member = Member(split.paths[int(pixels.rows[i])], split.name, own)
-                entry = member.to_entry(predicted=other, probability=float(confidence[i]))
-                contradicted.append(entry)
-    except BadInput as error:
-        return {"contradicted": None, "network": str(error)}
-    contradicted.sort(key=lambda entry: -entry["probability"])
-    return {"contradicted": contradicted, "network": trained.sha256}
+    import model
+    from hogwear.training.label_check import predict_left_out
+
+    torch.set_num_threads(1)
+    names, loader = photos.class_names, Loader(settings.cache, warns=False)
+    splits = [loader.load(split, IMAGE_SIZE) for split in photos.splits]
+    dtype = model.choose_dtype(settings.cache_dir)
+    net = model.build("efficientnet_lite0", len(names), IMAGE_SIZE, dtype)
+    net.load_pretrained()
+    found = predict_left_out(net, splits, machine.cpus())
+    count = int(found.is_predicted.sum())
+    if not count:
+        return dict.fromkeys(("contradicted", "expected", "confusions"))
+    members = [
+        Member(split.paths[row], split.name, names[split.labels[row]])
+        for split, pixels in zip(photos.splits, splits, strict=True)
+        for row in pixels.rows.tolist()
+    ]
+    return {
+        "expected": {
+            "accuracy": found.accuracy,
+            "photos": count,
+            "chance": float(np.bincount(found.labels).max() / len(found.labels)),
+        },
+        "confusions": [
+            {"class": names[own], "predicted": names[other], "photos": photos_confused}
+            for own, other, photos_confused in found.count_confusions()
+        ],
+        "contradicted": [
+            members[i].to_entry(
+                predicted=names[found.predicted[i]],
+                probability=float(found.probabilities[i].max()),
+                own_probability=float(found.own[i]),
+            )
+            for i in found.find_contradicted().tolist()
+        ],
+    }
 
 
 HEADINGS = {  # the lists of the report, in this order
     "conflicting": "the same photo in two classes: one of them is wrong",
-    "contradicted": f"the trained network predicts another class, with at least "
-    f"{CONTRADICTED_FROM:.0%} probability",
+    "contradicted": "another class is far more probable, by what the other photos look like; the "
+    "surest ones first",
     "unreadable": "these photos cannot be read and are skipped",
     "duplicates": "groups of identical files",
     "near_duplicates": "groups of nearly identical photos (resized, recompressed, a little "
@@ -128,14 +143,27 @@ def format_report(report: dict[str, Any]) -> Iterator[str]:
             between = "  and  " if key == "divided_products" else "  =  "
             yield from format_list(format_entry(entry, between) for entry in entries)
     yield ""
-    if report["contradicted"] is None:
-        reason = "there is no checkpoint yet; after training, the doctor also uses the network"
-        if report["network"]:
-            reason = f"the network could not be used: {report['network']}"
-        yield f"Wrong classes were looked for only among duplicates: {reason}."
+    yield from format_expectation(report)
     problems = ("leaked", "missing_classes", "under_represented", *HEADINGS)
     if not any(report[key] for key in problems):
         yield "No problems found."
+
+
+def format_expectation(report: dict[str, Any]) -> Iterator[str]:
+    expected = report["expected"]
+    if expected is None:
+        yield "There are too few photos to say what accuracy to expect, or which labels are wrong."
+        return
+    yield (
+        f"Expected accuracy before training: {expected['accuracy']:.3f}, by cross-validation on "
+        f"{plural(expected['photos'], 'photo')} (chance: {expected['chance']:.3f})."
+    )
+    confused = [
+        f"{each['class']} taken for {each['predicted']} ({each['photos']})"
+        for each in report["confusions"][:MAX_CONFUSIONS]
+    ]
+    if confused:
+        yield f"Most frequent confusions: {', '.join(confused)}."
 
 
 def format_leakage(leaked: list[Entry], counts: dict[str, Any]) -> Iterator[str]:
@@ -167,7 +195,8 @@ def format_entry(entry: Entry | list[Entry], between: str) -> str:
     if isinstance(entry, list):
         return between.join(map(format_photo, entry))
     if "probability" in entry:
-        return f"{format_photo(entry)}: {entry['predicted']}, {entry['probability']:.1%}"
+        probable = f"{entry['predicted']} {entry['probability']:.1%}"
+        return f"{format_photo(entry)}: {probable}, {entry['class']} {entry['own_probability']:.1%}"
     details = [value for key, value in entry.items() if key not in ("file", "split", "class")]
     return ": ".join([format_photo(entry), *map(str, details)])
 

@@ -6,13 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from helpers import CLASSES, ROOT, Call, Trained, at
+from helpers import FASHION5, ROOT, Call, at
 from PIL import Image, ImageFilter
 
 from hogwear.commands import doctor
+from hogwear.training import label_check
 
 LISTS = (
     "leaked",
@@ -56,20 +58,23 @@ def names(entries: list[Any]) -> list[set[str]]:
     return [{"/".join(Path(e["file"]).parts[-3:]) for e in group} for group in groups]
 
 
+@pytest.mark.usefixtures("trusting")
 def test_clean_photos_have_no_problems(clean: Path, examine: Examine) -> None:
     report, text = examine(clean)
     assert {name: report[name] for name in LISTS} == {name: [] for name in LISTS}
     assert (
-        report["schema"] == 1
+        report["schema"] == 2
         and report["missing_classes"] == {}
         and report["under_represented"] == []
     )
     assert report["counts"] == {
         split: {"bottomwear": 8, "handbag": 8, "topwear": 8} for split in ("train", "val", "test")
     }
+    assert report["expected"]["accuracy"] > 0.8 and report["contradicted"] == []
     assert "No problems found.\n" in text and "LEAKAGE" not in text and "(train," not in text
 
 
+@pytest.mark.usefixtures("trusting")
 def test_every_planted_problem_is_found_under_its_heading_and_nothing_else(
     planted: Path, examine: Examine
 ) -> None:
@@ -202,40 +207,86 @@ def test_file_names_of_any_bytes_are_printed_and_written(planted: Path, examine:
     )
 
 
-def test_a_trained_network_contradicts_a_flipped_label(
-    clean: Path,
-    planted: Path,
-    trained: Trained,
-    call: Call,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        doctor, "CONTRADICTED_FROM", 0.5
-    )  # the small network of the tests has learnt from wrong classes, too, and is sure of little
-    folder = Path(shutil.copytree(trained.model, tmp_path / "model"))
-    answer = call(doctor, *at(planted, folder, tmp_path / "cache"))
-    report = json.loads((folder / "doctor.json").read_text())
-    assert (
-        answer.code == 0
-        and report["contradicted"] is None
-        and "but the checkpoint was trained on" in report["network"]
-        and report["network"] in answer.stdout
-    )
+def plant_flips(folder: Path, share: float) -> set[str]:
+    """Move this share of all photos to a random other class: where they are now."""
+    random, moved = Random(0), set()
+    photos = sorted(folder.glob("*/*/*"))
+    for photo in random.sample(photos, round(share * len(photos))):
+        others = [each for each in photo.parents[1].iterdir() if each != photo.parent]
+        target = random.choice(sorted(others)) / photo.name
+        photo.rename(target)
+        moved.add(str(target))
+    return moved
 
-    for name in set(CLASSES) - {"bottomwear", "handbag", "topwear"}:
-        for split in ("train", "val"):
-            shutil.copytree(clean / split / "handbag", planted / split / name)
-    answer = call(doctor, *at(planted, folder, tmp_path / "cache"))
-    report = json.loads((folder / "doctor.json").read_text())
-    assert {"eyewear", "footwear"} <= {
-        e["class"] for e in report["contradicted"] if e["predicted"] == "handbag"
-    }, "those are handbags"
-    assert all(
-        e["probability"] >= doctor.CONTRADICTED_FROM and e["predicted"] != e["class"]
-        for e in report["contradicted"]
-    )
-    assert "CONTRADICTED" in answer.stdout and ": handbag, " in answer.stdout
+
+def count_found(report: dict[str, Any], planted: set[str], share: float) -> int:
+    """How many of the planted photos are in the first share of all, by doctor.json."""
+    total = sum(sum(of_split.values()) for of_split in report["counts"].values())
+    first = report["contradicted"][: round(share * total)]
+    return len(planted & {entry["file"] for entry in first})
+
+
+@pytest.fixture
+def some(tmp_path: Path) -> Path:
+    """40 photos of each class of fashion5, in their own size."""
+    if not FASHION5.is_dir():
+        pytest.skip("NO PHOTOS of fashion5")
+    folder = tmp_path / "some"
+    for of_class in sorted((FASHION5 / "train").iterdir()):
+        for number, photo in enumerate(sorted(of_class.iterdir())[:120:3]):
+            split = "val" if number % 4 == 3 else "train"
+            (folder / split / of_class.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(photo, folder / split / of_class.name)
+    return folder
+
+
+def test_flipped_labels_come_first_and_lower_the_accuracy_to_expect(
+    some: Path, examine: Examine
+) -> None:
+    moved = plant_flips(some, 0.05)
+    report, text = examine(some)
+    assert len(moved) == 10 and count_found(report, moved, 0.07) >= 8
+    expected = report["expected"]
+    assert expected["photos"] == 200 and 0.8 < expected["accuracy"] <= 0.96
+    assert 0.2 <= expected["chance"] < 0.25
+    own = [entry["own_probability"] for entry in report["contradicted"]]
+    assert own == sorted(own)
+    for entry in report["contradicted"]:
+        assert entry["probability"] > label_check.CONTRADICTED * entry["own_probability"]
+        assert entry["predicted"] != entry["class"]
+    assert "CONTRADICTED" in text and "Expected accuracy before training: 0." in text
+    confused = report["confusions"]
+    wrong = 200 - round(200 * report["expected"]["accuracy"])
+    assert sum(each["photos"] for each in confused) == wrong >= 8
+    assert confused == sorted(confused, key=lambda each: -each["photos"])
+    assert f"Most frequent confusions: {confused[0]['class']} taken for" in text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "least"), [("fashion5", 0.9), ("clothing10", 0.6)])
+def test_most_of_the_flipped_labels_of_real_photos_come_first(
+    name: str, least: float, examine: Examine, tmp_path: Path
+) -> None:
+    if not (FASHION5.parent / name).is_dir():
+        pytest.skip(f"NO PHOTOS of {name}")
+    folder = Path(shutil.copytree(FASHION5.parent / name, tmp_path / "data"))
+    moved = plant_flips(folder, 0.05)
+    report, _ = examine(folder)
+    assert count_found(report, moved, 0.07) >= least * len(moved)
+
+
+def test_with_very_few_photos_it_says_so(planted: Path, examine: Examine) -> None:
+    """No photo of a class can be left out: they are near duplicates, or the only ones."""
+    for split in "train", "val", "test":
+        for folder in (planted / split).iterdir():
+            first, *others = sorted(folder.iterdir())
+            for photo in others:
+                photo.unlink()
+            if split != "train":
+                shutil.copy(nth(planted, f"train/{folder.name}", 0), first)
+    report, text = examine(planted)
+    assert report["expected"] is report["contradicted"] is report["confusions"] is None
+    assert "There are too few photos to say what accuracy to expect" in text
 
 
 def test_the_doctor_runs_as_a_module(clean: Path, tmp_path: Path) -> None:
@@ -246,5 +297,5 @@ def test_the_doctor_runs_as_a_module(clean: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert "No problems found." in done.stdout and done.stderr == ""
+    assert "Expected accuracy" in done.stdout and done.stderr == ""
     assert (tmp_path / "doctor.json").exists()
