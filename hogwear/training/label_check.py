@@ -35,7 +35,7 @@ class LeftOutPredictions:
 
     @property
     def is_predicted(self) -> BoolArray:
-        return np.isfinite(self.probabilities).all(axis=1)
+        return np.asarray(np.isfinite(self.probabilities).all(axis=1))
 
     @cached_property
     def predicted(self) -> Int64Array:
