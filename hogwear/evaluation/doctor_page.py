@@ -32,7 +32,8 @@ from hogwear.system.paths import Paths
 from hogwear.system.text import FORMULA_STARTS, to_cell
 
 MAX_CLASSES = 100  # in the table of counts: the largest and the smallest
-MAX_ROWS = 100  # of unreadable photos, and of confusions
+MAX_ROWS = 100  # of unreadable photos
+MAX_CONFUSIONS = 10
 MAX_KEPT = 1 << 20  # bytes of a corrections.csv that the page carries
 THUMBNAIL = 160  # pixels, the longer side
 # A JPEG has the first of these qualities that makes it small enough, or the last
@@ -78,6 +79,7 @@ def write_page(folder: Path, report: dict[str, Any], photos: Photos, limits: Lim
         ],
         classes=choose_classes(report["counts"]),
         max_rows=MAX_ROWS,
+        max_confusions=MAX_CONFUSIONS,
         expected=report.get("expected"),
         confusions=report.get("confusions") or [],
         is_sample=photos.is_sample,

@@ -56,7 +56,7 @@ class LeftOutPredictions:
         """The photos whose label is probably wrong, most surely so first."""
         highest = np.nanmax(self.probabilities, axis=1, initial=0)
         found = np.flatnonzero(self.is_predicted & (highest > CONTRADICTED * self.own))
-        return found[np.argsort(self.own[found], kind="stable")]
+        return found[np.argsort((self.own - highest)[found], kind="stable")]
 
     def count_confusions(self) -> list[tuple[int, int, int]]:
         """(class, predicted class, photos), most frequent first."""

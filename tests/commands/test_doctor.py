@@ -249,8 +249,8 @@ def test_flipped_labels_come_first_and_lower_the_accuracy_to_expect(
     expected = report["expected"]
     assert expected["photos"] == 200 and 0.8 < expected["accuracy"] <= 0.96
     assert 0.2 <= expected["chance"] < 0.25
-    own = [entry["own_probability"] for entry in report["contradicted"]]
-    assert own == sorted(own)
+    margins = [e["probability"] - e["own_probability"] for e in report["contradicted"]]
+    assert margins == sorted(margins, reverse=True)
     for entry in report["contradicted"]:
         assert entry["probability"] > label_check.CONTRADICTED * entry["own_probability"]
         assert entry["predicted"] != entry["class"]
