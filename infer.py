@@ -3,6 +3,7 @@
 python infer.py                                         # five random photos of the test split
 python infer.py --images shirt.jpg folder/ 'new/*.png'  # your own
 python infer.py --images folder/ --sort                 # and a copy of each in sorted/CLASS/
+python infer.py --images folder/ --next 50              # and 50 photos whose labels would help most
 """
 
 import glob
@@ -11,7 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -31,11 +32,12 @@ from hogwear.data.decoding import HASH_SIZE, Limits
 from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.evaluation import pictures
 from hogwear.evaluation.prediction import Photo, Prediction
+from hogwear.evaluation.query_pool import QueryPool
 from hogwear.evaluation.responses import Responses
 from hogwear.evaluation.sorting import Sorter
 from hogwear.system import command, machine
-from hogwear.system.arrays import UInt8Array
-from hogwear.system.artifacts import PREDICTIONS, PREDICTIONS_TABLE
+from hogwear.system.arrays import Float32Array, UInt8Array
+from hogwear.system.artifacts import NEXT_TABLE, PREDICTIONS, PREDICTIONS_TABLE
 from hogwear.system.errors import BadInput
 from hogwear.system.flags import Range, flag
 from hogwear.system.paths import Paths
@@ -64,6 +66,12 @@ class Settings(SharedSettings):
         False,
         default_help="off",
     )
+    next: int | None = flag(
+        "list the N photos of --images whose labels would teach the network most",
+        None,
+        Range(1, 501),
+        default_help="off",
+    )
     unknown_rate: float = UNKNOWN_RATE
     pictures: int = flag(
         "draw pictures and contact sheets of the first N photos only", 100, Range(0)
@@ -80,18 +88,24 @@ class Settings(SharedSettings):
 def main(settings: Settings) -> None:
     if settings.sort and not settings.images:
         raise BadInput("--sort: name the photos to sort with --images")
-    responses = Responses(settings.responses_dir, settings.sort)
+    if settings.next and not settings.images:
+        raise BadInput("--next: name the photos to choose from with --images")
+    responses = Responses(settings.responses_dir, settings.sort, settings.next is not None)
     responses.require_free()
     trained = load_model(settings)
     sorter = None
     if settings.sort:
         within = settings.images
         sorter = Sorter(responses.sorted, trained.class_names, settings.limits, within)
+    pool = QueryPool(settings.next, trained.trained_on) if settings.next else None
     load = load_given if settings.images else sample_test_photos
     predictions: list[Prediction] = []
     for photos in load(settings, trained, responses):
+        predicted, features = predict_photos(trained, photos, settings.unknown_rate)
+        if pool:
+            pool.add([each for each in predicted if each.photo.error is None], features)
         with_image = max(0, settings.pictures - len(predictions))
-        predicted = predict_photos(trained, photos, settings.unknown_rate, with_image)
+        predicted[with_image:] = [each.without_image() for each in predicted[with_image:]]
         predictions += map(sorter.sort, predicted) if sorter else predicted
     if all(prediction.photo.error for prediction in predictions):
         photos = [prediction.photo for prediction in predictions[:3]]
@@ -100,6 +114,8 @@ def main(settings: Settings) -> None:
     for prediction in predictions:
         print(prediction.line())
     write(predictions, settings, responses)
+    if pool:
+        write_next(pool, settings, responses)
     if reason := trained.unknown_is_off:
         print(f"Photos of other things are not recognised as unknown: {reason}.")
     if sorter:
@@ -249,22 +265,22 @@ def create_decoder(files: Paths, size: int, settings: Settings, processes: int) 
 
 
 def predict_photos(
-    trained: "TrainedModel", photos: list[Photo], unknown_rate: float, with_image: int
-) -> list[Prediction]:
+    trained: "TrainedModel", photos: list[Photo], unknown_rate: float
+) -> tuple[list[Prediction], Float32Array]:
     """A prediction for every photo, in order; without probabilities for the unreadable ones.
 
-    Only the first `with_image` predictions keep their image.
+    Also returns the features of the readable ones, (n, D).
     """
-    from hogwear.evaluation.predict import predict_logits
+    from hogwear.evaluation.predict import predict_with_features
 
     images = [photo.image for photo in photos if photo.image is not None]
-    if images:
-        batch = np.stack(images)  # (n, S, S, 3)
-        logits = predict_logits(trained.net, batch, np.arange(len(batch)), machine.cpus())
-        is_unknown = trained.is_unknown(logits, unknown_rate)
-        probabilities = trained.probabilities(logits).tolist()
+    if not images:
+        return [Prediction(photo, {}) for photo in photos], np.empty((0, 0), np.float32)
+    logits, features = predict_with_features(trained.net, np.stack(images), machine.cpus())
+    is_unknown = trained.is_unknown(logits, unknown_rate)
+    probabilities = trained.probabilities(logits).tolist()
     row, predictions = count(), []
-    for number, photo in enumerate(photos):
+    for photo in photos:
         if photo.image is None:
             predictions.append(Prediction(photo, {}))
             continue
@@ -272,9 +288,8 @@ def predict_photos(
         by_class = dict(zip(trained.class_names, probabilities[at], strict=True))
         unsure = max(by_class.values()) < trained.confidence_threshold
         unknown = None if is_unknown is None else bool(is_unknown[at])
-        kept = photo if number < with_image else replace(photo, image=None)
-        predictions.append(Prediction(kept, by_class, unsure, unknown))
-    return predictions
+        predictions.append(Prediction(photo, by_class, unsure, unknown))
+    return predictions, features
 
 
 def write(predictions: list[Prediction], settings: Settings, responses: Responses) -> None:
@@ -298,6 +313,23 @@ def write(predictions: list[Prediction], settings: Settings, responses: Response
     if kept:
         files = plural(kept, "file")
         print(escape(f"Kept in {folder}: {files} that infer did not write or that were changed."))
+
+
+def write_next(pool: QueryPool, settings: Settings, responses: Responses) -> None:
+    """Write the table and the sheets of the photos to label next, and say where."""
+    chosen = pool.choose()
+    paths = Paths(prediction.photo.file for prediction in chosen)
+    processes = max(1, min(machine.cpus(), len(chosen)))
+    decoder = create_decoder(paths, pictures.CELL, settings, processes)
+    sheets = responses.write_next(chosen, decoder)
+    fewer = (
+        "" if len(chosen) == pool.count else f" ({pool.count} were asked for; there are no more)"
+    )
+    overview = f", shown on {sheets[0]}" if sheets else ""
+    table = responses.folder / NEXT_TABLE
+    print(escape(f"To label next: {plural(len(chosen), 'photo')} in {table}{overview}{fewer}."))
+    if left_out := pool.describe_left_out():
+        print(left_out)
 
 
 def measure_latency(trained: "TrainedModel") -> float:

@@ -213,7 +213,7 @@ def test_the_files_that_commands_write_are_those_in_the_readme(
     for script in (eval, doctor, export, infer):
         flags: tuple[object, ...] = ()
         if script is infer:
-            flags = "--responses-dir", responses, "--images", data / "test", "--sort"
+            flags = "--responses-dir", responses, "--images", data / "test", "--sort", "--next", 5
         completed = call(script, *runs.at("terminated", data), *flags)
         assert completed.code == 0, completed
     written = {f"model/{file.name}" for file in model.iterdir() if not file.name.startswith(".")}
@@ -278,6 +278,7 @@ MADE = {
     *("responses/sorted", "responses/sorted/CLASS"),  # by infer --sort
     *("responses/sorted/unsure", "responses/sorted/unknown"),
     *("sorted/CLASS", "sorted/unsure", "sorted/unknown", "shoe_3fa9c1d2.jpg"),
+    "responses/next.png",  # by infer --next
 }
 YOURS = {  # files that a reader may have
     "*.csv", "*.heic", ".env", "boots/17.jpg", "boots/18.jpg", "ca.pem", "data/boots/*.jpg",

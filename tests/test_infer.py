@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -10,13 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import CLASSES, Completed, Script, Trained, at, refusal
 from PIL import Image
 
 import infer
 from hogwear.commands.shared_settings import load_model
+from hogwear.data import decoding
+from hogwear.data.near_duplicates import compute_signature, find_pairs
 from hogwear.evaluation import pictures
+from hogwear.evaluation.query_pool import POOL
 from hogwear.evaluation.trained_model import LEAST_AUROC
 
 Infer = Callable[..., Completed]
@@ -603,3 +608,94 @@ def test_photos_that_were_trained_on_are_counted_in_a_warning(
     assert answer.code == 0
     assert refusal(answer.stderr).startswith("Warning: 1 of 2 photos were used for training; ")
     assert predict("--images", test_photo).stderr == ""
+
+
+def rows_in(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def margin(answer: dict[str, Any]) -> float:
+    first, second, *_ = sorted(answer["probabilities"].values(), reverse=True)
+    return float(first - second)
+
+
+def test_the_photos_to_label_next_are_listed_and_shown_in_their_order(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
+    new = tmp_path / "new"
+    for name in CLASSES:
+        shutil.copytree(data / "test" / name, new / name)
+    (new / "broken.jpg").write_bytes(b"no photo")
+    shutil.copy(next((data / "train" / "topwear").iterdir()), new / "labelled.jpg")
+    photo = sorted((new / "handbag").iterdir())[0]
+    with Image.open(photo) as opened:
+        opened.convert("RGB").save(new / "resaved.jpg", quality=80)
+    answer = predict("--images", new, "--next", 6, "--sort", "--pictures", 0)
+    assert answer.code == 0, answer.stderr
+    table, answers = rows_in(tmp_path / "next.csv"), answers_in(tmp_path)
+    by_file = {each["file"]: each for each in answers}
+    assert len({row["file"] for row in table}) == 6 and len(answers) == 43
+    for row in table:
+        probabilities = by_file[row["file"]]["probabilities"]
+        first, second, *_ = sorted(probabilities, key=lambda name: -probabilities[name])
+        assert (row["class"], row["predicted"], row["second"]) == ("", first, second)
+        assert float(row["probability"]) == pytest.approx(probabilities[first], abs=1e-6)
+        assert float(row["second_probability"]) == pytest.approx(probabilities[second], abs=1e-6)
+    listed = [margin(by_file[row["file"]]) for row in table]
+    unlisted = {"broken.jpg", "labelled.jpg"}
+    margins = sorted(margin(x) for x in answers if Path(x["file"]).name not in unlisted)
+    assert listed[0] == margins[0] and max(listed) <= margins[POOL * 6]
+    with Image.open(tmp_path / "next.png") as sheet:
+        assert (sheet.width - pictures.GAP) // (pictures.CELL + pictures.GAP) == 3
+    assert f"To label next: 6 photos in {tmp_path}/next.csv, shown on {tmp_path}/next.png." in (
+        answer.stdout
+    )
+    left_out = r"^Not listed: 1 photo that .* trained on and [1-9] near duplicates? of other photos"
+    assert re.search(left_out, answer.stdout, re.MULTILINE)
+    images = [decoding.decode(Path(row["file"]), 64) for row in table]
+    assert len(find_pairs(np.stack([compute_signature(image) for image in images]))) == 0
+    assert all((tmp_path / each["sorted_to"]).exists() for each in answers if not each["error"])
+
+
+def test_with_too_few_photos_all_are_listed_and_it_says_so(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
+    photos = sorted((data / "test" / "topwear").iterdir())[:2]
+    answer = predict("--images", *photos, "--next", 50)
+    assert answer.code == 0
+    assert {row["file"] for row in rows_in(tmp_path / "next.csv")} == set(map(str, photos))
+    assert "To label next: 2 photos in " in answer.stdout
+    assert " (50 were asked for; there are no more)." in answer.stdout
+    assert "Not listed" not in answer.stdout
+    answer = predict("--images", next((data / "train" / "topwear").iterdir()), "--next", 50)
+    assert answer.code == 0 and "To label next: 0 photos in " in answer.stdout
+    assert rows_in(tmp_path / "next.csv") == [] and not (tmp_path / "next.png").exists()
+
+
+def test_a_list_with_classes_filled_in_is_not_overwritten(
+    data: Path, predict: Infer, tmp_path: Path
+) -> None:
+    arguments = "--images", data / "test" / "topwear", "--next", 2
+    for _ in range(2):
+        assert predict(*arguments).code == 0
+    (tmp_path / "next_holiday.png").write_bytes(b"mine")
+    with (tmp_path / "next.csv").open("a") as file:
+        file.write("x.jpg,topwear\n")
+    before = contents(tmp_path)
+    answer = predict(*arguments)
+    assert answer.code == 2 and f"{tmp_path / 'next.csv'}: infer did not write this" in refusal(
+        answer.stderr
+    )
+    assert contents(tmp_path) == before
+    assert predict("--images", data / "test" / "topwear").code == 0, "without a list"
+    after = contents(tmp_path)
+    assert {name for name in before if name.startswith("next")} == {
+        name for name in after if before.get(name) == after[name] and name.startswith("next")
+    }
+
+
+def test_what_to_label_next_is_chosen_from_photos_that_are_named(predict: Infer) -> None:
+    said = refusal(predict("--next", 5).stderr)
+    assert "--next: name the photos to choose from with --images" in said
+    assert "--next: 0 is out of range, expected at least 1" in refusal(predict("--next", 0).stderr)

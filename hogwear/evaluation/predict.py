@@ -1,6 +1,7 @@
 """Computes logits from pixels, for validation in training and for all commands."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,13 @@ from hogwear.system.errors import BadInput
 from hogwear.system.workers import Workers
 
 BATCH_SIZE = 32
+
+
+class Outputs(NamedTuple):
+    """What a network computes from n photos."""
+
+    logits: Float32Array  # (n, classes)
+    features: Float32Array  # (n, D), the input of the head
 
 
 def prediction_job(
@@ -70,9 +78,30 @@ def predict_logits(
     jobs = {"predict": prediction_job(net, images, rows)}
     with Workers(min(processes, batches), lambda rank: jobs) as workers:
         logits = collect_logits(workers, len(rows), on_batch)
+    require_finite(logits)
+    return logits
+
+
+def predict_with_features(net: Network, images: UInt8Array, processes: int) -> Outputs:
+    """Logits and features of all images, (N, S, S, 3) with N > 0, in order; raises the same."""
+
+    def predict(start: int) -> Outputs:
+        with torch.inference_mode():
+            features = net.features(torch.from_numpy(images[start : start + BATCH_SIZE]))
+            return Outputs(net.head(features).numpy(), features.numpy())
+
+    starts = range(0, len(images), BATCH_SIZE)
+    with Workers(min(processes, len(starts)), lambda rank: {"predict": predict}) as workers:
+        parts = dict(workers.run("predict", starts))
+    outputs = Outputs(*map(np.concatenate, zip(*(parts[start] for start in starts), strict=True)))
+    require_finite(outputs.logits)
+    return outputs
+
+
+def require_finite(logits: Float32Array) -> None:
+    """BadInput for NaN or infinite logits."""
     if not np.isfinite(logits).all():
         raise BadInput(
             "the network's outputs are NaN or infinite: its weights are unusable; "
             "restore another checkpoint, or train with --fresh"
         )
-    return logits

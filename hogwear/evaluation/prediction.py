@@ -1,7 +1,7 @@
 """A photo and what the network predicts for it, as text, as JSON and as rows of a CSV table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,11 @@ class Photo:
     true_class: str | None  # where known
     image: UInt8Array | None  # (S, S, 3); dropped after prediction where no picture needs it
     error: str | None = None  # why it could not be read
-    content_hash: bytes = b""  # where the photo may be sorted
+    content_hash: bytes = b""  # where the photo is the user's own
+
+    def with_image(self, decoded: UInt8Array | str | None) -> "Photo":
+        """The same photo with these pixels, or without any: None, or why they cannot be read."""
+        return replace(self, image=None if isinstance(decoded, str) else decoded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,10 @@ class Prediction:
     def doubt(self) -> str:
         """Why the predicted class may be wrong: "unknown", "unsure" or nothing."""
         return "unknown" if self.unknown else "unsure" * self.unsure
+
+    def without_image(self) -> "Prediction":
+        """The same, but it does not keep the pixels in memory."""
+        return replace(self, photo=self.photo.with_image(None))
 
     def top_classes(self) -> list[tuple[str, float]]:
         """The most probable classes and their probabilities, in falling order."""
@@ -98,4 +106,15 @@ def to_rows(predictions: Sequence[Prediction]) -> list[list[object]]:
         top = [x for name, share in prediction.top_classes() for x in (name, round(share, 6))]
         where = prediction.sorted_to
         rows.append([photo.file, photo.true_class, photo.error, *doubts, where, *top])
+    return rows
+
+
+def to_label_rows(predictions: Sequence[Prediction]) -> list[list[object]]:
+    """The rows of next.csv: a header, then one per photo, with an empty class to fill in."""
+    rows: list[list[object]] = [
+        ["file", "class", "predicted", "probability", "second", "second_probability", "unknown"]
+    ]
+    for prediction in predictions:
+        top = [x for name, share in prediction.top_classes()[:2] for x in (name, round(share, 6))]
+        rows.append([prediction.photo.file, None, *top, prediction.unknown])
     return rows

@@ -2,13 +2,22 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hogwear.data.photos import Photos
 from hogwear.data.safe_decoder import SafeDecoder
 from hogwear.evaluation import pictures
-from hogwear.evaluation.prediction import Prediction, to_rows
-from hogwear.system.artifacts import CONTACT_SHEET, PREDICTIONS, PREDICTIONS_TABLE, RESULTS, SORTED
+from hogwear.evaluation.prediction import Prediction, to_label_rows, to_rows
+from hogwear.system.artifacts import (
+    CONTACT_SHEET,
+    NEXT,
+    NEXT_TABLE,
+    PREDICTIONS,
+    PREDICTIONS_TABLE,
+    RESULTS,
+    SORTED,
+)
 from hogwear.system.errors import BadInput
 from hogwear.system.files import Manifest
 from hogwear.system.text import to_csv
@@ -17,18 +26,21 @@ from hogwear.system.text import to_csv
 class Responses:
     """Writes predictions. Files that infer did not write, or that were changed since, are kept.
 
-    If it `sorts`, sorting.py writes to its folder `sorted`.
+    If it `sorts`, sorting.py writes to its folder `sorted`. If it `lists_next`, there are a table
+    and sheets of the photos to label next; otherwise, those of an earlier run stay.
     """
 
-    def __init__(self, folder: Path, sorts: bool = False) -> None:
+    def __init__(self, folder: Path, sorts: bool = False, lists_next: bool = False) -> None:
         self.folder, self.results, self.sorted = folder, folder / RESULTS, folder / SORTED
         self.written = [self.results, *([self.sorted] if sorts else [])]
+        self.tables = [PREDICTIONS, PREDICTIONS_TABLE, *([NEXT_TABLE] if lists_next else [])]
+        self.sheets = [CONTACT_SHEET, *([NEXT] if lists_next else [])]
         self.manifest = Manifest(folder)
         self.taken: set[str] = set()  # names of files that are kept or were just written
 
     def require_free(self) -> None:
         """BadInput where a file that would be overwritten is not one of ours."""
-        for file in self.folder / PREDICTIONS, self.folder / PREDICTIONS_TABLE:
+        for file in (self.folder / name for name in self.tables):
             if file.exists() and not self.manifest.owns(file):
                 raise BadInput(
                     f"{file}: infer did not write this, or it was changed since; "
@@ -66,7 +78,9 @@ class Responses:
     def clear(self) -> int:
         """Delete pictures and sheets of an earlier run; return the number of other files."""
         self.results.mkdir(parents=True, exist_ok=True)
-        found = (*self.results.iterdir(), *self.folder.glob(f"{CONTACT_SHEET}*.png"))
+        found = list(self.results.iterdir())
+        for name in self.sheets:
+            found += self.folder.glob(f"{name}*.png")
         kept = self.manifest.delete(path for path in found if not path.name.startswith("."))
         self.taken = {path.name.casefold() for path in kept}
         return len(kept)
@@ -96,12 +110,14 @@ class Responses:
                 self.manifest.write(files[row], picture)
         return {row: file.name for row, file in files.items()}
 
-    def write_sheets(self, predictions: Sequence[Prediction]) -> list[Path]:
-        """The contact sheets, with PHOTOS_PER_SHEET photos each."""
+    def write_sheets(
+        self, predictions: Sequence[Prediction], name: str = CONTACT_SHEET
+    ) -> list[Path]:
+        """Contact sheets with PHOTOS_PER_SHEET photos each: NAME.png, NAME-2.png, ..."""
         sheets = []
         for start in range(0, len(predictions), pictures.PHOTOS_PER_SHEET):
             number = f"-{start // pictures.PHOTOS_PER_SHEET + 1}" if start else ""
-            sheet = pictures.free_name(self.folder, f"{CONTACT_SHEET}{number}", self.taken)
+            sheet = pictures.free_name(self.folder, f"{name}{number}", self.taken)
             part = predictions[start : start + pictures.PHOTOS_PER_SHEET]
             self.manifest.write(sheet, pictures.draw_sheet(part))
             sheets.append(sheet)
@@ -117,3 +133,18 @@ class Responses:
         self.manifest.write(self.folder / PREDICTIONS, content.encode())
         table = to_csv(to_rows(predictions))
         self.manifest.write(self.folder / PREDICTIONS_TABLE, table.encode())
+
+    def write_next(self, predictions: Sequence[Prediction], decoder: SafeDecoder) -> list[Path]:
+        """The table of the photos to label next, and their sheets, which are returned.
+
+        The decoder reads the same photos again, because nobody kept their pixels.
+        """
+        with decoder.workers({"decode": decoder.decode}) as workers:
+            decoded = dict(workers.run("decode", range(len(predictions))))
+        shown = [
+            replace(prediction, photo=prediction.photo.with_image(decoded[row]))
+            for row, prediction in enumerate(predictions)
+        ]
+        table = to_csv(to_label_rows(predictions))
+        self.manifest.write(self.folder / NEXT_TABLE, table.encode())
+        return self.write_sheets(shown, NEXT)

@@ -12,5 +12,6 @@ ONNX_MODEL, MODEL_CARD = "model.onnx", "MODEL_CARD.md"
 RESULTS = "results"  # the folder of the pictures
 CONTACT_SHEET = "contact_sheet"  # .png; with a number where there are several
 SORTED = "sorted"  # the folder of the sorted photos
+NEXT, NEXT_TABLE = "next", "next.csv"  # photos to label: sheets (.png, as above), and a table
 PREDICTIONS, PREDICTIONS_TABLE = "predictions.json", "predictions.csv"
 MANIFEST = ".hogwear.sha256"  # the files that infer has written there
