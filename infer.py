@@ -86,10 +86,7 @@ class Settings(SharedSettings):
 
 
 def main(settings: Settings) -> None:
-    if settings.sort and not settings.images:
-        raise BadInput("--sort: name the photos to sort with --images")
-    if settings.next and not settings.images:
-        raise BadInput("--next: name the photos to choose from with --images")
+    require_images(settings)
     responses = Responses(settings.responses_dir, settings.sort, settings.next is not None)
     responses.require_free()
     trained = load_model(settings)
@@ -122,6 +119,14 @@ def main(settings: Settings) -> None:
         print(escape(sorter.summary()))
     milliseconds = measure_latency(trained)
     print(f"Latency: {milliseconds:.1f} ms per photo, on one CPU, without decoding.")
+
+
+def require_images(settings: Settings) -> None:
+    """BadInput for flags that need --images, without it."""
+    if settings.sort and not settings.images:
+        raise BadInput("--sort: name the photos to sort with --images")
+    if settings.next and not settings.images:
+        raise BadInput("--next: name the photos to choose from with --images")
 
 
 def load_given(
@@ -322,10 +327,10 @@ def write_next(pool: QueryPool, settings: Settings, responses: Responses) -> Non
     processes = max(1, min(machine.cpus(), len(chosen)))
     decoder = create_decoder(paths, pictures.CELL, settings, processes)
     sheets = responses.write_next(chosen, decoder)
-    fewer = (
-        "" if len(chosen) == pool.count else f" ({pool.count} were asked for; there are no more)"
-    )
     overview = f", shown on {sheets[0]}" if sheets else ""
+    fewer = ""
+    if len(chosen) < pool.count:
+        fewer = f" ({pool.count} were asked for; there are no more)"
     table = responses.folder / NEXT_TABLE
     print(escape(f"To label next: {plural(len(chosen), 'photo')} in {table}{overview}{fewer}."))
     if left_out := pool.describe_left_out():
