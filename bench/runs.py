@@ -41,7 +41,7 @@ PEERS = (  # (peer, epochs)
     ("ultralytics", 3),
     ("loop", 2),  # where it is most accurate
 )
-TIME_BUDGETS = ((10, 30), (30, 150))  # seconds, for the first and the second data set
+TIME_BUDGETS = ((20, 40), (40, 150))  # seconds, for the first and the second data set
 
 
 class Run(NamedTuple):
