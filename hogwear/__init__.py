@@ -1,5 +1,5 @@
 """Train an image classifier on ordinary CPUs. The wings, from the ground up:
-system, data, networks, evaluation, cluster, training, commands.
+system, data, networks, evaluation, cluster, training, serving, commands.
 Each imports only wings before it; `make lint` checks that.
 """
 

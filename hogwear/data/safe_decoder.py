@@ -31,6 +31,42 @@ T = TypeVar("T")
 Reader = Callable[[BinaryIO], T]
 
 
+def limit_resources(limits: Limits) -> None:
+    """In a worker that is about to read photos: limit what a hostile one can do."""
+    warnings.simplefilter("ignore")  # Pillow's warnings about strange photos
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    lower_limit(resource.RLIMIT_CORE, 0)
+    with suppress(FileNotFoundError):  # only Linux has /proc, and enforces this limit
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+        photo = max(MIN_BYTES, int(BYTES_PER_PIXEL * 1e6 * limits.megapixels))
+        lower_limit(resource.RLIMIT_AS, mapped + photo + limits.megabytes * 1_000_000)
+
+
+def read_guarded(read: Callable[[], T], limits: Limits) -> T | str:
+    """In such a worker: what `read` returns, or the reason why it fails.
+
+    If it takes too long, or crashes, the worker dies: see describe_death.
+    """
+    # The signal ends the process; a handler in Python would wait for a decoder in C to return
+    signal.setitimer(signal.ITIMER_PROF, limits.seconds)
+    try:
+        return read()
+    except Exception as error:  # a decoder fed with hostile files may raise anything
+        reason = decoding.describe_error(error)
+        return TransientReason(reason) if decoding.is_transient(error) else reason
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def describe_death(exitcode: int, limits: Limits) -> str:
+    """What a photo did to the worker that read it; empty if it may not be the photo's fault."""
+    if -exitcode == signal.SIGPROF:
+        return f"takes more than {limits.seconds:g} s to decode"
+    if -exitcode in CRASHES:
+        return f"its decoder crashed ({signal.Signals(-exitcode).name})"
+    return ""
+
+
 class SafeReader:
     """Reads photos in forked workers. A photo that crashes or blocks its worker is rejected.
 
@@ -54,14 +90,7 @@ class SafeReader:
 
         def prepare(rank: int) -> Jobs:
             self.rank = rank
-            warnings.simplefilter("ignore")  # Pillow's warnings about strange photos
-            signal.signal(signal.SIGPROF, signal.SIG_DFL)
-            lower_limit(resource.RLIMIT_CORE, 0)
-            with suppress(FileNotFoundError):  # only Linux has /proc, and enforces this limit
-                mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
-                photo = max(MIN_BYTES, int(BYTES_PER_PIXEL * 1e6 * self.limits.megapixels))
-                file = self.limits.megabytes * 1_000_000
-                lower_limit(resource.RLIMIT_AS, mapped + photo + file)
+            limit_resources(self.limits)
             return jobs
 
         return Workers(self.processes, prepare, self.on_worker_death)
@@ -70,29 +99,24 @@ class SafeReader:
         """In a worker: what the reader returns for the photo's open file, or the reason why not."""
         if row in self.rejected:
             return self.rejected[row]
-        self.current_rows[self.rank] = row
-        # The signal ends the process; a handler in Python would wait for a decoder in C to return
-        signal.setitimer(signal.ITIMER_PROF, self.limits.seconds)
-        try:
+
+        def open_and_read() -> T:
             with decoding.open_photo(self.paths[row], self.limits, self.within) as file:
                 return reader(file)
-        except Exception as error:  # a decoder fed with hostile files may raise anything
-            reason = decoding.describe_error(error)
-            return TransientReason(reason) if decoding.is_transient(error) else reason
+
+        self.current_rows[self.rank] = row
+        try:
+            return read_guarded(open_and_read, self.limits)
         finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
             self.current_rows[self.rank] = IDLE
 
     def on_worker_death(self, rank: int, exitcode: int) -> bool:
         """Reject the photo that killed a worker. False if none did: anyone can send SIGKILL."""
-        row = int(self.current_rows[rank])
+        row, reason = int(self.current_rows[rank]), describe_death(exitcode, self.limits)
         self.current_rows[rank] = IDLE
-        if row == IDLE or -exitcode not in (signal.SIGPROF, *CRASHES):
+        if row == IDLE or not reason:
             return False
-        if -exitcode == signal.SIGPROF:
-            self.rejected[row] = f"takes more than {self.limits.seconds:g} s to decode"
-        else:
-            self.rejected[row] = f"its decoder crashed ({signal.Signals(-exitcode).name})"
+        self.rejected[row] = reason
         return True
 
 

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from hogwear.evaluation.palette import BLUE, INK, ORANGE, PALE, SOFT
 from hogwear.evaluation.prediction import Prediction
-from hogwear.system.arrays import UInt8Array
+from hogwear.system.arrays import FloatArray, UInt8Array
 from hogwear.system.text import escape, shorten
 
 # All in pixels.
@@ -100,6 +101,17 @@ def draw_sheet(predictions: Sequence[Prediction]) -> bytes:
             place = x, y + CELL + 6 + LINE * n
             pen.text(place, fit_text(text, font, CELL), colour, font)
     return to_png(sheet)
+
+
+def overlay(image: UInt8Array, activation_map: FloatArray) -> UInt8Array:
+    """The photo, (S, S, 3), in grey, and orange where the map, (H, W), is above its mean."""
+    size, mean = (image.shape[1], image.shape[0]), float(activation_map.mean())
+    strength = np.maximum(activation_map - mean, 0) / max(float(activation_map.max()) - mean, 1e-9)
+    mask = Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    opacity = 0.7 * np.asarray(mask).clip(0, 1)[..., None]
+    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    blended = (1 - opacity) * grey + opacity * np.array(ImageColor.getrgb(ORANGE))
+    return blended.astype(np.uint8)
 
 
 def draw_photo(

@@ -4,14 +4,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
-from PIL import Image, ImageColor
+from PIL import Image
 
-from hogwear.evaluation import charts, pages, palette
+from hogwear.evaluation import charts, pages
 from hogwear.evaluation.evaluation import Evaluation
 from hogwear.evaluation.mistakes import Mistake
-from hogwear.system.arrays import FloatArray, UInt8Array
+from hogwear.evaluation.pictures import overlay
+from hogwear.system.arrays import UInt8Array
 from hogwear.system.artifacts import REPORT
 from hogwear.system.files import write_atomically
 
@@ -59,14 +59,3 @@ def to_jpeg(image: UInt8Array) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def overlay(image: UInt8Array, activation_map: FloatArray) -> UInt8Array:
-    """The photo, (S, S, 3), in grey, and orange where the map, (H, W), is above its mean."""
-    size, mean = (image.shape[1], image.shape[0]), float(activation_map.mean())
-    strength = np.maximum(activation_map - mean, 0) / max(float(activation_map.max()) - mean, 1e-9)
-    mask = Image.fromarray(strength.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    opacity = 0.7 * np.asarray(mask).clip(0, 1)[..., None]
-    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    blended = (1 - opacity) * grey + opacity * np.array(ImageColor.getrgb(palette.ORANGE))
-    return blended.astype(np.uint8)

@@ -1,6 +1,8 @@
 """A trained network and its metadata from the checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from hogwear.data.split_assignments import SplitVersion
 from hogwear.evaluation import metrics
+from hogwear.evaluation.prediction import Photo, Prediction
 from hogwear.networks.network import Network
 from hogwear.system.arrays import BoolArray, Float32Array, Float64Array, FloatArray, Int64Array
 
@@ -68,6 +71,26 @@ class TrainedModel:
             return None
         is_above: BoolArray = self.net.novelty.score(logits) > self.novelty_threshold(rate)
         return is_above
+
+    def predict(
+        self, photos: Sequence[Photo], logits: Float32Array, unknown_rate: float
+    ) -> list[Prediction]:
+        """A prediction for every photo, in order; without probabilities for those without image.
+
+        `logits` are those of the photos with an image, (n, classes).
+        """
+        is_unknown = self.is_unknown(logits, unknown_rate)
+        probabilities, row, predictions = self.probabilities(logits).tolist(), count(), []
+        for photo in photos:
+            if photo.image is None:
+                predictions.append(Prediction(photo, {}))
+                continue
+            at = next(row)
+            by_class = dict(zip(self.class_names, probabilities[at], strict=True))
+            unsure = max(by_class.values()) < self.confidence_threshold
+            unknown = None if is_unknown is None else bool(is_unknown[at])
+            predictions.append(Prediction(photo, by_class, unsure, unknown))
+        return predictions
 
     def probabilities(self, logits: FloatArray) -> Float64Array:
         """(n, classes) logits -> calibrated probabilities."""

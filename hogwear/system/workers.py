@@ -135,12 +135,17 @@ class Workers:
                 job, item = pipe.recv()
                 pipe.send((item, jobs if isinstance(jobs, Exception) else catch(jobs[job], item)))
 
-    def replace(self, slot: Slot) -> None:
-        """Start a new process in place of a dead one, and give it the same items."""
+    def bury(self, slot: Slot) -> int:
+        """The exit code of a dead worker, of which nothing remains."""
         slot.process.join()
         slot.pipe.close()
         code = slot.process.exitcode
         assert code is not None
+        return code
+
+    def replace(self, slot: Slot) -> None:
+        """Start a new process in place of a dead one, and give it the same items."""
+        code = self.bury(slot)
         slot.deaths += not self.on_worker_death(self.slots.index(slot), code)
         if slot.deaths == MAX_DEATHS:
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"

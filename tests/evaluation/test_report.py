@@ -15,7 +15,8 @@ from PIL import Image
 
 from hogwear.evaluation.evaluation import Evaluation
 from hogwear.evaluation.mistakes import Mistake
-from hogwear.evaluation.report import overlay, write_report
+from hogwear.evaluation.pictures import overlay
+from hogwear.evaluation.report import write_report
 
 CHARTS = ("confusion", "coverage", "learning_curves", "reliability")
 HOSTILE = "<script>alert(1)</script>&$x_1$\x1b[31m"
