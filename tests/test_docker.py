@@ -63,7 +63,7 @@ def test_nothing_is_copied_to_the_mount_point() -> None:
 def test_services_behind_a_profile_run_an_image_that_docker_compose_build_updates() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     behind = {name: service for name, service in services.items() if "profiles" in service}
-    assert behind.keys() == {"doctor", "export", "rendezvous", "node"}
+    assert behind.keys() == {"doctor", "export", "serve", "rendezvous", "node"}
     for service in behind.values():
         built = Path(service["build"]["dockerfile"]).suffix.removeprefix(".")
         assert "profiles" not in services[built]
@@ -139,7 +139,7 @@ def test_the_sbom_lists_what_is_installed_in_the_image(checkout: Path, tmp_path:
     files = (ROOT / "requirements.txt", ROOT / "requirements-weights.txt")
     pinned = "".join(file.read_text() for file in files)
     pins = set(re.findall(r"^[\w-]+==[\w.]+", pinned, re.MULTILINE))
-    assert len(pins) == 10 and pins <= listed
+    assert len(pins) == 13 and pins <= listed
     names = {pin.partition("==")[0] for pin in listed}
     assert {"jinja2", "filelock"} <= names, "dependencies of torch, too"
 

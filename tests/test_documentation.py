@@ -21,7 +21,7 @@ from helpers import ROOT, Call, Script, Start, at, saved, wait_until
 import eval
 import infer
 import train
-from hogwear.commands import doctor, export, rendezvous
+from hogwear.commands import doctor, export, rendezvous, serve
 
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "bench" / "RESULTS.md").read_text()
@@ -38,7 +38,9 @@ SCRIPTS: dict[str, ModuleType] = {
     "infer": infer,
     "doctor": doctor,
     "export": export,
+    "serve": serve,
 }
+ALL = [name for name in SCRIPTS if name != "serve"]  # that have the flags of "all"
 
 
 def table(heading: str, text: str = README) -> list[list[str]]:
@@ -71,9 +73,7 @@ def test_the_readme_has_every_flag_with_its_default(
     documented = []
     for command, flag, default, _ in table("Flags"):
         row = flag.strip("`"), default.replace("`", "")
-        documented += [
-            (name, *row) for name in (SCRIPTS if command == "all" else command.split(", "))
-        ]
+        documented += [(name, *row) for name in (ALL if command == "all" else command.split(", "))]
     assert sorted(documented) == sorted(expected)
 
 
@@ -89,6 +89,7 @@ COMMANDS = {  # that the services run
     "doctor": ("hogwear.commands.doctor", doctor),
     "export": ("hogwear.commands.export", export),
     "rendezvous": ("hogwear.commands.rendezvous", rendezvous),
+    "serve": ("hogwear.commands.serve", serve),
 }
 MOUNTED = {"data_dir", "model_dir", "cache_dir", "responses_dir"}
 NOT_PASSED_ON = {  # {service: {setting: why not}}
@@ -96,6 +97,13 @@ NOT_PASSED_ON = {  # {service: {setting: why not}}
     "rendezvous": {
         "address": "the service listens on its own name",
         "port": "the nodes look for it on the default port",
+    },
+    "serve": {
+        "port": "HOGWEAR_PORT is the port of the host",
+        "token": "only this machine can connect",
+        "token_file": "only this machine can connect",
+        "host": "all addresses of the container",
+        "no_token": "only this machine can connect",
     },
     "node": {
         "time_budget": "train refuses it in a cluster",
@@ -283,7 +291,7 @@ MADE = {
 YOURS = {  # files that a reader may have
     "*.csv", "*.heic", ".env", "boots/17.jpg", "boots/18.jpg", "ca.pem", "data/boots/*.jpg",
     "data/boots/2024/*.jpg", "data/corrections.csv", "data/images", "data/sandals/*.jpg",
-    "data/test/...", "data/train/boots/*.jpg", "data/val/boots/*.jpg", "images", "model/season",
+    "bag.jpg", "secret.txt", "shoe.jpg", "data/test/...", "data/train/boots/*.jpg", "data/val/boots/*.jpg", "images", "model/season",
     "styles.csv",
 }  # fmt: skip
 NO_PATHS = {"70/15/15"}

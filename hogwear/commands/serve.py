@@ -76,6 +76,7 @@ async def run(settings: Settings, access: Access, listening: socket.socket) -> N
         }
     )
     await service.start()
+    listening.listen()  # who connects now waits a moment
     host, port = listening.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
     print(escape(f"Serving {service.describe()}"))

@@ -14,7 +14,7 @@ import torch
 import model
 from hogwear.data.decoding import Limits
 from hogwear.serving.engine import Engine, Predictor
-from hogwear.serving.messages import Failed, Ready
+from hogwear.serving.messages import Failed
 from hogwear.system import errors, machine
 from hogwear.system.errors import BadInput
 
@@ -37,7 +37,6 @@ def main(descriptor: int, settings: dict[str, object]) -> None:
         connection.send(Failed(f"the checkpoint could not be loaded: {error}", 2))
         return
     predictor = Predictor(trained, limits, float(str(settings["unknown_rate"])))
-    connection.send(Ready(trained.sha256, trained.class_names))
     Engine(connection, predictor, machine.cpus(), limits).run()
 
 

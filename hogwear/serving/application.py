@@ -149,8 +149,8 @@ class Application:
 
 
 def fail(status: int, reason: str) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse({"error": reason}, status_code=status, headers=headers)
+    more = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse({"error": reason}, status_code=status, headers=HEADERS | more)
 
 
 async def not_found(request: Request, error: Exception) -> Response:

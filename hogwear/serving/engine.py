@@ -25,7 +25,7 @@ from hogwear.data.safe_decoder import describe_death, limit_resources, read_guar
 from hogwear.evaluation.pictures import overlay
 from hogwear.evaluation.prediction import Photo, Prediction
 from hogwear.evaluation.trained_model import TrainedModel
-from hogwear.serving.messages import EXPLAIN, Answer, Request
+from hogwear.serving.messages import EXPLAIN, Answer, Ready, Request
 from hogwear.system.arrays import UInt8Array
 from hogwear.system.workers import Jobs, Slot, Workers
 
@@ -65,6 +65,8 @@ class Engine:
     def run(self) -> None:
         """Until the application has closed the connection."""
         with self.workers:
+            trained = self.predictor.trained
+            self.connection.send(Ready(trained.sha256, trained.class_names))
             while True:
                 slots = {slot.pipe: slot for slot in self.workers.slots}
                 for ready in wait([self.connection, *slots]):

@@ -3,11 +3,14 @@
 import asyncio
 import itertools
 import json
+import os
 import socket
 import subprocess
 import sys
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+import hogwear
 from hogwear.serving.messages import Answer, Failed, Ready, Request
 from hogwear.system.errors import BadInput, NoCheckpoint
 
@@ -28,7 +31,11 @@ class EngineHandle:
         command = [sys.executable, "-m", COMMAND, str(theirs.fileno()), json.dumps(settings)]
         # In a session of its own, so that Ctrl-C reaches the application only
         self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(Path(hogwear.__file__).parents[1])},
         )
         theirs.close()
         self.connection = Connection(ours.detach())
