@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from helpers import wait_until
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -79,15 +82,16 @@ class Browser:
         message, _, self.rest = self.rest.partition(b"\0")
         return json.loads(message)
 
-    def open(self, file: Path, width: int, height: int, dark: bool) -> None:
-        """Open a file on a screen of `width` x `height` pixels, and wait until it is loaded."""
+    def open(self, page: Path | str, width: int, height: int, dark: bool) -> None:
+        """Open a file or URL on a screen of `width` x `height` pixels; wait until it is loaded."""
         self.events.clear()
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
         self.call("Emulation.setScrollbarsHidden", hidden=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=file.absolute().as_uri())
+        url = page if isinstance(page, str) else page.absolute().as_uri()
+        self.call("Page.navigate", url=url)
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self.next())
 
@@ -95,6 +99,25 @@ class Browser:
         """The value of a JavaScript expression."""
         done = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         return done["result"].get("value")
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        wait_until(lambda: self.evaluate(expression))
+
+    def drop(self, files: Iterable[Path]) -> None:
+        """Drop files from the desktop onto the middle of the page's top."""
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=100, y=100, data=data)
+
+    def press(self, *keys: str) -> None:
+        """Press keys, such as Tab and Enter."""
+        codes = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
+        for key in keys:
+            code, text = codes[key]
+            event = {"key": key, "windowsVirtualKeyCode": code, "text": text}
+            self.call("Input.dispatchKeyEvent", type="keyDown", **event)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def screenshot(self, file: Path, whole: bool) -> None:
         """Save a picture of the whole page, or of what the screen shows."""
