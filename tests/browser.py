@@ -8,11 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from helpers import wait_until
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -102,7 +101,10 @@ class Browser:
 
     def wait_for(self, expression: str) -> None:
         """Wait until a JavaScript expression is true."""
-        wait_until(lambda: self.evaluate(expression))
+        deadline = time.monotonic() + 60
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, f"not within 60 s: {expression}"
+            time.sleep(0.02)
 
     def drop(self, files: Iterable[Path]) -> None:
         """Drop files from the desktop onto the middle of the page's top."""

@@ -1,5 +1,6 @@
 """The page of the server, in a real browser: drop a photo, read the answer; whatever the server does."""
 
+import contextlib
 import csv
 import email.parser
 import email.policy
@@ -97,10 +98,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
         message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
-        parts = [
-            (part.get_filename() or "", part.get_payload(decode=True))
-            for part in message.iter_parts()
-        ]  # type: ignore[attr-defined]
+        parts: list[tuple[str, bytes]] = []
+        for part in message.iter_parts():
+            content = part.get_payload(decode=True)
+            assert isinstance(content, bytes)
+            parts.append((part.get_filename() or "", content))
         if self.path == "/explain":
             with Image.open(io.BytesIO(parts[0][1])) as photo:
                 image = np.asarray(photo.convert("RGB").resize((160, 160)))
@@ -132,8 +134,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in [("Content-Type", kind), ("Content-Length", str(len(body))), *headers]:
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # the page has stopped waiting
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
