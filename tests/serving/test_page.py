@@ -20,9 +20,9 @@ from browser import CHROMIUM, Browser
 from helpers import CLASSES, FASHION5, ROOT, wait_until
 from PIL import Image
 
-from hogwear.evaluation.palette import REPORT
+from hogwear.evaluation.palette import PAGE as COLOURS
+from hogwear.evaluation.pictures import overlay
 from hogwear.evaluation.prediction import Photo, Prediction, to_rows
-from hogwear.evaluation.report import overlay
 from hogwear.system.text import escape, to_csv
 
 PAGE = ROOT / "hogwear" / "serving" / "page.html"
@@ -283,7 +283,7 @@ def test_texts_are_escaped_as_everywhere_else(browser: Browser, stub: Stub) -> N
 
 def test_the_colours_are_those_of_the_report() -> None:
     page = PAGE.read_text()
-    for name, (light, dark) in REPORT.items():
+    for name, (light, dark) in COLOURS.items():
         assert re.findall(rf"--{name}: (#\w+);", page) == [light, dark]
 
 

@@ -18,7 +18,7 @@ from random import Random
 import pytest
 from helpers import CLASSES, Call, Trained, at, refusal, wait_until
 from PIL import Image
-from serving.servers import BOUNDARY, Server, descendants, form, free_port
+from servers import BOUNDARY, Server, descendants, form, free_port
 
 import infer
 from hogwear.commands import serve as serve_command

@@ -41,12 +41,12 @@ class Server:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body, named)
             response = connection.getresponse()
-            return Reply(response.status, response.headers, response.read())
+            return Reply(response.status, dict(response.headers.items()), response.read())
         finally:
             connection.close()
 
     def get(self, path: str, **headers: str) -> Reply:
-        return self.ask("GET", path, **headers)
+        return self.ask("GET", path, None, **headers)
 
     def post(
         self, photos: list[tuple[str, bytes]], path: str = "/predict", **headers: str
