@@ -18,6 +18,8 @@ unset COMPOSE_FILE # and all settings, so that the defaults are tested
 unset HOGWEAR_{ARCH,IMAGE_SIZE,EPOCHS,TIME_BUDGET,WORKERS,BATCH_SIZE,LR,MOMENTUM,NO_MIRROR,SEED,FRESH}
 unset HOGWEAR_{PICTURES,NUM_IMAGES,IMAGES,MAX_MEGAPIXELS,MAX_MEGABYTES,PIDS}
 
+export HOGWEAR_PORT=$((20000 + $$ % 20000))
+
 work=$(mktemp -d "${TMPDIR:-/tmp}/hogwear-smoke.XXXXXX")
 log=$work/log
 passed=0 failed=0 child=
@@ -77,6 +79,14 @@ five_pictures() {
   done
 }
 
+predicts() {
+  local answer photo
+  photo=$(find responses/results -name '*.png' | head -n 1)
+  answer=$(curl --silent --fail --max-time 20 --form "photos=@$photo" "http://127.0.0.1:$HOGWEAR_PORT/predict")
+  printf '%s\n' "$answer"
+  [[ $answer == '{"predictions":[{"file":'*'"predicted":"'* ]]
+}
+
 pipeline() { # NAME MINIMUM_ACCURACY
   local name=$1 minimum=$2
   rm -rf model responses
@@ -101,6 +111,9 @@ pictures = glob.glob('responses/results/*.png')
 assert len(pictures) == 5 and all(PIL.Image.open(file).load() for file in pictures)
 files = [file for folder in ('model', 'responses') for file in glob.glob(folder + '/**', recursive=True)]
 assert {os.stat(file).st_uid for file in files} == {os.getuid()}"
+  check "$name: serve is healthy" docker compose up --detach --wait serve
+  check "$name: serve predicts a photo" predicts
+  check "$name: serve stops" docker compose --profile serve down
   check "$name: train again resumes" resumes --epochs 1
   check "$name: everything still belongs to user $(id -u)" all_ours
 }

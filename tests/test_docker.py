@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from containers import (
     run,
     wait_for_output,
 )
+from servers import free_port
 
 from hogwear import __version__
 
@@ -229,6 +231,39 @@ def test_a_rebuilt_image_runs_the_new_code_on_the_old_volume(checkout: Path) -> 
     finally:
         script.write_text(code)
         run("docker", "compose", "build", "train", cwd=checkout)  # other tests use it
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("owner", [1234])
+def test_the_server_answers_this_machine_only_and_can_reach_nothing(
+    checkout: Path, owned_folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("HOGWEAR_PORT", str(port))
+    run("docker", "compose", "run", "--rm", "train", "--epochs", "0", cwd=checkout)
+    name = f"{PROJECT}-serve-1"
+    try:
+        run("docker", "compose", "up", "--detach", "--wait", "serve", cwd=checkout)  # healthy
+        health = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read())
+        assert health["status"] == "ok" and len(health["classes"]) == 5
+        published = json.loads(
+            run("docker", "inspect", name, "--format", "{{json .NetworkSettings.Ports}}")
+        )
+        assert [each["HostIp"] for each in published["8000/tcp"]] == ["127.0.0.1"]
+        processes = python_processes(name)
+        assert len(processes) >= 3, "application, engine and a worker"
+        for status in processes:
+            assert set(status["Uid"].split()) == {"1234"} and capabilities(status) == [0] * 5
+        connect = "import socket; socket.create_connection(('192.0.2.1', 53), 2)"
+        out = attempt("docker", "exec", name, "python", "-c", connect)
+        assert out.returncode and "Error" in out.stderr
+        for path in "/app/x", "/opt/mount/model/x":
+            assert attempt("docker", "exec", name, "touch", path).returncode
+        run("docker", "compose", "stop", "serve", cwd=checkout)
+        assert run("docker", "inspect", name, "--format", "{{.State.ExitCode}}") == "0\n"
+    finally:
+        run("docker", "compose", "--profile", "serve", "down", cwd=checkout)
+    assert owners_of(owned_folders[1]) == {(1234, 1234)}
 
 
 @pytest.mark.engine

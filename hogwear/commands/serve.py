@@ -78,6 +78,7 @@ async def run(settings: Settings, access: Access, listening: socket.socket) -> N
     await service.start()
     listening.listen()  # who connects now waits a moment
     host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # an address to open
     name = f"[{host}]" if ":" in host else host
     print(escape(f"Serving {service.describe()}"))
     print(f"at http://{name}:{port}. Ctrl-C stops.", flush=True)
