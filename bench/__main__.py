@@ -20,6 +20,7 @@ from bench import cluster, photos, runs, speed
 from bench.growth import growth
 from bench.pareto import pareto
 from bench.phases import profile
+from bench.serving import serving
 from hogwear.system import machine
 from hogwear.system.errors import BadInput
 
@@ -38,6 +39,7 @@ PARTS = {
         runs.predecessor,
         runs.fashion_mnist,
         runs.start_up,
+        serving,
         speed.training_step,
         speed.hogwild_speedup,
         speed.staleness,
