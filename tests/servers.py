@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ BOUNDARY = "hogwear-test"
 @dataclass
 class Reply:
     status: int
-    headers: Mapping[str, str]
+    headers: http.client.HTTPMessage
     body: bytes
 
     @property
@@ -41,7 +40,7 @@ class Server:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body, named)
             response = connection.getresponse()
-            return Reply(response.status, dict(response.headers.items()), response.read())
+            return Reply(response.status, response.headers, response.read())
         finally:
             connection.close()
 
