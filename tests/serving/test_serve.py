@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -112,6 +114,17 @@ def test_the_page_and_what_operators_ask_for(server: Server) -> None:
     }  # fmt: skip
     for path in "/", "/health", "/nothing":
         assert server.get(path).headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_api_keeps_what_its_description_promises(server: Server, tmp_path: Path) -> None:
+    """Bytes that are no photo fit the description, and are refused (422): that is not checked."""
+    st, url = Path(sys.executable).with_name("st"), f"http://127.0.0.1:{server.port}/openapi.json"
+    flags = "--exclude-checks", "positive_data_acceptance", "--max-examples", "20", "--seed", "1"
+    done = subprocess.run(
+        [st, "run", url, *flags], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Tested: 4" in done.stdout
 
 
 # --- refusals
