@@ -14,6 +14,7 @@ MAX_PHOTOS = 64  # of a request
 MAX_BYTES = 64 << 20  # of its body
 BODY_SECONDS = 30.0  # for it to arrive
 FIELD = "photos"  # of a form
+MAX_FIELDS = 16  # of a form, that are not files; they are not used
 UNNAMED = "photo"  # what a photo is called if the client does not say
 
 
@@ -57,14 +58,14 @@ async def read_photos(request: Request, most: int = MAX_PHOTOS) -> list[Upload]:
 async def read_form(request: Request, most: int) -> list[Upload]:
     """The files of a form."""
     parser = MultiPartParser(
-        request.headers, limit(request.stream()), max_files=most + 1, max_fields=most
+        request.headers, limit(request.stream()), max_files=most + 1, max_fields=MAX_FIELDS
     )
     parser.spool_max_size = MAX_BYTES  # in memory, which is limited, and not on a disk
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         reason = getattr(error, "message", "")
-        if "Too many" in reason:
+        if "Too many files" in reason:
             raise BadBody(413, f"more than {plural(most, 'photo')}; send fewer") from None
         raise BadBody(400, "not a valid form (multipart/form-data)") from None
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
