@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -104,10 +103,7 @@ def main(settings: Settings) -> None:
         with_image = max(0, settings.pictures - len(predictions))
         predicted[with_image:] = [each.without_image() for each in predicted[with_image:]]
         predictions += map(sorter.sort, predicted) if sorter else predicted
-    if all(prediction.photo.error for prediction in predictions):
-        photos = [prediction.photo for prediction in predictions[:3]]
-        reasons = "; ".join(f"{photo.file}: {photo.error}" for photo in photos)
-        raise BadInput(f"{reasons}: no photo could be read")
+    require_some(predictions)
     for prediction in predictions:
         print(prediction.line())
     write(predictions, settings, responses)
@@ -127,6 +123,14 @@ def require_images(settings: Settings) -> None:
         raise BadInput("--sort: name the photos to sort with --images")
     if settings.next and not settings.images:
         raise BadInput("--next: name the photos to choose from with --images")
+
+
+def require_some(predictions: list[Prediction]) -> None:
+    """BadInput, with some reasons, if no photo could be read."""
+    if all(prediction.photo.error for prediction in predictions):
+        photos = [prediction.photo for prediction in predictions[:3]]
+        reasons = "; ".join(f"{photo.file}: {photo.error}" for photo in photos)
+        raise BadInput(f"{reasons}: no photo could be read")
 
 
 def load_given(
@@ -282,19 +286,7 @@ def predict_photos(
     if not images:
         return [Prediction(photo, {}) for photo in photos], np.empty((0, 0), np.float32)
     logits, features = predict_with_features(trained.net, np.stack(images), machine.cpus())
-    is_unknown = trained.is_unknown(logits, unknown_rate)
-    probabilities = trained.probabilities(logits).tolist()
-    row, predictions = count(), []
-    for photo in photos:
-        if photo.image is None:
-            predictions.append(Prediction(photo, {}))
-            continue
-        at = next(row)
-        by_class = dict(zip(trained.class_names, probabilities[at], strict=True))
-        unsure = max(by_class.values()) < trained.confidence_threshold
-        unknown = None if is_unknown is None else bool(is_unknown[at])
-        predictions.append(Prediction(photo, by_class, unsure, unknown))
-    return predictions, features
+    return trained.predict(photos, logits, unknown_rate), features
 
 
 def write(predictions: list[Prediction], settings: Settings, responses: Responses) -> None:
