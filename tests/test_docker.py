@@ -109,7 +109,7 @@ def test_a_release_is_the_three_images_of_compose_with_the_version_as_their_tag(
 
 
 def test_make_build_labels_images_with_the_version() -> None:
-    command = run("make", "--dry-run", "build")
+    command = run("make", "--no-print-directory", "--dry-run", "build")
     version = subprocess.run(
         command.replace("docker compose build", "env"),
         shell=True,

@@ -447,13 +447,10 @@ def test_a_new_run_that_is_refused_leaves_the_checkpoint_in_place(
 def test_tinyvgg_trains_all_its_parameters_from_scratch(fresh: Result) -> None:
     state = saved(fresh[0])
     torch.manual_seed(0)
-    initial = model.build("tinyvgg", 5, SIZE).state_dict()
+    initial = dict(model.build("tinyvgg", 5, SIZE).named_parameters())
     assert state["hyperparameters"]["arch"] == "tinyvgg"
-    assert [
-        name
-        for name, weights in state["best"]["weights"].items()
-        if torch.equal(weights, initial[name])
-    ] == []
+    weights = state["best"]["weights"]
+    assert [name for name in initial if torch.equal(weights[name], initial[name])] == []
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def test_the_score_of_logits_is_the_relative_mahalanobis_distance(factor: float)
     means = np.stack([features[labels == label].mean(axis=0) for label in range(CLASSES)])
     residuals = (features - means[labels]).astype(np.float32)
     scatter = residuals.T @ residuals
-    solver = PrimalSolver(scatter, 200, means.astype(np.float32), residuals)
+    solver = PrimalSolver(scatter.copy(), 200, means.astype(np.float32), residuals)
     found = solve_with(solver, RIDGE)
     photos = np.concatenate([features, 5 * random.normal(size=(50, WIDTH))]).astype(np.float32)
     logits = factor * (photos @ found.weight.T + found.bias)

@@ -147,6 +147,7 @@ def test_requests_that_cannot_be_used_get_a_status_and_one_line(
     assert server.ask("POST", "/predict", b"garbage", **kind).status == 400
 
 
+@pytest.mark.long
 def test_a_body_may_not_be_too_large_whatever_it_declares(server: Server) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.putrequest("POST", "/predict")
