@@ -13,7 +13,7 @@ from hogwear.data.near_duplicates import compute_signature
 from hogwear.data.pixels import Pixels
 from hogwear.data.products import hash_names
 from hogwear.system.arrays import Float32Array, Int64Array
-from hogwear.training import closed_form
+from hogwear.training import closed_form, discriminant
 from hogwear.training.closed_form import Problem, Residuals, blocks, choose_groups, group_photos
 from hogwear.training.discriminant import (
     Classifier,
@@ -164,3 +164,40 @@ def test_a_group_that_is_too_large_is_passed_over() -> None:
         assert choose_groups(groups, 10).tolist() == list(range(50, 50 + others))
     groups = np.repeat([0, 1, 2], [1000, 1001, 10])
     assert choose_groups(groups, 5000).tolist() == [*range(1000), *range(2001, 2011)], "too slow"
+
+
+@pytest.mark.parametrize("cells", [4, 8], ids=["48 features", "192 features"])
+@pytest.mark.parametrize("most", [20, 5000], ids=["sample", "all"])
+def test_each_photo_is_predicted_by_a_classifier_without_its_group(
+    cells: int, most: int, photos: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closed_form, "MAX_LEFT_OUT", most)
+    problem = problem_of(photos, cells)
+    logits = problem.predict_left_out()
+    features, labels = problem.read(np.arange(COUNT)), photos.labels
+    assert np.isfinite(logits).all()
+    means = np.stack([features[labels == c].mean(0) for c in range(3)])
+    solver = DualSolver(features - means[labels], means)
+    left_out = LeftOut.group(labels, group_photos(photos)[1], np.bincount(labels))
+    ridge = problem.solve(SINGLE_MACHINE).ridge
+    expected = np.empty_like(logits)
+    expected[left_out.rows] = left_out.predict(solver.products(ridge * solver.variance))
+    scale = (logits * expected).sum() / np.square(expected).sum()  # the temperature
+    assert logits == pytest.approx(scale * expected, rel=1e-2, abs=1e-2)
+
+
+def test_a_group_that_is_too_large_is_not_left_out_and_moves_no_other_photo(
+    photos: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first photos are one product; the others are predicted as if it were not."""
+    alone = problem_of(replace(photos, products=hash_names([""] * COUNT)), 8)
+    expected = alone.predict_left_out()
+    monkeypatch.setattr(discriminant, "MAX_GROUP", 10)
+    names = ["large"] * 12 + [""] * (COUNT - 12)
+    problem = problem_of(replace(photos, products=hash_names(names)), 8)
+    logits = problem.predict_left_out()
+    assert np.isnan(logits[:12]).all()
+    assert (logits[12:].argmax(1) == expected[12:].argmax(1)).mean() > 0.9
+    forecast = problem.solve(SINGLE_MACHINE).forecast
+    assert forecast and forecast.photos == COUNT - 12
+    assert forecast.accuracy == (logits[12:].argmax(1) == photos.labels[12:]).mean()
