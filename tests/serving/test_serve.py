@@ -116,6 +116,7 @@ def test_the_page_and_what_operators_ask_for(server: Server) -> None:
         assert server.get(path).headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.long
 def test_the_api_keeps_what_its_description_promises(server: Server, tmp_path: Path) -> None:
     """Bytes that are no photo fit the description, and are refused (422): that is not checked."""
     st, url = Path(sys.executable).with_name("st"), f"http://127.0.0.1:{server.port}/openapi.json"
