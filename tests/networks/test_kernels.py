@@ -157,6 +157,7 @@ def test_a_network_gives_the_same_logits_without_the_fast_operations(
         assert torch.allclose(net(pixels), fast, atol=1e-3), "packed weights are packed again"
 
 
+@pytest.mark.long
 def test_a_whole_training_run_works_without_the_fast_operations(
     data: Path, call: Call, references_only: None, tmp_path: Path
 ) -> None:

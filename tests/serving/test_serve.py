@@ -293,6 +293,7 @@ def test_a_killed_worker_or_engine_costs_nothing_but_a_retry(
     assert engine not in server.processes() and "ended unexpectedly" in server.script.stdout
 
 
+@pytest.mark.long
 def test_a_new_checkpoint_is_picked_up_and_a_damaged_one_is_not(
     serve: Callable[..., Server], contents: list[Photo]
 ) -> None:
