@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -71,6 +72,7 @@ class Stub(ThreadingHTTPServer):
         self.gate = threading.Event()  # predict waits for it
         self.gate.set()
         self.received.clear()
+        self.asked: list[float] = []  # when predict was called
         self.too_many = 1000
 
 
@@ -107,6 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             activation = np.outer([0, 1, 2, 1, 0], [0, 1, 2, 2, 1]).astype(float)
             Image.fromarray(overlay(image, activation)).save(picture, "PNG")
             return self.reply(200, picture.getvalue(), "image/png")
+        self.server.asked.append(time.monotonic())
         if self.server.failures:
             if status := self.server.failures.pop(0):
                 self.reply_json(status, {"error": f"status {status}"}, ("Retry-After", "1"))
@@ -327,6 +330,8 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_names(
     )
     wait_for_answers(browser, 1)
     assert stub.received == [["topwear-0.jpg"]]
+    first, second = stub.asked
+    assert second - first >= 1
 
 
 @pytest.mark.long
@@ -403,6 +408,8 @@ def test_a_token_is_asked_for_and_kept_and_leaves_the_address(
     wait_for_answers(browser, 1)
     browser.open(stub.url, *DESKTOP, dark=False)
     browser.wait_for("document.querySelector('#model').innerText.includes('topwear')")
+    browser.evaluate("askForToken('an earlier one, whose answer is late')")
+    assert browser.evaluate("document.querySelector('#token').hidden")
     browser.evaluate("sessionStorage.clear()")
     browser.open("about:blank", *DESKTOP, dark=False)
     browser.open(f"{stub.url}#token={stub.token}", *DESKTOP, dark=False)
