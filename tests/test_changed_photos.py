@@ -224,6 +224,7 @@ def evaluate(call: Call, cache: Path) -> Callable[[Path, Path], float]:
 Evaluate = Callable[[Path, Path], float]
 
 
+@pytest.mark.long
 def test_after_labels_were_corrected_train_and_eval_report_the_same_accuracy(
     trained: Trained,
     corrected: Path,

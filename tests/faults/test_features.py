@@ -107,6 +107,7 @@ def run_train(*arguments: object) -> int:
     return process.exitcode
 
 
+@pytest.mark.long
 def test_features_computed_before_train_was_killed_are_not_computed_again(
     data: Path,
     undisturbed: Any,

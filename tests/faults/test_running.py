@@ -124,6 +124,7 @@ def test_a_run_killed_at_any_moment_resumes_with_any_number_of_workers(
     held("SIGKILL of train: its workers, and its files in /dev/shm", tries, "none was left")
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_while_its_classes_change_leaves_the_old_network_or_the_new_one(
     data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_run_that_is_killed_while_its_classes_change_leaves_the_old_network_or
     )
 
 
+@pytest.mark.long
 def test_a_run_killed_after_its_first_stage_leaves_a_model_that_is_at_least_as_good(
     data: Path,
     trained: Trained,
@@ -332,6 +334,7 @@ def test_killed_workers_are_replaced_and_the_run_finishes(
     )
 
 
+@pytest.mark.long
 def test_three_deaths_in_a_row_end_the_run_with_the_reason_and_a_checkpoint(
     data: Path, trained: Trained, start: Start, tmp_path: Path, held: Held
 ) -> None:
@@ -457,6 +460,7 @@ def test_a_learning_rate_that_is_far_too_high_is_halved(
 # --- two at the same time
 
 
+@pytest.mark.long
 def test_a_second_train_on_the_same_folder_is_refused_and_a_killed_one_holds_no_lock(
     data: Path, trained: Trained, start: Start, tmp_path: Path, times: Times, held: Held
 ) -> None:
